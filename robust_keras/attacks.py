@@ -1,0 +1,142 @@
+"""Gradient attacks on any callable that returns logits.
+
+    linf = threat(norm="Linf", epsilon="8/255")
+    seeds = noise.example_seeds(run_seed=0, step=0, indices=tf.range(len(x)))
+    x_adv = pgd(model, x, labels, threat=linf, loss_fn=cross_entropy, num_steps=10, step_size="2/255", seeds=seeds)
+
+An attack is a loss, which it ascends, a step rule, a start and the threat model's projection.
+"""
+
+from typing import Callable, NamedTuple
+
+import tensorflow as tf
+
+from robust_keras import losses, noise
+from robust_keras.threats import parse_fraction
+
+
+class StepRule(NamedTuple):
+    """How a gradient becomes a direction.
+
+    Attributes:
+        init: `(x) -> state`, a tuple of tensors.
+        update: `(gradient, state, step, threat) -> (direction, state)`; the attack adds `step_size * direction`.
+    """
+
+    init: Callable
+    update: Callable
+
+
+def steepest():
+    """The direction of unit norm along which a linear loss rises most: the sign for Linf, gradient / norm for L2."""
+    return StepRule(lambda x: (), lambda gradient, state, step, threat: (threat.steepest_step(gradient), state))
+
+
+def adam(*, beta_1=0.9, beta_2=0.999, epsilon=1e-9):
+    """Adam (Kingma & Ba 2015) on the pixels, without a sign: the inner optimiser of the paper's released code."""
+
+    def init(x):
+        return tf.zeros_like(x), tf.zeros_like(x)
+
+    def update(gradient, state, step, threat):
+        first, second = state
+        first = beta_1 * first + (1.0 - beta_1) * gradient
+        second = beta_2 * second + (1.0 - beta_2) * tf.square(gradient)
+        count = tf.cast(step + 1, tf.float32)
+        direction = (first / (1.0 - beta_1**count)) / (tf.sqrt(second / (1.0 - beta_2**count)) + epsilon)
+        return direction, (first, second)
+
+    return StepRule(init, update)
+
+
+def pgd(
+    logits_fn,
+    x,
+    targets,
+    *,
+    threat,
+    loss_fn,
+    num_steps,
+    step_size,
+    seeds,
+    step_rule=None,
+    num_restarts=1,
+    random_start=True,
+):
+    """Projected gradient ascent of a loss inside a threat model (Madry et al. 2017; the paper's equation 2).
+
+    x_0 = a random point of the ball (or x itself); x_{k+1} = project(x_k + step_size * direction(gradient)). The last
+    iterate is returned. Of several restarts, an example keeps the one that is misclassified, and among equals the one
+    of the highest loss.
+
+    Args:
+        logits_fn: images `[batch, ...]` to logits `[batch, num_classes]`.
+        x: float32 images `[batch, ...]` in [0, 1].
+        targets: what to move away from, int `[batch]` or class probabilities float `[batch, num_classes]`.
+        threat: a `threats.Threat`.
+        loss_fn: `(logits, targets) -> [batch]`, ascended.
+        num_steps: gradient steps, an int >= 1.
+        step_size: in pixel units: a number, a fraction such as '2/255', or a function of the step (int32 scalar).
+        seeds: int32 `[batch, 2]`, one per example.
+        step_rule: a `StepRule`; `steepest()` by default.
+        num_restarts: independent starts, an int >= 1.
+        random_start: whether to start at a random point of the ball.
+
+    Returns:
+        float32 images like `x`, inside the ball and [0, 1]; no gradient flows through them.
+
+    Raises:
+        ValueError: for num_steps or num_restarts under 1, several restarts from one and the same start, or a
+            step size that is not positive.
+    """
+    if num_steps < 1 or num_restarts < 1:
+        raise ValueError(f"Expected num_steps and num_restarts >= 1. Received: {num_steps}, {num_restarts}")
+    if num_restarts > 1 and not random_start:
+        raise ValueError("Expected random_start=True with num_restarts > 1: the restarts would all be alike. "
+                         f"Received: num_restarts={num_restarts}, random_start=False")
+    step_size_fn = step_size if callable(step_size) else _constant(step_size)
+    step_rule = step_rule or steepest()
+
+    def run(restart):
+        x_adv = threat.random_start(x, noise.fold_in(seeds, restart)) if random_start else x
+
+        def step(k, x_adv, state):
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(x_adv)
+                # An example's gradient is its own: the sum couples examples only through batch statistics.
+                loss = tf.reduce_sum(loss_fn(logits_fn(x_adv), targets))
+            direction, state = step_rule.update(tape.gradient(loss, x_adv), state, k, threat)
+            return k + 1, threat.project(x_adv + step_size_fn(k) * direction, x), state
+
+        return tf.while_loop(
+            lambda k, *_: k < num_steps,
+            step,
+            (tf.constant(0), x_adv, step_rule.init(x)),
+            maximum_iterations=num_steps,
+        )[1]
+
+    if num_restarts == 1:
+        return tf.stop_gradient(run(0))
+
+    labels = losses.as_labels(targets)
+
+    def restart(r, best, best_broken, best_loss):
+        x_adv = run(r)
+        logits = logits_fn(x_adv)
+        broken = tf.not_equal(tf.argmax(logits, axis=-1, output_type=tf.int32), labels)
+        loss = loss_fn(logits, targets)
+        better = (broken & ~best_broken) | (tf.equal(broken, best_broken) & (loss > best_loss))
+        best = tf.where(tf.reshape(better, (-1,) + (1,) * (x.shape.rank - 1)), x_adv, best)
+        return r + 1, best, broken | best_broken, tf.where(better, loss, best_loss)
+
+    nothing = (tf.constant(0), x, tf.zeros_like(labels, tf.bool), tf.fill(tf.shape(labels), tf.float32.min))
+    return tf.stop_gradient(
+        tf.while_loop(lambda r, *_: r < num_restarts, restart, nothing, maximum_iterations=num_restarts)[1]
+    )
+
+
+def _constant(step_size):
+    value = parse_fraction(step_size, "step_size")
+    if value <= 0:
+        raise ValueError(f"Expected step_size > 0. Received: {step_size!r}")
+    return lambda step: value

@@ -1,0 +1,210 @@
+"""Everything that gin may bind, registered in one place.
+
+A reference with parentheses resolves once, when the configured function is called: `@training/pgd()` is `attacks.pgd` with
+the arguments bound in scope `training`, a plain `functools.partial` that knows nothing of gin.
+"""
+
+import functools
+import inspect
+import os
+import pathlib
+import posixpath
+
+import gin
+import tensorflow as tf
+
+from robust_keras import attacks, evaluation, losses, models, objectives, schedules, threats, training
+from robust_keras.data import augmentation, mixing
+
+# Bindings of `train` that do not identify a run: they may change when it is resumed.
+_NOT_THE_RECIPE = {
+    f"train.{name}"
+    for name in (
+        "checkpoint_every",
+        "jit_compile",
+        "log_every",
+        "num_checkpoints",
+        "progress",
+        "strategy",
+        "validate_every",
+        "validation_batch_size",
+    )
+}
+
+
+def _partial(function):
+    """A function with the signature of `function` that returns it with the given arguments bound."""
+
+    @functools.wraps(function)
+    def bind(**kwargs):
+        return functools.partial(function, **kwargs)
+
+    bind.__signature__ = inspect.signature(function)
+    return bind
+
+
+def _register(function):
+    return gin.external_configurable(function, module="robust_keras")
+
+
+for _function in (
+    attacks.pgd,
+    augmentation.crop_and_flip,
+    evaluation.correct_under_attack,
+    losses.cross_entropy,
+    losses.kl_divergence,
+    losses.margin,
+    mixing.batches,
+    mixing.training_data,
+    models.wide_resnet,
+    objectives.adversarial_training,
+    objectives.standard_training,
+    schedules.multistep,
+    schedules.piecewise_constant,
+):
+    _register(_partial(_function))
+
+# These make a value; nothing is left to be called later.
+for _function in (attacks.adam, attacks.steepest, threats.threat):
+    _register(_function)
+
+train = _register(_partial(training.train))
+evaluate = _register(_partial(evaluation.evaluate))
+
+
+def gin_directory():
+    """The folder of the recipes: in the installed package, or beside it in a checkout."""
+    package = pathlib.Path(__file__).parent
+    return next(path for path in (package / "gin", package.parent / "gin") if path.is_dir())
+
+
+def parse(gin_files, gin_params=()):
+    """Replaces the configuration.
+
+    Args:
+        gin_files: paths, taken as they are, or relative to the folder of the recipes (with or without `gin/`).
+        gin_params: further bindings, such as "EPSILON = '4/255'"; later ones win.
+
+    Raises:
+        ValueError: in one line, for a missing file, a syntax error, an unknown name, or a reference without parentheses.
+    """
+    gin.clear_config()
+    gin.add_config_file_search_path(str(gin_directory()))
+    try:
+        gin.parse_config_files_and_bindings([_find(path) for path in gin_files], list(gin_params), finalize_config=True)
+    except (ValueError, SyntaxError, OSError, TypeError, AttributeError) as error:
+        raise ValueError(f"Expected a valid configuration. Received: {' '.join(str(error).split())}") from error
+    for binding, reference in _references():
+        if not reference.evaluate:
+            name = reference.scoped_selector.removeprefix("robust_keras.")
+            raise ValueError(f"Expected a reference with parentheses, @{name}(), for {binding}. Received: @{name}")
+
+
+def resolve(configurable):
+    """Calls a configurable, such as `train`, and checks that every binding was used by it.
+
+    Returns:
+        The function with all that is configured bound.
+
+    Raises:
+        ValueError: for a binding that changes nothing, such as one with a misspelt macro or scope, and for what the
+            configured functions refuse.
+    """
+    try:
+        bound = configurable()
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"Expected a complete configuration. Received: {' '.join(str(error).split())}") from error
+    if unused := unused_bindings():
+        raise ValueError(f"Expected bindings that are used. Received: {', '.join(unused)}, which change nothing")
+    return bound
+
+
+def unused_bindings():
+    """Names of the bindings that no configurable called so far has read."""
+    used = gin.config._OPERATIVE_CONFIG
+    unused = []
+    for (scope, selector), arguments in gin.config._CONFIG.items():
+        for name in arguments:
+            if not any(
+                selector == used_selector and name in values and f"{used_scope}/".startswith(f"{scope}/" if scope else "")
+                for (used_scope, used_selector), values in used.items()
+            ):
+                short = selector.removeprefix("robust_keras.")
+                unused.append(scope if selector == "gin.macro" else f"{scope + '/' if scope else ''}{short}.{name}")
+    return sorted(unused)
+
+
+def operative_config():
+    """All bindings and defaults that the configurables called so far have read, as gin text."""
+    return gin.operative_config_str(max_line_length=120)
+
+
+def recipe(config):
+    """What identifies a run: the bindings of an operative configuration (gin text), values as text, by name."""
+    bindings = {}
+    for statement in gin.config_parser.ConfigParser(config, _AsText()):
+        if isinstance(statement, gin.config_parser.BindingStatement):
+            scope = f"{statement.scope}/" if statement.scope else ""
+            argument = f".{statement.arg_name}" if statement.arg_name else ""
+            bindings[f"{scope}{statement.selector}{argument}"] = repr(statement.value)
+    return {name: value for name, value in bindings.items() if name not in _NOT_THE_RECIPE}
+
+
+def differences(config, other_config):
+    """The bindings in which the recipes of two operative configurations differ, one line each, sorted."""
+    one, other = recipe(config), recipe(other_config)
+    return [
+        f"{name} = {one.get(name, '(not bound)')}, not {other.get(name, '(not bound)')}"
+        for name in sorted(one.keys() | other.keys())
+        if one.get(name) != other.get(name)
+    ]
+
+
+def claim(workdir, config, *, holds_results):
+    """Writes `config` to `workdir`/config.gin, or refuses a folder with the results of another run.
+
+    Args:
+        workdir: any `tf.io.gfile` path.
+        config: an operative configuration, gin text.
+        holds_results: whether the folder has anything that must not be mixed with another run.
+
+    Raises:
+        ValueError: naming the bindings that differ.
+    """
+    path = posixpath.join(workdir, "config.gin")
+    if holds_results:
+        saved = ""
+        if tf.io.gfile.exists(path):
+            with tf.io.gfile.GFile(path) as file:
+                saved = file.read()
+        if different := differences(config, saved):
+            raise ValueError(f"Expected a workdir of this run. Received: {workdir} of another, {'; '.join(different)}")
+    tf.io.gfile.makedirs(workdir)
+    with tf.io.gfile.GFile(path, "w") as file:
+        file.write(config)
+
+
+class _AsText(gin.config_parser.ParserDelegate):
+    def configurable_reference(self, scoped_configurable_name, evaluate):
+        return f"@{scoped_configurable_name}{'()' if evaluate else ''}"
+
+    def macro(self, macro_name):
+        return f"%{macro_name}"
+
+
+def _references():
+    for (scope, selector), arguments in gin.config._CONFIG.items():
+        for name, value in arguments.items():
+            for leaf in gin.config._iterate_flattened_values(value):
+                if isinstance(leaf, gin.config.ConfigurableReference) and leaf.configurable.name != "macro":
+                    yield f"{selector.removeprefix('robust_keras.')}.{name}" if selector != "gin.macro" else scope, leaf
+
+
+def _find(path):
+    path = os.fspath(path)
+    relative = path.replace("\\", "/").removeprefix("gin/")
+    candidates = (path, str(gin_directory() / relative))
+    for candidate in candidates:
+        if os.path.isfile(candidate):
+            return candidate
+    raise ValueError(f"no gin file {path}")

@@ -1,0 +1,1 @@
+"""Labelled image sets and what is done to their images before training."""

@@ -1,0 +1,75 @@
+"""Loss primitives: per example, on logits, in float32. Attacks ascend them, objectives descend them.
+
+Each is `loss(logits, targets) -> [batch]`. `targets` are class indices, int `[batch]`, or class
+probabilities, float `[batch, num_classes]`: a label, a smoothed or mixed label, or a prediction.
+"""
+
+import tensorflow as tf
+
+
+def cross_entropy(logits, targets):
+    """Softmax cross-entropy, `-sum_c targets_c log softmax(logits)_c`.
+
+    Args:
+        logits: `[batch, num_classes]`.
+        targets: int `[batch]` or float `[batch, num_classes]`.
+
+    Returns:
+        float32 `[batch]`.
+    """
+    logits = tf.cast(logits, tf.float32)
+    return tf.nn.softmax_cross_entropy_with_logits(as_probabilities(targets, logits), logits)
+
+
+def kl_divergence(logits, targets):
+    """Kullback-Leibler divergence of the prediction from the targets, `sum_c t_c (log t_c - log softmax(logits)_c)`.
+
+    This is D_KL(targets || softmax(logits)), the regularizer of TRADES (Zhang et al. 2019) when `targets`
+    is the prediction on the clean image. Gradients flow into both arguments.
+
+    Args:
+        logits: `[batch, num_classes]`.
+        targets: int `[batch]` or float `[batch, num_classes]`.
+
+    Returns:
+        float32 `[batch]`, non-negative.
+    """
+    logits = tf.cast(logits, tf.float32)
+    targets = as_probabilities(targets, logits)
+    log_targets = tf.math.log(tf.where(targets > 0, targets, 1.0))
+    return tf.reduce_sum(targets * (log_targets - tf.nn.log_softmax(logits)), axis=-1)
+
+
+def margin(logits, targets):
+    """Margin of the strongest wrong class, `max_{c != y} logits_c - logits_y`.
+
+    Positive exactly where the example is misclassified (Uesato et al. 2018; Gowal et al. 2020, section 4.2.1).
+    The true class y of probabilities is their argmax.
+
+    Args:
+        logits: `[batch, num_classes]`, two classes or more.
+        targets: int `[batch]` or float `[batch, num_classes]`.
+
+    Returns:
+        float32 `[batch]`.
+    """
+    logits = tf.cast(logits, tf.float32)
+    is_true_class = tf.one_hot(as_labels(targets), logits.shape[-1], on_value=True, off_value=False)
+    true_logit = tf.reduce_sum(tf.where(is_true_class, logits, 0.0), axis=-1)
+    return tf.reduce_max(tf.where(is_true_class, logits.dtype.min, logits), axis=-1) - true_logit
+
+
+def as_probabilities(targets, logits):
+    """`targets` as float32 probabilities of the shape of `logits`."""
+    targets = tf.convert_to_tensor(targets)
+    if targets.dtype.is_integer:
+        return tf.one_hot(targets, logits.shape[-1], dtype=tf.float32)
+    return tf.cast(targets, tf.float32)
+
+
+def as_labels(targets):
+    """`targets` as int32 class indices `[batch]`; the most probable class of probabilities."""
+    targets = tf.convert_to_tensor(targets)
+    if targets.dtype.is_integer:
+        return tf.cast(targets, tf.int32)
+    return tf.argmax(targets, axis=-1, output_type=tf.int32)

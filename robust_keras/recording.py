@@ -1,0 +1,248 @@
+"""What a training run leaves on disk while it runs, and how it finds its place again."""
+
+import contextlib
+import csv
+import io
+import math
+import posixpath
+import signal
+import sys
+import threading
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from robust_keras import snapshots
+
+gfile = tf.io.gfile
+METRICS = (
+    "step",
+    "loss",
+    "learning_rate",
+    "examples_per_second",
+    "val_clean",
+    "val_robust",
+    "val_clean_averaged",
+    "val_robust_averaged",
+)
+
+
+class NonFiniteLoss(ArithmeticError):
+    """The loss of a step is not finite. Neither it nor anything after it was saved."""
+
+
+class Terminated(Exception):
+    """A SIGTERM arrived, and a snapshot has been written since."""
+
+
+class RunRecorder(keras.callbacks.Callback):
+    """Logs, validates and saves a run; `restore` continues it.
+
+    Everything is driven by the run's own step, so it does not depend on where an earlier call was interrupted. At a step
+    where several are due the order is: validation, a row of metrics, the snapshot. The rows so far are part of each
+    snapshot, so metrics.csv holds each step once.
+
+    Args:
+        workdir: the run's folder.
+        state: variables by name: everything that the next step depends on. 'step' is the optimiser's.
+        weights: the names in `state` of the weights to keep when they are the best, by the name to keep them under.
+        validate: `() -> {column: accuracy}`; the best weights are those with the highest `best_metric`.
+        best_metric: a column of `validate`.
+        learning_rate: a function of the step.
+        batch_size: examples per step.
+        train_steps: steps of the whole run.
+        validate_every: steps between validations; the last step is validated too.
+        checkpoint_every: steps between snapshots; the last step has one too.
+        log_every: steps between rows.
+        num_checkpoints: snapshots kept.
+        progress: whether to show a progress bar.
+    """
+
+    def __init__(
+        self,
+        workdir,
+        *,
+        state,
+        weights,
+        validate,
+        best_metric,
+        learning_rate,
+        batch_size,
+        train_steps,
+        validate_every,
+        checkpoint_every,
+        log_every,
+        num_checkpoints,
+        progress,
+    ):
+        super().__init__()
+        self.checkpoints_path = posixpath.join(str(workdir), "checkpoints")
+        self.best_path = posixpath.join(str(workdir), "best")
+        self.metrics_path = posixpath.join(str(workdir), "metrics.csv")
+        self.events_path = posixpath.join(str(workdir), "events")
+        self._state = state
+        self._weights = weights
+        self._validate = validate
+        self._best_metric = best_metric
+        self._learning_rate = learning_rate
+        self._batch_size = batch_size
+        self._train_steps = train_steps
+        self._validate_every = validate_every
+        self._checkpoint_every = checkpoint_every
+        self._log_every = log_every
+        self._num_checkpoints = num_checkpoints
+        self._progress = progress
+        self._start_step = 0
+        self._rows = []
+        self._best = None  # {"step", "metrics"} of the best validation so far
+        self._best_weights = {}
+        self._last_validation = None
+        self._terminating = False
+
+    def restore(self):
+        """Continues from the newest intact snapshot, if there is one.
+
+        Returns:
+            The step from which to go on, 0 for a new run.
+
+        Raises:
+            ValueError: where the snapshot's variables are not the run's.
+        """
+        snapshot = snapshots.read_newest(self.checkpoints_path)
+        if snapshot is None:
+            self._write_metrics()
+            return 0
+        arrays = {name: array for name, array in snapshot.arrays.items() if not name.startswith("best/")}
+        shapes = {name: tuple(variable.shape) for name, variable in self._state.items()}
+        saved_shapes = {name: array.shape for name, array in arrays.items()}
+        if shapes != saved_shapes:
+            different = sorted(k for k in shapes.keys() | saved_shapes.keys() if shapes.get(k) != saved_shapes.get(k))
+            raise ValueError(
+                f"Expected the variables of this run in {self.checkpoints_path}. Received: others, such as {different[0]}"
+            )
+        for name, variable in self._state.items():
+            variable.assign(arrays[name])
+        self._best_weights = {
+            name.removeprefix("best/"): array for name, array in snapshot.arrays.items() if name.startswith("best/")
+        }
+        self._rows, self._best = snapshot.info["rows"], snapshot.info["best"]
+        self._last_validation = snapshot.info["last_validation"]
+        self._start_step = snapshot.step
+        self._write_metrics()
+        self._write_best()
+        print(f"Resuming from step {snapshot.step}", flush=True)
+        return snapshot.step
+
+    def report(self):
+        """A dictionary: 'last' and 'best', each {'step', 'metrics'} of a validation."""
+        return {"last": self._last_validation, "best": self._best}
+
+    def best_weights(self):
+        """The best weights, NumPy arrays by name."""
+        return dict(self._best_weights)
+
+    @contextlib.contextmanager
+    def stopping_on_sigterm(self):
+        """Inside the context, SIGTERM makes the next step save a snapshot and raise `Terminated`."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def stop(signum, frame):
+            self._terminating = True
+
+        previous = signal.signal(signal.SIGTERM, stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+
+    def on_train_begin(self, logs=None):
+        self._events = tf.summary.create_file_writer(self.events_path)
+        interactive = sys.stderr.isatty()
+        self._bar = tqdm(
+            total=self._train_steps,
+            initial=self._start_step,
+            unit="step",
+            disable=not self._progress,
+            dynamic_ncols=interactive,
+            mininterval=0.5 if interactive else 30.0,
+        )
+        self._clock = None
+
+    def on_train_batch_end(self, batch, logs=None):
+        step = self._start_step + batch + 1
+        loss = float(logs["loss"])
+        if not math.isfinite(loss):
+            raise NonFiniteLoss(f"Expected a finite loss. Received: {loss} at step {step}")
+        self._bar.update(1)
+        self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+
+        last = step == self._train_steps
+        row = {}
+        pause = time.perf_counter()
+        if last or step % self._validate_every == 0:
+            row = self._validate_now(step)
+        if row or last or step % self._log_every == 0:
+            self._log(step, loss, row, pause)
+        if last or step % self._checkpoint_every == 0 or self._terminating:
+            self._save(step)
+        # The rate counts training steps alone, and not the first, which compiles.
+        if self._clock is None or row or last:
+            self._clock, self._clock_step = time.perf_counter(), step
+        else:
+            self._clock += time.perf_counter() - pause
+        if self._terminating:
+            raise Terminated(f"Stopped by SIGTERM; saved at step {step}")
+
+    def on_train_end(self, logs=None):
+        self._bar.close()
+        self._events.close()
+
+    def _validate_now(self, step):
+        metrics = self._validate()
+        self._last_validation = {"step": step, "metrics": metrics}
+        if self._best is None or metrics[self._best_metric] > self._best["metrics"][self._best_metric]:
+            self._best = self._last_validation
+            self._best_weights = {kept: self._state[name].numpy() for kept, name in self._weights.items()}
+        shown = ", ".join(f"{name} {100 * value:.2f} %" for name, value in metrics.items())
+        self._bar.write(f"Step {step}: {shown}", file=sys.stderr)
+        return metrics
+
+    def _log(self, step, loss, validation, now):
+        row = {"step": step, "loss": loss, "learning_rate": float(self._learning_rate(step - 1)), **validation}
+        if self._clock is not None and step > self._clock_step:
+            row["examples_per_second"] = (step - self._clock_step) * self._batch_size / (now - self._clock)
+        self._rows.append(row)
+        with gfile.GFile(self.metrics_path, "a") as file:
+            file.write(_csv([row]))
+        with self._events.as_default(step=step):
+            for name, value in row.items():
+                if name != "step":
+                    tf.summary.scalar(name, value)
+
+    def _save(self, step):
+        arrays = {name: variable.numpy() for name, variable in self._state.items()}
+        arrays |= {f"best/{name}": array for name, array in self._best_weights.items()}
+        info = {"rows": self._rows, "best": self._best, "last_validation": self._last_validation}
+        snapshots.write(self.checkpoints_path, step, arrays, info, keep=self._num_checkpoints)
+        self._write_best()
+        self._events.flush()
+
+    def _write_best(self):
+        if self._best and snapshots.steps(self.best_path) != [self._best["step"]]:
+            snapshots.write(self.best_path, self._best["step"], self._best_weights, self._best["metrics"], keep=1)
+
+    def _write_metrics(self):
+        gfile.makedirs(posixpath.dirname(self.metrics_path))
+        with gfile.GFile(self.metrics_path, "w") as file:
+            file.write(",".join(METRICS) + "\n" + _csv(self._rows))
+
+
+def _csv(rows):
+    text = io.StringIO()
+    csv.DictWriter(text, METRICS, lineterminator="\n").writerows(rows)
+    return text.getvalue()

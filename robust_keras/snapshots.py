@@ -1,0 +1,128 @@
+"""Snapshots of a run: arrays by name, in one `.npz` file that a marker commits.
+
+`<directory>/step-00000600.npz` holds the arrays; `<directory>/step-00000600.json`, written last, holds what else is known
+and the SHA-256 of the arrays' file. A snapshot without a valid marker does not exist: it is what an interrupted write left
+behind. Nothing is renamed, so any `tf.io.gfile` path works; nothing is pickled, so any snapshot is safe to read.
+"""
+
+import hashlib
+import json
+import posixpath
+import re
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+
+gfile = tf.io.gfile
+_MARKER = re.compile(r"step-(\d{8})\.json")
+
+
+class Snapshot(NamedTuple):
+    """A verified snapshot.
+
+    Attributes:
+        step: after how many steps it was taken.
+        info: a dictionary, as given to `write`.
+        arrays: NumPy arrays by name.
+    """
+
+    step: int
+    info: dict
+    arrays: dict
+
+
+def write(directory, step, arrays, info, *, keep=2):
+    """Writes a snapshot, then removes older ones but the newest `keep` in all, and any of later steps.
+
+    Args:
+        directory: any `tf.io.gfile` path.
+        step: int.
+        arrays: NumPy arrays by name.
+        info: what else to keep, as JSON can hold it.
+        keep: how many to keep.
+    """
+    gfile.makedirs(directory)
+    data_path, marker_path = _paths(directory, step)
+    if gfile.exists(marker_path):  # An older write of this step: withdraw it before its data changes.
+        gfile.remove(marker_path)
+    with gfile.GFile(data_path, "wb") as file:
+        stream = _HashingStream(file)
+        np.savez(stream, **arrays)
+    with gfile.GFile(marker_path, "w") as file:
+        file.write(json.dumps({"step": step, "sha256": stream.digest(), "info": info}, indent=1))
+    # Later steps are what a run left behind that was resumed from before them.
+    taken = steps(directory)
+    older = [s for s in taken if s <= step]
+    for unwanted in older[:-keep] + [s for s in taken if s > step]:
+        for path in reversed(_paths(directory, unwanted)):
+            if gfile.exists(path):
+                gfile.remove(path)
+
+
+def steps(directory):
+    """Steps of the snapshots that have a marker, in rising order."""
+    if not gfile.isdir(directory):
+        return []
+    matches = (_MARKER.fullmatch(name) for name in gfile.listdir(directory))
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def read_newest(directory):
+    """The newest intact snapshot, or None; a damaged one is passed over with a warning that names it."""
+    for step in reversed(steps(directory)):
+        try:
+            return read(directory, step)
+        except ValueError as error:
+            logging.warning("Passing over a damaged snapshot: %s", error)
+    return None
+
+
+def read(directory, step):
+    """Reads and verifies one snapshot.
+
+    Raises:
+        ValueError: where it is incomplete or its SHA-256 differs.
+    """
+    data_path, marker_path = _paths(directory, step)
+    try:
+        with gfile.GFile(marker_path) as file:
+            marker = json.loads(file.read())
+        digest = hashlib.sha256()
+        with gfile.GFile(data_path, "rb") as file:
+            while block := file.read(1 << 24):
+                digest.update(block)
+        if digest.hexdigest() != marker["sha256"]:
+            raise ValueError("its SHA-256 differs from the marker's")
+        with gfile.GFile(data_path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return Snapshot(marker["step"], marker["info"], dict(arrays))
+    except (ValueError, KeyError, OSError, tf.errors.OpError) as error:
+        raise ValueError(f"Expected an intact snapshot at {data_path}. Received: {error}") from error
+
+
+def _paths(directory, step):
+    stem = posixpath.join(str(directory), f"step-{step:08d}")
+    return f"{stem}.npz", f"{stem}.json"
+
+
+class _HashingStream:
+    """A write-only stream: `zipfile` then never seeks back, so what is hashed is what is stored."""
+
+    def __init__(self, file):
+        self._file = file
+        self._hash = hashlib.sha256()
+
+    def write(self, data):
+        self._hash.update(data)
+        self._file.write(bytes(data))
+        return len(data)
+
+    def read(self, *args):  # np.savez takes only objects that can read, and never does.
+        raise OSError("write-only")
+
+    def flush(self):
+        self._file.flush()
+
+    def digest(self):
+        return self._hash.hexdigest()

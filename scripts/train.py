@@ -1,0 +1,79 @@
+"""Trains a classifier from a recipe, or continues a run that was interrupted.
+
+    python scripts/train.py --gin_file=gin/at_80mti.gin --data_dir=DIR --gin_param="EPSILON = '4/255'" --workdir=runs/mine
+"""
+
+from robust_keras.scripts import launcher  # isort: skip  Before TensorFlow is imported.
+
+import pathlib
+import posixpath
+
+from absl import flags
+
+_GIN_FILE = flags.DEFINE_multi_string("gin_file", None, "Recipe, such as gin/at.gin; several are read in order.")
+_GIN_PARAM = flags.DEFINE_multi_string("gin_param", [], "Binding, such as \"NORM = 'L2'\"; any number of times.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where data sets are, or are to be downloaded to.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; runs/<recipe> by default.")
+flags.mark_flag_as_required("gin_file")
+
+
+def run(*, gin_files, gin_params=(), data_dir=None, workdir=None):
+    """Trains, and exports the best model to `workdir`/saved_model.
+
+    Args:
+        gin_files: recipes, read in order.
+        gin_params: further bindings.
+        data_dir: where data sets are.
+        workdir: the run's folder; runs/<name of the last recipe> by default.
+
+    Returns:
+        A `training.TrainedModel`.
+
+    Raises:
+        ValueError: for bad input, before training starts.
+    """
+    from robust_keras import configurables, export, snapshots
+    from robust_keras.data import sources
+
+    workdir = workdir or f"runs/{pathlib.PurePath(gin_files[-1]).stem}"
+    configurables.parse(gin_files, gin_params)
+    train = configurables.resolve(configurables.train)
+    config = configurables.operative_config()
+    holds_results = bool(snapshots.steps(posixpath.join(workdir, "checkpoints")))
+    configurables.claim(workdir, config, holds_results=holds_results)
+    trained = train(workdir=workdir, data_dir=data_dir)
+
+    for name, validation in trained.report.items():
+        metrics = ", ".join(f"{column} {100 * value:.2f} %" for column, value in validation["metrics"].items())
+        print(f"{name}: step {validation['step']}, {metrics}")
+    saved_model = posixpath.join(workdir, "saved_model")
+    if not export.is_finished(saved_model):
+        extra_data = train.keywords["data"].keywords.get("extra_data")
+        card = {
+            "weights": "averaged" if trained.averaged else "raw",
+            "validation": trained.report,
+            "dataset": train.keywords["data"].keywords["dataset"],
+            "extra_data": extra_data,
+            "extra_data_is_the_papers": extra_data and sources.is_paper_extra_data(extra_data),
+            "config": config,
+        }
+        export.export(trained.best, saved_model, card=card)
+    print(f"SavedModel: {saved_model}")
+    return trained
+
+
+def main():
+    run(
+        gin_files=_GIN_FILE.value,
+        gin_params=_GIN_PARAM.value,
+        data_dir=_DATA_DIR.value,
+        workdir=_WORKDIR.value,
+    )
+
+
+def command():
+    launcher.launch(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -1,0 +1,44 @@
+"""Packaging. `scripts/` and `gin/` stand at the top of the checkout and inside the package of the wheel."""
+
+import pathlib
+import re
+
+import setuptools
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "robust_keras" / "__init__.py").read_text())[1]
+COMMANDS = ("train", "evaluate", "export", "report")
+
+setuptools.setup(
+    name="robust_keras",
+    version=VERSION,
+    description="Adversarial training and evaluation of image classifiers in TensorFlow 2 and Keras",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.14",
+    packages=["robust_keras", "robust_keras.data", "robust_keras.scripts", "robust_keras.gin"],
+    package_dir={"robust_keras.scripts": "scripts", "robust_keras.gin": "gin"},
+    package_data={"robust_keras.data": ["digits.npz", "digits_LICENSE.txt"], "robust_keras.gin": ["*.gin", "*/*.gin"]},
+    entry_points={
+        "console_scripts": [f"robust-keras-{name} = robust_keras.scripts.{name}:command" for name in COMMANDS]
+    },
+    # No TensorFlow: which variant is the installer's choice, and a plain requirement would replace a TPU wheel.
+    install_requires=[
+        "absl-py>=1.4",
+        "gin-config>=0.5",
+        "keras>=3.5",
+        "numpy>=1.26",
+        "tensorflow-datasets>=4.9.6",
+        "tqdm>=4.62",
+    ],
+    extras_require={
+        "cpu": ["tensorflow-cpu>=2.18,<2.22"],
+        "gpu": ["tensorflow[and-cuda]>=2.18,<2.22"],
+        # TensorFlow 2.20 made the gs:// file system an extra.
+        "tpu": ["tensorflow-tpu>=2.18,<2.21", "tensorflow-io-gcs-filesystem"],
+        "test": ["cleverhans>=4.0", "pytest>=8", "ruff==0.17.6"],
+        "colab": ["matplotlib"],
+        "oracles": ["tensorflow-addons==0.23.0; python_version < '3.12'"],
+    },
+)
