@@ -36,7 +36,7 @@ setuptools.setup(
         "cpu": ["tensorflow-cpu>=2.18,<2.22"],
         "gpu": ["tensorflow[and-cuda]>=2.18,<2.22"],
         # TensorFlow 2.20 made the gs:// file system an extra.
-        "tpu": ["tensorflow-tpu>=2.18,<2.21", "tensorflow-io-gcs-filesystem"],
+        "tpu": ["tensorflow-tpu[gcs-filesystem]>=2.18,<2.21"],
         "test": ["cleverhans>=4.0", "pytest>=8", "ruff==0.17.6"],
         "colab": ["matplotlib"],
         "oracles": ["tensorflow-addons==0.23.0; python_version < '3.12'"],

@@ -92,8 +92,10 @@ def pgd(
     if num_steps < 1 or num_restarts < 1:
         raise ValueError(f"Expected num_steps and num_restarts >= 1. Received: {num_steps}, {num_restarts}")
     if num_restarts > 1 and not random_start:
-        raise ValueError("Expected random_start=True with num_restarts > 1: the restarts would all be alike. "
-                         f"Received: num_restarts={num_restarts}, random_start=False")
+        raise ValueError(
+            "Expected random_start=True with num_restarts > 1: the restarts would all be alike. "
+            f"Received: num_restarts={num_restarts}, random_start=False"
+        )
     step_size_fn = step_size if callable(step_size) else _constant(step_size)
     step_rule = step_rule or steepest()
 

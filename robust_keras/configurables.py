@@ -4,8 +4,10 @@ A reference with parentheses resolves once, when the configured function is call
 the arguments bound in scope `training`, a plain `functools.partial` that knows nothing of gin.
 """
 
+import contextlib
 import functools
 import inspect
+import logging
 import os
 import pathlib
 import posixpath
@@ -32,6 +34,12 @@ _NOT_THE_RECIPE = {
 }
 
 
+def gin_directory():
+    """The folder of the recipes: in the installed package, or beside it in a checkout."""
+    package = pathlib.Path(__file__).parent
+    return next(path for path in (package / "gin", package.parent / "gin") if path.is_dir())
+
+
 def _partial(function):
     """A function with the signature of `function` that returns it with the given arguments bound."""
 
@@ -43,39 +51,37 @@ def _partial(function):
     return bind
 
 
-def _register(function):
-    return gin.external_configurable(function, module="robust_keras")
+def _register(function, given=()):
+    """Registers `function`; the arguments `given` are the caller's and cannot be bound."""
+    return gin.external_configurable(function, module="robust_keras", denylist=list(given))
 
 
-for _function in (
-    attacks.pgd,
-    augmentation.crop_and_flip,
-    evaluation.correct_under_attack,
-    losses.cross_entropy,
-    losses.kl_divergence,
-    losses.margin,
-    mixing.batches,
-    mixing.training_data,
-    models.wide_resnet,
-    objectives.adversarial_training,
-    objectives.standard_training,
-    schedules.multistep,
-    schedules.piecewise_constant,
-):
-    _register(_partial(_function))
+for _function, _given in {
+    attacks.pgd: ("seeds",),
+    augmentation.crop_and_flip: (),
+    evaluation.correct_under_attack: ("seeds",),
+    losses.cross_entropy: (),
+    losses.kl_divergence: (),
+    losses.margin: (),
+    mixing.batches: ("seed", "num_steps", "start_step"),
+    mixing.training_data: ("data_dir",),
+    models.wide_resnet: ("num_classes", "mean", "std", "input_shape"),
+    objectives.adversarial_training: (),
+    objectives.standard_training: (),
+    schedules.multistep: (),
+    schedules.piecewise_constant: (),
+}.items():
+    _register(_partial(_function), _given)
 
 # These make a value; nothing is left to be called later.
 for _function in (attacks.adam, attacks.steepest, threats.threat):
     _register(_function)
 
-train = _register(_partial(training.train))
-evaluate = _register(_partial(evaluation.evaluate))
+# Includes are relative to the folder of the recipes.
+gin.add_config_file_search_path(str(gin_directory()))
 
-
-def gin_directory():
-    """The folder of the recipes: in the installed package, or beside it in a checkout."""
-    package = pathlib.Path(__file__).parent
-    return next(path for path in (package / "gin", package.parent / "gin") if path.is_dir())
+train = _register(_partial(training.train), ("workdir", "data_dir"))
+evaluate = _register(_partial(evaluation.evaluate), ("num_examples",))
 
 
 def parse(gin_files, gin_params=()):
@@ -89,9 +95,9 @@ def parse(gin_files, gin_params=()):
         ValueError: in one line, for a missing file, a syntax error, an unknown name, or a reference without parentheses.
     """
     gin.clear_config()
-    gin.add_config_file_search_path(str(gin_directory()))
     try:
-        gin.parse_config_files_and_bindings([_find(path) for path in gin_files], list(gin_params), finalize_config=True)
+        with _quiet():
+            gin.parse_config_files_and_bindings([_find(path) for path in gin_files], list(gin_params))
     except (ValueError, SyntaxError, OSError, TypeError, AttributeError) as error:
         raise ValueError(f"Expected a valid configuration. Received: {' '.join(str(error).split())}") from error
     for binding, reference in _references():
@@ -126,7 +132,9 @@ def unused_bindings():
     for (scope, selector), arguments in gin.config._CONFIG.items():
         for name in arguments:
             if not any(
-                selector == used_selector and name in values and f"{used_scope}/".startswith(f"{scope}/" if scope else "")
+                selector == used_selector
+                and name in values
+                and f"{used_scope}/".startswith(f"{scope}/" if scope else "")
                 for (used_scope, used_selector), values in used.items()
             ):
                 short = selector.removeprefix("robust_keras.")
@@ -182,6 +190,16 @@ def claim(workdir, config, *, holds_results):
     tf.io.gfile.makedirs(workdir)
     with tf.io.gfile.GFile(path, "w") as file:
         file.write(config)
+
+
+@contextlib.contextmanager
+def _quiet():
+    # gin logs an error for each place where it looks for a file before it finds it.
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 class _AsText(gin.config_parser.ParserDelegate):

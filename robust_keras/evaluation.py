@@ -139,6 +139,25 @@ def evaluate(logits_fn, source, *, attacks, threat, num_examples=None, batch_siz
     return Evaluation(results, examples)
 
 
+def summary(results):
+    """The main numbers of a results dictionary, as lines of text."""
+    low, high = (100 * bound for bound in results["confidence_interval_95"])
+    lines = [
+        f"{results['num_examples']} examples, {results['norm']} {results['epsilon_fraction']}",
+        f"clean accuracy: {100 * results['clean_accuracy']:.2f} %",
+    ]
+    lines += [
+        f"robust accuracy after {after['attack']}: {100 * after['robust_accuracy']:.2f} %"
+        for after in results["robust_accuracy_after"]
+    ]
+    lines.append(
+        f"robust accuracy (an upper bound of the true one): {100 * results['robust_accuracy']:.2f} %, "
+        f"95 % interval {low:.2f} to {high:.2f} %"
+    )
+    lines += [f"warning: {warning}" for warning in results["warnings"]]
+    return "\n".join(lines)
+
+
 def wilson_interval(num_successes, num_trials):
     """The 95 % Wilson score interval of a proportion, [low, high]."""
     z = 1.959963984540054

@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 import robust_keras
+from robust_keras import activations, models, normalization, snapshots  # noqa: F401  An architecture names their classes.
 
 gfile = tf.io.gfile
 CARD = "model_card.json"
@@ -32,7 +33,11 @@ def export(network, directory, *, card):
     card_path = posixpath.join(directory, CARD)
     if is_finished(directory):
         raise ValueError(f"Expected a folder without a finished export. Received: {directory}")
-    if gfile.isdir(directory) and gfile.listdir(directory) and not gfile.exists(posixpath.join(directory, "saved_model.pb")):
+    if (
+        gfile.isdir(directory)
+        and gfile.listdir(directory)
+        and not gfile.exists(posixpath.join(directory, "saved_model.pb"))
+    ):
         raise ValueError(f"Expected an empty or new folder. Received: {directory}")
     shape = network.input_shape[1:]
     archive = keras.export.ExportArchive()
@@ -61,6 +66,51 @@ def export(network, directory, *, card):
     }
     with gfile.GFile(card_path, "w") as file:
         file.write(json.dumps(described | card, indent=2) + "\n")
+
+
+def export_keras(network, path):
+    """Writes a network as a `.keras` file, for fine-tuning; loading it needs this package.
+
+    Raises:
+        ValueError: where the file exists.
+    """
+    if gfile.exists(path):
+        raise ValueError(f"Expected a new file. Received: {path}")
+    network.save(path)
+
+
+def network_of_run(workdir, weights="best"):
+    """The network of a training run, and what its model card says of it.
+
+    Args:
+        workdir: the run's folder.
+        weights: 'best' on the validation images so far, or 'last' or 'last_averaged' of the newest checkpoint.
+
+    Returns:
+        (network, card): a float32 `keras.Model` and a dictionary.
+
+    Raises:
+        ValueError: where the run has no such weights.
+    """
+    folder, prefix = {
+        "best": ("best", ""),
+        "last": ("checkpoints", "weights/"),
+        "last_averaged": ("checkpoints", "averages/"),
+    }[weights]
+    snapshot = snapshots.read_newest(posixpath.join(workdir, folder))
+    if snapshot is None or not any(name.startswith(prefix) for name in snapshot.arrays):
+        raise ValueError(f"Expected a run that has {weights} weights. Received: {workdir}")
+    description = dict(snapshot.info["description"])
+    network = keras.models.model_from_json(description.pop("architecture"))
+    for variable in network.weights:
+        variable.assign(snapshot.arrays[prefix + variable.path])
+    if weights != "best":
+        description["weights"] = {"last": "raw", "last_averaged": "averaged"}[weights]
+    with gfile.GFile(posixpath.join(workdir, "config.gin")) as file:
+        config = file.read()
+    # The newest checkpoint also knows the last validation.
+    validation = {name: snapshot.info[name] for name in ("best", "last_validation") if name in snapshot.info}
+    return network, {"step": snapshot.step, **description, "validation": validation, "config": config}
 
 
 def is_finished(directory):

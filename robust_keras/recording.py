@@ -51,6 +51,7 @@ class RunRecorder(keras.callbacks.Callback):
         weights: the names in `state` of the weights to keep when they are the best, by the name to keep them under.
         validate: `() -> {column: accuracy}`; the best weights are those with the highest `best_metric`.
         best_metric: a column of `validate`.
+        description: what else a reader of the weights needs, as JSON can hold it; stored with them.
         learning_rate: a function of the step.
         batch_size: examples per step.
         train_steps: steps of the whole run.
@@ -69,6 +70,7 @@ class RunRecorder(keras.callbacks.Callback):
         weights,
         validate,
         best_metric,
+        description,
         learning_rate,
         batch_size,
         train_steps,
@@ -87,6 +89,7 @@ class RunRecorder(keras.callbacks.Callback):
         self._weights = weights
         self._validate = validate
         self._best_metric = best_metric
+        self._description = description
         self._learning_rate = learning_rate
         self._batch_size = batch_size
         self._train_steps = train_steps
@@ -227,14 +230,20 @@ class RunRecorder(keras.callbacks.Callback):
     def _save(self, step):
         arrays = {name: variable.numpy() for name, variable in self._state.items()}
         arrays |= {f"best/{name}": array for name, array in self._best_weights.items()}
-        info = {"rows": self._rows, "best": self._best, "last_validation": self._last_validation}
+        info = {
+            "rows": self._rows,
+            "best": self._best,
+            "last_validation": self._last_validation,
+            "description": self._description,
+        }
         snapshots.write(self.checkpoints_path, step, arrays, info, keep=self._num_checkpoints)
         self._write_best()
         self._events.flush()
 
     def _write_best(self):
         if self._best and snapshots.steps(self.best_path) != [self._best["step"]]:
-            snapshots.write(self.best_path, self._best["step"], self._best_weights, self._best["metrics"], keep=1)
+            info = {"best": self._best, "description": self._description}
+            snapshots.write(self.best_path, self._best["step"], self._best_weights, info, keep=1)
 
     def _write_metrics(self):
         gfile.makedirs(posixpath.dirname(self.metrics_path))

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from robust_keras import distribution, noise
 from robust_keras.averaging import WeightAveraging
+from robust_keras.data import sources
 from robust_keras.normalization import BATCH, batch_norm_mode
 from robust_keras.optimizers import NesterovSGD
 from robust_keras.recording import RunRecorder
@@ -33,7 +34,9 @@ class AdversarialModel(keras.Model):
     def __init__(self, network, *, objective, attack=None, attack_target="label", attack_batch_norm=BATCH):
         super().__init__(name="adversarial_model")
         if attack_target not in ATTACK_TARGETS:
-            raise ValueError(f"Expected an attack_target out of {', '.join(ATTACK_TARGETS)}. Received: {attack_target!r}")
+            raise ValueError(
+                f"Expected an attack_target out of {', '.join(ATTACK_TARGETS)}. Received: {attack_target!r}"
+            )
         with batch_norm_mode(attack_batch_norm):  # Refuses an unknown mode now, not while tracing.
             pass
         self.network = network
@@ -166,8 +169,14 @@ def train(
         recording.NonFiniteLoss: where the loss is not finite; that step is never saved.
         recording.Terminated: after SIGTERM, once a snapshot is written.
     """
-    for name, value in (("train_steps", train_steps), ("validate_every", validate_every), ("log_every", log_every),
-                        ("checkpoint_every", checkpoint_every), ("num_checkpoints", num_checkpoints)):
+    counts = {
+        "train_steps": train_steps,
+        "validate_every": validate_every,
+        "checkpoint_every": checkpoint_every,
+        "log_every": log_every,
+        "num_checkpoints": num_checkpoints,
+    }
+    for name, value in counts.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"Expected {name} as an integer >= 1. Received: {value!r}")
     data = data(data_dir=data_dir)
@@ -197,6 +206,13 @@ def train(
         weights={w.path: f"{'averages' if twin else 'weights'}/{w.path}" for w in network.weights},
         validate=_validation(strategy, network, twin, data.validation, validation, validation_batch_size, seed),
         best_metric="val_robust_averaged" if twin else "val_robust",
+        description={
+            "architecture": network.to_json(),
+            "weights": "averaged" if twin else "raw",
+            "dataset": data.labelled.name,
+            "extra_data": data.extra and data.extra.name,
+            "extra_data_is_the_papers": data.extra and sources.is_paper_extra_data(data.extra.name),
+        },
         learning_rate=learning_rate,
         batch_size=dataset.element_spec["image"].shape[0],
         train_steps=train_steps,
@@ -216,6 +232,7 @@ def train(
             adversarial_model.fit(
                 dataset,
                 steps_per_epoch=train_steps - start_step,
+                shuffle=False,
                 callbacks=[averaging, recorder] if averaging else [recorder],
                 verbose=0,
             )

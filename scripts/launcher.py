@@ -41,5 +41,7 @@ def launch(main):
 
 
 def _exit(code, error):
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    # gin adds to a message where in the configuration the call came from.
+    lines = [line for line in str(error).splitlines() if not line.lstrip().startswith("In call to configurable")]
+    print(f"error: {' '.join(' '.join(lines).split())}", file=sys.stderr, flush=True)
     sys.exit(code)

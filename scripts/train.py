@@ -1,6 +1,6 @@
 """Trains a classifier from a recipe, or continues a run that was interrupted.
 
-    python scripts/train.py --gin_file=gin/at_80mti.gin --data_dir=DIR --gin_param="EPSILON = '4/255'" --workdir=runs/mine
+python scripts/train.py --gin_file=gin/at_80mti.gin --data_dir=DIR --gin_param="EPSILON = '4/255'" --workdir=runs/mine
 """
 
 from robust_keras.scripts import launcher  # isort: skip  Before TensorFlow is imported.
@@ -33,7 +33,6 @@ def run(*, gin_files, gin_params=(), data_dir=None, workdir=None):
         ValueError: for bad input, before training starts.
     """
     from robust_keras import configurables, export, snapshots
-    from robust_keras.data import sources
 
     workdir = workdir or f"runs/{pathlib.PurePath(gin_files[-1]).stem}"
     configurables.parse(gin_files, gin_params)
@@ -48,16 +47,8 @@ def run(*, gin_files, gin_params=(), data_dir=None, workdir=None):
         print(f"{name}: step {validation['step']}, {metrics}")
     saved_model = posixpath.join(workdir, "saved_model")
     if not export.is_finished(saved_model):
-        extra_data = train.keywords["data"].keywords.get("extra_data")
-        card = {
-            "weights": "averaged" if trained.averaged else "raw",
-            "validation": trained.report,
-            "dataset": train.keywords["data"].keywords["dataset"],
-            "extra_data": extra_data,
-            "extra_data_is_the_papers": extra_data and sources.is_paper_extra_data(extra_data),
-            "config": config,
-        }
-        export.export(trained.best, saved_model, card=card)
+        network, card = export.network_of_run(workdir)
+        export.export(network, saved_model, card={**card, "validation": trained.report})
     print(f"SavedModel: {saved_model}")
     return trained
 

@@ -116,12 +116,7 @@ def batches(
             count = num_groups * per_group
             position = step * count + tf.range(count, dtype=tf.int64)
             size = len(source.labels)
-            # A fresh permutation for every pass over the source.
-            shuffle_seeds = tf.stack(
-                [tf.fill([count], tf.constant(seed, tf.int64)), position // size, tf.fill([count], tf.constant(k, tf.int64))],
-                axis=-1,
-            )
-            index = tf.random.experimental.index_shuffle(position % size, shuffle_seeds, tf.constant(size - 1, tf.int64))
+            index = _shuffled(position % size, size, (seed, k, position // size))
             part = (tf.gather(images[k], index), tf.gather(labels[k], index), first_index + index)
             parts_of_batch.append([tf.reshape(t, (num_groups, per_group, *t.shape[1:])) for t in part])
         image, label, index = (
@@ -138,3 +133,11 @@ def batches(
     options.deterministic = True
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return dataset.with_options(options).prefetch(tf.data.AUTOTUNE)
+
+
+def _shuffled(position, size, key):
+    """Where the permutation that the three numbers of `key` name takes each position: int64 `[n]`, in [0, size)."""
+    key = tf.stack([tf.zeros_like(position) + tf.cast(part, tf.int64) for part in key], axis=-1)
+    # `tf.random.experimental.index_shuffle` pads a matrix of seeds along both axes, which the op then refuses.
+    max_index = tf.constant(size - 1, tf.int64)
+    return tf.raw_ops.RandomIndexShuffle(index=position, seed=key, max_index=max_index, rounds=4)

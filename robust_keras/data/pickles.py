@@ -240,14 +240,12 @@ def _check_data(data, types, dtype, shape):
     if not all(type(size) is int and 0 <= size < 2**48 for size in _checked(shape, tuple)):
         raise ValueError(f"an array of the shape {_shown(shape)} is not allowed")
     if not isinstance(data, types) or len(data) != math.prod(shape) * dtype.dtype.itemsize:
-        raise ValueError(
-            f"an array of {dtype.dtype} and the shape {_shown(shape)} has the wrong data: {_shown(data)}"
-        )
+        raise ValueError(f"an array of {dtype.dtype} {_shown(shape)} holds {_shown(data)}")
 
 
 def _checked(value, expected_type):
     if type(value) is not expected_type:
-        raise ValueError(f"{_shown(value)} is used as a {expected_type.__name__.strip('_').lower()}")
+        raise ValueError(f"{_shown(value)} stands where a {expected_type.__name__} should")
     return value
 
 

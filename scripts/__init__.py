@@ -1,0 +1,1 @@
+"""The commands; also the console commands of the installed package."""

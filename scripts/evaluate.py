@@ -1,0 +1,139 @@
+"""Attacks a saved classifier and writes what was measured about it.
+
+    python scripts/evaluate.py --saved_model=runs/at/saved_model --dataset=cifar10 --gin_file=gin/eval/pgd40.gin \
+        --num_examples=1000 --workdir=runs/at/pgd40
+"""
+
+from robust_keras.scripts import launcher  # isort: skip  Before TensorFlow is imported.
+
+import json
+import posixpath
+
+from absl import flags
+
+_SAVED_MODEL = flags.DEFINE_string("saved_model", None, "A SavedModel's folder or a .keras file.")
+_DATASET = flags.DEFINE_string("dataset", None, "Data set by name, such as cifar10, digits or npz:FILE.")
+_SPLIT = flags.DEFINE_string("split", "test", "Its part: test or train.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where data sets are, or are to be downloaded to.")
+_GIN_FILE = flags.DEFINE_multi_string("gin_file", None, "Attacks, such as gin/eval/pgd40.gin.")
+_GIN_PARAM = flags.DEFINE_multi_string("gin_param", [], "Binding, such as \"EPSILON = '4/255'\"; any number of times.")
+_NUM_EXAMPLES = flags.DEFINE_integer("num_examples", None, "How many examples, the first ones; all by default.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where results.json and examples.npz go.")
+_INPUT_RANGE = flags.DEFINE_list("input_range", ["0", "1"], "The model's pixel values for black and white, low,high.")
+_INPUT_LAYOUT = flags.DEFINE_enum("input_layout", "NHWC", ["NHWC", "NCHW"], "How the model takes images.")
+_OUTPUTS = flags.DEFINE_enum("outputs", "logits", ["logits", "probabilities"], "What the model returns.")
+_LOGITS_OUTPUT = flags.DEFINE_string("logits_output", None, "Name of the output, where the model has several.")
+flags.mark_flags_as_required(["saved_model", "dataset", "gin_file", "workdir"])
+
+
+def run(
+    *,
+    saved_model,
+    dataset,
+    gin_files,
+    workdir,
+    gin_params=(),
+    split="test",
+    data_dir=None,
+    num_examples=None,
+    input_range=(0.0, 1.0),
+    input_layout="NHWC",
+    outputs="logits",
+    logits_output=None,
+):
+    """Evaluates, and writes `workdir`/config.gin, examples.npz and results.json.
+
+    Args:
+        saved_model: a SavedModel's folder or a `.keras` file.
+        dataset: as `data.sources.load` takes it.
+        gin_files: what to attack with, read in order.
+        workdir: where results go.
+        gin_params: further bindings.
+        split: 'test' or 'train'.
+        data_dir: where data sets are.
+        num_examples: how many examples, the first ones; None for all.
+        input_range: see `loading.load_logits_fn`, like the three after it.
+        input_layout: see there.
+        outputs: see there.
+        logits_output: see there.
+
+    Returns:
+        The results, a dictionary as in results.json.
+
+    Raises:
+        ValueError: for bad input, before any attack; and where an attack leaves its threat model.
+    """
+    import numpy as np
+    import tensorflow as tf
+
+    from robust_keras import configurables, evaluation, export, loading
+    from robust_keras.data import sources
+
+    configurables.parse(gin_files, gin_params)
+    evaluate = configurables.resolve(configurables.evaluate)
+    config = configurables.operative_config()
+    results_path = posixpath.join(workdir, "results.json")
+    subject = {
+        "model": {"path": saved_model, "sha256": loading.fingerprint(saved_model)},
+        "dataset": {"name": dataset, "split": split, "num_examples": num_examples},
+    }
+    finished = tf.io.gfile.exists(results_path)
+    configurables.claim(workdir, config, holds_results=finished)
+    if finished:
+        with tf.io.gfile.GFile(results_path) as file:
+            results = json.loads(file.read())
+        if any(results[key] != value for key, value in subject.items()):
+            raise ValueError(f"Expected a workdir without results of another evaluation. Received: {workdir}")
+        print(f"Already finished: {results_path}")
+        print(evaluation.summary(results))
+        return results
+
+    logits_fn = loading.load_logits_fn(
+        saved_model,
+        input_range=input_range,
+        input_layout=input_layout,
+        outputs=outputs,
+        logits_output=logits_output,
+    )
+    source = sources.load(dataset, split, data_dir=data_dir)
+    results, examples = evaluate(logits_fn, source, num_examples=num_examples)
+    results = {**results, **subject, "versions": export.versions()}
+    with tf.io.gfile.GFile(posixpath.join(workdir, "examples.npz"), "wb") as file:
+        np.savez_compressed(file, **examples)
+    # Written last: results.json marks a finished evaluation.
+    with tf.io.gfile.GFile(results_path, "w") as file:
+        file.write(json.dumps(results, indent=2) + "\n")
+    print(evaluation.summary(results))
+    print(f"Results: {results_path}")
+    return results
+
+
+def main():
+    try:
+        input_range = tuple(float(value) for value in _INPUT_RANGE.value)
+    except ValueError:
+        input_range = ()
+    if len(input_range) != 2:
+        raise ValueError(f"Expected --input_range=low,high. Received: {','.join(_INPUT_RANGE.value)}")
+    run(
+        saved_model=_SAVED_MODEL.value,
+        dataset=_DATASET.value,
+        gin_files=_GIN_FILE.value,
+        workdir=_WORKDIR.value,
+        gin_params=_GIN_PARAM.value,
+        split=_SPLIT.value,
+        data_dir=_DATA_DIR.value,
+        num_examples=_NUM_EXAMPLES.value,
+        input_range=input_range,
+        input_layout=_INPUT_LAYOUT.value,
+        outputs=_OUTPUTS.value,
+        logits_output=_LOGITS_OUTPUT.value,
+    )
+
+
+def command():
+    launcher.launch(main)
+
+
+if __name__ == "__main__":
+    command()
