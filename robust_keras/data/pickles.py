@@ -212,7 +212,7 @@ def _reconstruct(array_type, shape, code):
 
 
 def _fill(array, state):
-    version, shape, dtype, is_fortran, data = _checked(state, tuple)
+    _version, shape, dtype, is_fortran, data = _checked(state, tuple)
     if type(data) is str:  # As Python 2 wrote it.
         data = data.encode("latin1")
     _check_data(data, bytes, dtype, shape)

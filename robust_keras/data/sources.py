@@ -89,8 +89,8 @@ def load(name, split, *, data_dir=None, num_classes=None):
 
     Args:
         name: 'cifar10' or another TFDS image-classification set whose images are uint8 and of one
-            shape; 'digits', those of Alpaydin and Kaynak (1998), enlarged bilinearly to 32 x 32 x 3;
-            or 'npz:FILE' with `image` uint8 `[N, height, width, channels]`, or floats k/255 which
+            shape; 'digits', by Alpaydin and Kaynak (1998), enlarged bilinearly to 32 x 32 x 3; or
+            'npz:FILE' with `image` uint8 `[N, height, width, channels]`, or floats k/255 which
             convert without loss, and `label` integers `[N]`. An npz file is one set, whatever the
             split. The test set of 'digits' is the first 360 of
             `np.random.RandomState(0).permutation(1797)`, its training set the others.
