@@ -7,7 +7,8 @@
 An attack is a loss, which it ascends, a step rule, a start and the threat model's projection.
 """
 
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -19,17 +20,21 @@ class StepRule(NamedTuple):
     """How a gradient becomes a direction.
 
     Attributes:
+        name: what results call it, with its settings.
         init: `(x) -> state`, a tuple of tensors.
         update: `(gradient, state, step, threat) -> (direction, state)`; the attack adds `step_size * direction`.
     """
 
+    name: str
     init: Callable
     update: Callable
 
 
 def steepest():
     """The direction of unit norm along which a linear loss rises most: the sign for Linf, gradient / norm for L2."""
-    return StepRule(lambda x: (), lambda gradient, state, step, threat: (threat.steepest_step(gradient), state))
+    return StepRule(
+        "steepest", lambda x: (), lambda gradient, state, step, threat: (threat.steepest_step(gradient), state)
+    )
 
 
 def adam(*, beta_1=0.9, beta_2=0.999, epsilon=1e-9):
@@ -46,7 +51,7 @@ def adam(*, beta_1=0.9, beta_2=0.999, epsilon=1e-9):
         direction = (first / (1.0 - beta_1**count)) / (tf.sqrt(second / (1.0 - beta_2**count)) + epsilon)
         return direction, (first, second)
 
-    return StepRule(init, update)
+    return StepRule(f"adam(beta_1={beta_1}, beta_2={beta_2}, epsilon={epsilon})", init, update)
 
 
 def pgd(

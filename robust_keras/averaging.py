@@ -5,7 +5,7 @@ import tensorflow as tf
 
 
 def averaging_decay(step, *, tau, warm_up=True):
-    """The decay of the update after `step` (0 at the first): tau, or min(tau, (1 + step) / (10 + step)) with warm-up."""
+    """The decay at `step` (0 at the first): tau, or with warm-up min(tau, (1 + step) / (10 + step))."""
     step = tf.cast(step, tf.float32)
     return tf.minimum(tau, (1.0 + step) / (10.0 + step)) if warm_up else tf.constant(tau, tf.float32)
 

@@ -1,7 +1,7 @@
 """Everything that gin may bind, registered in one place.
 
-A reference with parentheses resolves once, when the configured function is called: `@training/pgd()` is `attacks.pgd` with
-the arguments bound in scope `training`, a plain `functools.partial` that knows nothing of gin.
+A reference with parentheses resolves once, when the configured function is called: `@training/pgd()` is `attacks.pgd`
+with the arguments bound in scope `training`, a plain `functools.partial` that knows nothing of gin.
 """
 
 import contextlib
@@ -12,9 +12,9 @@ import os
 import pathlib
 import posixpath
 
-import gin
 import tensorflow as tf
 
+import gin
 from robust_keras import attacks, evaluation, losses, models, objectives, schedules, threats, training
 from robust_keras.data import augmentation, mixing
 
@@ -92,7 +92,7 @@ def parse(gin_files, gin_params=()):
         gin_params: further bindings, such as "EPSILON = '4/255'"; later ones win.
 
     Raises:
-        ValueError: in one line, for a missing file, a syntax error, an unknown name, or a reference without parentheses.
+        ValueError: for a missing file, a syntax error, an unknown name, or a reference without parentheses.
     """
     gin.clear_config()
     try:

@@ -1,5 +1,6 @@
 """Robust accuracy over a data set: attacks in sequence on what still stands, every adversarial image verified."""
 
+import functools
 import math
 import time
 from typing import NamedTuple
@@ -232,7 +233,7 @@ def _check_logits(logits, labels):
         raise ValueError(f"Expected labels of the model's {logits.shape[-1]} classes. Received: {labels.max()}")
     if (logits >= 0).all() and np.allclose(logits.sum(axis=-1), 1.0, atol=1e-3):
         raise ValueError(
-            "Expected logits. Received: rows that sum to 1; if the model returns probabilities, say --outputs=probabilities"
+            "Expected logits. Received: rows that sum to 1; for a model of probabilities, say --outputs=probabilities"
         )
 
 
@@ -240,7 +241,7 @@ def _check_inside(attack, threat, distance, low, high):
     # NaN must count as outside.
     if not (distance.max() <= threat.epsilon * (1 + 1e-5) + _TOLERANCE and low.min() >= 0.0 and high.max() <= 1.0):
         raise ValueError(
-            f"Expected adversarial images of {_name(attack)} within {threat.norm} {threat.epsilon_fraction} and [0, 1]. "
+            f"Expected images of {_name(attack)} within {threat.norm} {threat.epsilon_fraction} and [0, 1]. "
             f"Received: a distance of {distance.max()}, pixels from {low.min()} to {high.max()}"
         )
 
@@ -251,11 +252,13 @@ def _name(attack):
 
 def _parameters(attack):
     """Bound arguments as JSON can hold them; the threat model stands beside the attacks."""
-    parameters = {}
-    for name, value in attack.keywords.items():
-        if name == "threat":
-            continue
-        if callable(value) or isinstance(value, tuple):
-            value = getattr(value, "__name__", None) or repr(value)
-        parameters[name] = value
-    return parameters
+    return {name: _described(value) for name, value in attack.keywords.items() if name != "threat"}
+
+
+def _described(value):
+    if isinstance(value, functools.partial):
+        arguments = ", ".join(f"{name}={_described(bound)}" for name, bound in value.keywords.items())
+        return value.func.__name__ + (f"({arguments})" if arguments else "")
+    if callable(value) or hasattr(value, "name"):
+        return getattr(value, "name", None) or value.__name__
+    return value

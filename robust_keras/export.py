@@ -17,8 +17,8 @@ CARD = "model_card.json"
 def export(network, directory, *, card):
     """Writes a network as a SavedModel with two signatures and a model card.
 
-    `serving_default` takes `image`, float32 `[batch, height, width, channels]` in [0, 1]; `serving_uint8` takes bytes. Both
-    return `logits`, float32 `[batch, num_classes]`. The batch size is free, and gradients flow through the loaded model.
+    `serving_default` takes `image`, float32 `[batch, height, width, channels]` in [0, 1]; `serving_uint8` takes bytes.
+    Both return `logits`, float32 `[batch, num_classes]`. The batch size is free; gradients flow through the model.
     The card is written last: a folder without it is what an interrupted export left.
 
     Args:

@@ -108,7 +108,7 @@ class BatchNorm(keras.layers.Layer):
 
     def _update(self, mean, variance):
         self.num_updates.assign(self.num_updates + 1.0)
-        # The debiased average hidden_t / (1 - decay^t) obeys this recursion with a decaying rate, 1 at the first update.
+        # The debiased average hidden_t / (1 - decay^t) obeys this recursion, whose rate starts at 1.
         rate = (1.0 - self.decay) / (1.0 - tf.pow(self.decay, self.num_updates.value))
         for moving, groups in ((self.moving_mean, mean), (self.moving_variance, variance)):
             value = tf.reshape(tf.reduce_mean(groups, axis=0), (-1,))

@@ -1,7 +1,7 @@
 """What a training step minimises.
 
 An objective is `objective(logits_fn, x, x_adv, labels, targets) -> [batch] loss`. It runs the passes that it needs, the
-clean one only if it needs it, and chooses the mode of `BatchNorm` in each: exactly one pass updates the moving statistics.
+clean one only if it needs it, and chooses the mode of `BatchNorm` in each: one pass updates the moving statistics.
 `labels` are int `[batch]`, `targets` class probabilities `[batch, num_classes]`.
 """
 

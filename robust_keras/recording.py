@@ -11,7 +11,6 @@ import threading
 import time
 
 import keras
-import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
@@ -41,8 +40,8 @@ class Terminated(Exception):
 class RunRecorder(keras.callbacks.Callback):
     """Logs, validates and saves a run; `restore` continues it.
 
-    Everything is driven by the run's own step, so it does not depend on where an earlier call was interrupted. At a step
-    where several are due the order is: validation, a row of metrics, the snapshot. The rows so far are part of each
+    Everything is driven by the run's own step, so it does not depend on where an earlier call was interrupted. Where
+    several are due at a step, the order is: validation, a row of metrics, the snapshot. The rows so far are part of each
     snapshot, so metrics.csv holds each step once.
 
     Args:
@@ -124,7 +123,7 @@ class RunRecorder(keras.callbacks.Callback):
         if shapes != saved_shapes:
             different = sorted(k for k in shapes.keys() | saved_shapes.keys() if shapes.get(k) != saved_shapes.get(k))
             raise ValueError(
-                f"Expected the variables of this run in {self.checkpoints_path}. Received: others, such as {different[0]}"
+                f"Expected this run's variables in {self.checkpoints_path}. Received: others, such as {different[0]}"
             )
         for name, variable in self._state.items():
             variable.assign(arrays[name])

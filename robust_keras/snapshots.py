@@ -1,8 +1,8 @@
 """Snapshots of a run: arrays by name, in one `.npz` file that a marker commits.
 
-`<directory>/step-00000600.npz` holds the arrays; `<directory>/step-00000600.json`, written last, holds what else is known
-and the SHA-256 of the arrays' file. A snapshot without a valid marker does not exist: it is what an interrupted write left
-behind. Nothing is renamed, so any `tf.io.gfile` path works; nothing is pickled, so any snapshot is safe to read.
+`<directory>/step-00000600.npz` holds the arrays; `<directory>/step-00000600.json`, written last, holds what else is
+known and the SHA-256 of the arrays' file. A snapshot without a valid marker does not exist: it is what an interrupted
+write left behind. Nothing is renamed, so any `tf.io.gfile` path works; nothing is pickled, so any snapshot is safe to read.
 """
 
 import hashlib
@@ -47,11 +47,9 @@ def write(directory, step, arrays, info, *, keep=2):
     data_path, marker_path = _paths(directory, step)
     if gfile.exists(marker_path):  # An older write of this step: withdraw it before its data changes.
         gfile.remove(marker_path)
-    with gfile.GFile(data_path, "wb") as file:
-        stream = _HashingStream(file)
-        np.savez(stream, **arrays)
+    sha256 = write_arrays(data_path, arrays)
     with gfile.GFile(marker_path, "w") as file:
-        file.write(json.dumps({"step": step, "sha256": stream.digest(), "info": info}, indent=1))
+        file.write(json.dumps({"step": step, "sha256": sha256, "info": info}, indent=1))
     # Later steps are what a run left behind that was resumed from before them.
     taken = steps(directory)
     older = [s for s in taken if s <= step]
@@ -59,6 +57,14 @@ def write(directory, step, arrays, info, *, keep=2):
         for path in reversed(_paths(directory, unwanted)):
             if gfile.exists(path):
                 gfile.remove(path)
+
+
+def write_arrays(path, arrays, *, compressed=False):
+    """Writes NumPy arrays by name to an `.npz` file at any `tf.io.gfile` path, and returns its SHA-256."""
+    with gfile.GFile(path, "wb") as file:
+        stream = _HashingStream(file)
+        (np.savez_compressed if compressed else np.savez)(stream, **arrays)
+    return stream.digest()
 
 
 def steps(directory):

@@ -6,7 +6,8 @@ A norm is a few small functions; `threat(norm=..., epsilon=...)` puts them toget
 import fractions
 import functools
 import math
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import tensorflow as tf
 

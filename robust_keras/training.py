@@ -19,7 +19,7 @@ ATTACK_TARGETS = ("label", "targets", "clean_prediction")
 class AdversarialModel(keras.Model):
     """A network with a training step that attacks its own batch and then minimises an objective on it.
 
-    `fit` takes batches as `data.mixing.batches` makes them. The step's random numbers come from the batch's `seeds` alone.
+    `fit` takes batches as `data.mixing.batches` makes them. A step's random numbers come from the batch's `seeds` alone.
 
     Args:
         network: images in [0, 1] to logits.
@@ -135,13 +135,13 @@ def train(
     Args:
         workdir: the run's folder, any `tf.io.gfile` path.
         data: `(*, data_dir) -> data.mixing.TrainingData`.
-        model: `(*, num_classes, mean, std, input_shape) -> keras.Model`, such as `models.wide_resnet` with a depth and a
+        model: `(*, num_classes, mean, std, input_shape) -> keras.Model`, such as `models.wide_resnet` with depth and
             width bound.
         batches: `(data, *, seed, num_steps, start_step) -> tf.data.Dataset`, such as `data.mixing.batches` with a batch
             size bound.
         objective: see `AdversarialModel`.
         attack: see `AdversarialModel`.
-        validation: `(logits_fn, x, labels, *, seeds) -> (clean, robust)`, whether each example is right: bool `[batch]`.
+        validation: `(logits_fn, x, labels, *, seeds) -> (clean, robust)`: whether each example is right, bool `[batch]`.
         learning_rate: a function of the step.
         train_steps: optimiser steps of the whole run.
         seed: of initial weights, order, augmentation and noise.

@@ -63,10 +63,9 @@ def run(
     Raises:
         ValueError: for bad input, before any attack; and where an attack leaves its threat model.
     """
-    import numpy as np
     import tensorflow as tf
 
-    from robust_keras import configurables, evaluation, export, loading
+    from robust_keras import configurables, evaluation, export, loading, snapshots
     from robust_keras.data import sources
 
     configurables.parse(gin_files, gin_params)
@@ -98,8 +97,7 @@ def run(
     source = sources.load(dataset, split, data_dir=data_dir)
     results, examples = evaluate(logits_fn, source, num_examples=num_examples)
     results = {**results, **subject, "versions": export.versions()}
-    with tf.io.gfile.GFile(posixpath.join(workdir, "examples.npz"), "wb") as file:
-        np.savez_compressed(file, **examples)
+    snapshots.write_arrays(posixpath.join(workdir, "examples.npz"), examples, compressed=True)
     # Written last: results.json marks a finished evaluation.
     with tf.io.gfile.GFile(results_path, "w") as file:
         file.write(json.dumps(results, indent=2) + "\n")

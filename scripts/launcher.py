@@ -16,7 +16,7 @@ TERMINATED = 75  # saved and stopped on a termination signal; the same command g
 
 
 def launch(main):
-    """Parses flags, runs `main()`, and exits: 0, or with one line on stderr `USAGE`, `NON_FINITE_LOSS`, `TERMINATED`."""
+    """Parses flags, runs `main()` and exits: with 0, or with a line on stderr and one of the codes above."""
     from absl import flags
 
     try:

@@ -68,8 +68,8 @@ def batches(
 ):
     """A `tf.data.Dataset` of the batches of steps start_step, ..., num_steps - 1.
 
-    With extra data, every group of `group_size` consecutive examples (over which `BatchNorm` takes its statistics) holds
-    the same number of labelled examples: the nearest to `labelled_fraction`, and at least one of each kind.
+    With extra data, every group of `group_size` consecutive examples (whose statistics `BatchNorm` takes) holds the same
+    number of labelled examples: the nearest to `labelled_fraction`, and at least one of each kind.
 
     Args:
         data: a `TrainingData`.

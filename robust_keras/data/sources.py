@@ -434,7 +434,7 @@ def _verify(path, published):
     stat = tf.io.gfile.stat(path)
     if published.num_bytes not in (None, stat.length):
         expected, received = f"{published.num_bytes} bytes", f"{stat.length} bytes"
-    elif published.sha256 not in (None, digest := _sha256(path, stat)):
+    elif published.sha256 is not None and (digest := _sha256(path, stat)) != published.sha256:
         expected, received = f"SHA-256 {published.sha256}", digest
     else:
         return

@@ -60,9 +60,9 @@ MOVING_AVERAGES = [
     (kind, tau, f"moving_average/{kind}/tau_{tau}") for kind in ("dynamic", "fixed") for tau in (0.9, 0.5)
 ]
 SGDW_CASES = {
-    "sgdw/plain_decay": dict(momentum=0.0, nesterov=False, weight_decay=5e-5),
-    "sgdw/nesterov": dict(momentum=0.9, nesterov=True, weight_decay=0.0),
-    "sgdw/nesterov_decay": dict(momentum=0.9, nesterov=True, weight_decay=5e-5),
+    "sgdw/plain_decay": {"momentum": 0.0, "nesterov": False, "weight_decay": 5e-5},
+    "sgdw/nesterov": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.0},
+    "sgdw/nesterov_decay": {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-5},
 }
 
 
