@@ -7,7 +7,6 @@ with the arguments bound in scope `training`, a plain `functools.partial` that k
 import contextlib
 import functools
 import inspect
-import logging
 import os
 import pathlib
 import posixpath
@@ -77,9 +76,6 @@ for _function, _given in {
 for _function in (attacks.adam, attacks.steepest, threats.threat):
     _register(_function)
 
-# Includes are relative to the folder of the recipes.
-gin.add_config_file_search_path(str(gin_directory()))
-
 train = _register(_partial(training.train), ("workdir", "data_dir"))
 evaluate = _register(_partial(evaluation.evaluate), ("num_examples",))
 
@@ -96,8 +92,9 @@ def parse(gin_files, gin_params=()):
     """
     gin.clear_config()
     try:
-        with _quiet():
-            gin.parse_config_files_and_bindings([_find(path) for path in gin_files], list(gin_params))
+        files = [_find(path) for path in gin_files]
+        with _in_directory(gin_directory()):  # What includes are relative to.
+            gin.parse_config_files_and_bindings(files, list(gin_params))
     except (ValueError, SyntaxError, OSError, TypeError, AttributeError) as error:
         raise ValueError(f"Expected a valid configuration. Received: {' '.join(str(error).split())}") from error
     for binding, reference in _references():
@@ -193,13 +190,13 @@ def claim(workdir, config, *, holds_results):
 
 
 @contextlib.contextmanager
-def _quiet():
-    # gin logs an error for each place where it looks for a file before it finds it.
-    logging.disable(logging.ERROR)
+def _in_directory(path):
+    previous = os.getcwd()
+    os.chdir(path)
     try:
         yield
     finally:
-        logging.disable(logging.NOTSET)
+        os.chdir(previous)
 
 
 class _AsText(gin.config_parser.ParserDelegate):
@@ -224,5 +221,5 @@ def _find(path):
     candidates = (path, str(gin_directory() / relative))
     for candidate in candidates:
         if os.path.isfile(candidate):
-            return candidate
+            return os.path.abspath(candidate)
     raise ValueError(f"no gin file {path}")

@@ -11,20 +11,6 @@ import posixpath
 
 from absl import flags
 
-_SAVED_MODEL = flags.DEFINE_string("saved_model", None, "A SavedModel's folder or a .keras file.")
-_DATASET = flags.DEFINE_string("dataset", None, "Data set by name, such as cifar10, digits or npz:FILE.")
-_SPLIT = flags.DEFINE_string("split", "test", "Its part: test or train.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where data sets are, or are to be downloaded to.")
-_GIN_FILE = flags.DEFINE_multi_string("gin_file", None, "Attacks, such as gin/eval/pgd40.gin.")
-_GIN_PARAM = flags.DEFINE_multi_string("gin_param", [], "Binding, such as \"EPSILON = '4/255'\"; any number of times.")
-_NUM_EXAMPLES = flags.DEFINE_integer("num_examples", None, "How many examples, the first ones; all by default.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where results.json and examples.npz go.")
-_INPUT_RANGE = flags.DEFINE_list("input_range", ["0", "1"], "The model's pixel values for black and white, low,high.")
-_INPUT_LAYOUT = flags.DEFINE_enum("input_layout", "NHWC", ["NHWC", "NCHW"], "How the model takes images.")
-_OUTPUTS = flags.DEFINE_enum("outputs", "logits", ["logits", "probabilities"], "What the model returns.")
-_LOGITS_OUTPUT = flags.DEFINE_string("logits_output", None, "Name of the output, where the model has several.")
-flags.mark_flags_as_required(["saved_model", "dataset", "gin_file", "workdir"])
-
 
 def run(
     *,
@@ -106,31 +92,51 @@ def run(
     return results
 
 
-def main():
+def define_flags(values):
+    flags.DEFINE_string("saved_model", None, "A SavedModel's folder or a .keras file.", flag_values=values)
+    flags.DEFINE_string("dataset", None, "Data set by name, such as cifar10, digits or npz:FILE.", flag_values=values)
+    flags.DEFINE_string("split", "test", "Its part: test or train.", flag_values=values)
+    flags.DEFINE_string("data_dir", None, "Where data sets are, or are to be downloaded to.", flag_values=values)
+    flags.DEFINE_multi_string("gin_file", None, "Attacks, such as gin/eval/pgd40.gin.", flag_values=values)
+    flags.DEFINE_multi_string(
+        "gin_param", [], "Binding, such as \"EPSILON = '4/255'\"; any number of times.", flag_values=values
+    )
+    flags.DEFINE_integer("num_examples", None, "How many examples, the first ones; all by default.", flag_values=values)
+    flags.DEFINE_string("workdir", None, "Where results.json and examples.npz go.", flag_values=values)
+    flags.DEFINE_list(
+        "input_range", ["0", "1"], "The model's pixel values for black and white, low,high.", flag_values=values
+    )
+    flags.DEFINE_enum("input_layout", "NHWC", ["NHWC", "NCHW"], "How the model takes images.", flag_values=values)
+    flags.DEFINE_enum("outputs", "logits", ["logits", "probabilities"], "What the model returns.", flag_values=values)
+    flags.DEFINE_string("logits_output", None, "Name of the output, where the model has several.", flag_values=values)
+    flags.mark_flags_as_required(["saved_model", "dataset", "gin_file", "workdir"], flag_values=values)
+
+
+def main(values):
     try:
-        input_range = tuple(float(value) for value in _INPUT_RANGE.value)
+        input_range = tuple(float(value) for value in values.input_range)
     except ValueError:
         input_range = ()
     if len(input_range) != 2:
-        raise ValueError(f"Expected --input_range=low,high. Received: {','.join(_INPUT_RANGE.value)}")
+        raise ValueError(f"Expected --input_range=low,high. Received: {','.join(values.input_range)}")
     run(
-        saved_model=_SAVED_MODEL.value,
-        dataset=_DATASET.value,
-        gin_files=_GIN_FILE.value,
-        workdir=_WORKDIR.value,
-        gin_params=_GIN_PARAM.value,
-        split=_SPLIT.value,
-        data_dir=_DATA_DIR.value,
-        num_examples=_NUM_EXAMPLES.value,
+        saved_model=values.saved_model,
+        dataset=values.dataset,
+        gin_files=values.gin_file,
+        workdir=values.workdir,
+        gin_params=values.gin_param,
+        split=values.split,
+        data_dir=values.data_dir,
+        num_examples=values.num_examples,
         input_range=input_range,
-        input_layout=_INPUT_LAYOUT.value,
-        outputs=_OUTPUTS.value,
-        logits_output=_LOGITS_OUTPUT.value,
+        input_layout=values.input_layout,
+        outputs=values.outputs,
+        logits_output=values.logits_output,
     )
 
 
 def command():
-    launcher.launch(main)
+    launcher.launch(main, define_flags, __doc__)
 
 
 if __name__ == "__main__":

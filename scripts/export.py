@@ -7,16 +7,6 @@ from robust_keras.scripts import launcher  # isort: skip  Before TensorFlow is i
 
 from absl import flags
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder.")
-_WEIGHTS = flags.DEFINE_enum(
-    "weights",
-    "best",
-    ["best", "last", "last_averaged"],
-    "The best on the validation images, or those of the newest checkpoint, raw or averaged.",
-)
-_OUTPUT = flags.DEFINE_string("output", None, "A new folder for a SavedModel, or a file that ends in .keras.")
-flags.mark_flags_as_required(["workdir", "output"])
-
 
 def run(*, workdir, output, weights="best"):
     """Exports.
@@ -39,12 +29,27 @@ def run(*, workdir, output, weights="best"):
     print(f"Exported {weights} weights of step {card['step']}: {output}")
 
 
-def main():
-    run(workdir=_WORKDIR.value, output=_OUTPUT.value, weights=_WEIGHTS.value)
+def define_flags(values):
+    flags.DEFINE_string("workdir", None, "The run's folder.", flag_values=values)
+    flags.DEFINE_enum(
+        "weights",
+        "best",
+        ["best", "last", "last_averaged"],
+        "The best on the validation images, or those of the newest checkpoint, raw or averaged.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "output", None, "A new folder for a SavedModel, or a file that ends in .keras.", flag_values=values
+    )
+    flags.mark_flags_as_required(["workdir", "output"], flag_values=values)
+
+
+def main(values):
+    run(workdir=values.workdir, output=values.output, weights=values.weights)
 
 
 def command():
-    launcher.launch(main)
+    launcher.launch(main, define_flags, __doc__)
 
 
 if __name__ == "__main__":

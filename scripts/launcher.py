@@ -1,10 +1,12 @@
-"""Starts a command: what TensorFlow reads when it is imported, and errors as one line and an exit code.
+"""Starts a command: what TensorFlow reads when it is imported, flags, and errors as one line and an exit code.
 
 Import this before anything that imports TensorFlow.
 """
 
 import os
 import sys
+
+from absl import flags
 
 # Convolutions on AVX2 machines are 1.4 to 2 times faster with it; it is off by default there.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
@@ -15,12 +17,21 @@ NON_FINITE_LOSS = 3
 TERMINATED = 75  # saved and stopped on a termination signal; the same command goes on
 
 
-def launch(main):
-    """Parses flags, runs `main()` and exits: with 0, or with a line on stderr and one of the codes above."""
-    from absl import flags
+def launch(main, define_flags, description):
+    """Parses the command line, runs `main(values)`, and exits with 0, or with a line on stderr and a code from above.
 
+    Args:
+        main: takes the `absl.flags.FlagValues`.
+        define_flags: takes the `absl.flags.FlagValues` and defines the command's flags in it.
+        description: what `--help` says before it lists the flags.
+    """
+    values = flags.FlagValues()
+    define_flags(values)
+    if "--help" in sys.argv[1:]:
+        print(f"{description.strip()}\n{values.main_module_help()}")
+        return
     try:
-        rest = flags.FLAGS(sys.argv)[1:]
+        rest = values(sys.argv)[1:]
         if rest:
             raise flags.Error(f"Expected flags only. Received: {' '.join(rest)}")
     except flags.Error as error:
@@ -29,7 +40,7 @@ def launch(main):
     from robust_keras import recording
 
     try:
-        main()
+        main(values)
     except ValueError as error:
         if os.environ.get("ROBUST_KERAS_TRACEBACK"):
             raise

@@ -7,18 +7,22 @@ from robust_keras.scripts import launcher  # isort: skip  Before TensorFlow is i
 
 from absl import flags
 
-_WORKDIR = flags.DEFINE_multi_string("workdir", None, "Folder of a finished evaluation; any number of times.")
-flags.mark_flag_as_required("workdir")
+
+def define_flags(values):
+    flags.DEFINE_multi_string(
+        "workdir", None, "Folder of a finished evaluation; any number of times.", flag_values=values
+    )
+    flags.mark_flag_as_required("workdir", flag_values=values)
 
 
-def main():
+def main(values):
     from robust_keras import reporting
 
-    print(reporting.table(reporting.read_results(_WORKDIR.value)))
+    print(reporting.table(reporting.read_results(values.workdir)))
 
 
 def command():
-    launcher.launch(main)
+    launcher.launch(main, define_flags, __doc__)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,6 @@ import posixpath
 
 from absl import flags
 
-_GIN_FILE = flags.DEFINE_multi_string("gin_file", None, "Recipe, such as gin/at.gin; several are read in order.")
-_GIN_PARAM = flags.DEFINE_multi_string("gin_param", [], "Binding, such as \"NORM = 'L2'\"; any number of times.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where data sets are, or are to be downloaded to.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; runs/<recipe> by default.")
-flags.mark_flag_as_required("gin_file")
-
 
 def run(*, gin_files, gin_params=(), data_dir=None, workdir=None):
     """Trains, and exports the best model to `workdir`/saved_model.
@@ -53,17 +47,29 @@ def run(*, gin_files, gin_params=(), data_dir=None, workdir=None):
     return trained
 
 
-def main():
+def define_flags(values):
+    flags.DEFINE_multi_string(
+        "gin_file", None, "Recipe, such as gin/at.gin; several are read in order.", flag_values=values
+    )
+    flags.DEFINE_multi_string(
+        "gin_param", [], "Binding, such as \"NORM = 'L2'\"; any number of times.", flag_values=values
+    )
+    flags.DEFINE_string("data_dir", None, "Where data sets are, or are to be downloaded to.", flag_values=values)
+    flags.DEFINE_string("workdir", None, "The run's folder; runs/<recipe> by default.", flag_values=values)
+    flags.mark_flag_as_required("gin_file", flag_values=values)
+
+
+def main(values):
     run(
-        gin_files=_GIN_FILE.value,
-        gin_params=_GIN_PARAM.value,
-        data_dir=_DATA_DIR.value,
-        workdir=_WORKDIR.value,
+        gin_files=values.gin_file,
+        gin_params=values.gin_param,
+        data_dir=values.data_dir,
+        workdir=values.workdir,
     )
 
 
 def command():
-    launcher.launch(main)
+    launcher.launch(main, define_flags, __doc__)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Makes an environment for tests, then runs lint and tests. Further arguments go to pytest, such as -m slow.
+#   bash scripts/test.sh
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+VENV=${VENV:-.venv-test}
+if [ ! -e "$VENV/installed" ]; then
+  echo "Installing robust_keras[cpu,test] into $VENV"
+  python3 -m venv "$VENV"
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".[cpu,test]"
+  touch "$VENV/installed"
+fi
+export TF_ENABLE_ONEDNN_OPTS=1 TF_CPP_MIN_LOG_LEVEL=2
+
+"$VENV/bin/ruff" check .
+"$VENV/bin/ruff" format --check .
+"$VENV/bin/python" -m pytest "$@"

@@ -1,0 +1,66 @@
+"""Two logical CPU devices, the one strategy over them, and a model small enough for every test."""
+
+import os
+
+# Both are read when TensorFlow is imported.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from robust_keras.normalization import BatchNorm
+
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+
+
+@pytest.fixture(scope="session")
+def mirrored():
+    """The session's only MirroredStrategy: several in one process collide."""
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+@pytest.fixture(scope="session")
+def make_tiny_model():
+    """`make_tiny_model(seed=0, statistics_group_size=None)`: convolution, BatchNorm, SiLU, dense; 8x8x3 to 4 logits.
+
+    Smooth, with moving statistics that fit uniform images and logits that are balanced over them.
+    """
+
+    def make(seed=0, statistics_group_size=None):
+        rng = np.random.default_rng(seed)
+        images = keras.Input((8, 8, 3))
+        x = keras.layers.Conv2D(6, 3, padding="same", use_bias=False)(images)
+        x = BatchNorm(statistics_group_size)(x)
+        x = keras.layers.Activation("silu")(x)
+        x = keras.layers.Flatten()(x)
+        model = keras.Model(images, keras.layers.Dense(4)(x))
+        convolution, norm, dense = model.layers[1], model.layers[2], model.layers[-1]
+        convolution.kernel.assign(rng.normal(0.0, 0.4, convolution.kernel.shape))
+        norm.scale.assign(rng.uniform(0.5, 1.5, norm.scale.shape))
+        norm.offset.assign(rng.normal(0.0, 0.3, norm.offset.shape))
+        dense.kernel.assign(rng.normal(0.0, 0.15, dense.kernel.shape))
+        sample = tf.constant(rng.random((64, 8, 8, 3)), tf.float32)
+        features = convolution(sample).numpy()
+        norm.moving_mean.assign(features.mean((0, 1, 2)))
+        norm.moving_variance.assign(features.var((0, 1, 2)))
+        dense.bias.assign(-np.mean(model(sample, training=False), axis=0))
+        return model
+
+    return make
+
+
+@pytest.fixture
+def tiny_model(make_tiny_model):
+    """A fresh `make_tiny_model()`."""
+    return make_tiny_model()
+
+
+@pytest.fixture(scope="session")
+def tiny_images():
+    """float32 [8, 8, 8, 3] in [0, 1], some pixels at 0 and at 1."""
+    return tf.constant(np.clip(np.random.default_rng(1).uniform(-0.1, 1.1, (8, 8, 8, 3)), 0.0, 1.0), tf.float32)

@@ -1,0 +1,271 @@
+"""The commands as a user types them: bad input, the files that a run leaves, and going on after an interruption."""
+
+import csv
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+
+from robust_keras import snapshots
+from robust_keras.scripts import evaluate, export, report, train
+
+ROOT = pathlib.Path(__file__).parent.parent
+TINY = {
+    "DEPTH": "10",
+    "WIDTH": "1",
+    "ACTIVATION": "'silu'",
+    "BATCH_SIZE": "8",
+    "STATISTICS_GROUP_SIZE": "4",
+    "TRAIN_STEPS": "6",
+    "TAU": "0.9",
+    "training_data.num_validation": "8",
+    "training/pgd.num_steps": "2",
+    "train.validate_every": "3",
+    "train.checkpoint_every": "2",
+    "train.log_every": "1",
+    "train.validation_batch_size": "8",
+    "train.progress": "False",
+    "pgd40/pgd.num_steps": "2",
+}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """An npz file of 64 small images in 4 classes."""
+    path = tmp_path_factory.mktemp("data") / "images.npz"
+    random = np.random.RandomState(0)
+    image, label = random.randint(0, 256, (64, 8, 8, 3)).astype(np.uint8), np.arange(64) % 4
+    np.savez(path, image=image, label=label)
+    return path
+
+
+def params(**changes):
+    return [f"--gin_param={name} = {value}" for name, value in {**TINY, **changes}.items()]
+
+
+def arguments(images, workdir, **changes):
+    return [
+        "--gin_file=gin/at.gin",
+        f"--workdir={workdir}",
+        *params(DATASET=f"'npz:{images}'", **changes),
+    ]
+
+
+def call(monkeypatch, script, *args):
+    monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, args)])
+    script.command()
+
+
+def refused(monkeypatch, capsys, script, *args):
+    """Runs a command that must refuse its input: the one line that it says."""
+    with pytest.raises(SystemExit) as exit:
+        call(monkeypatch, script, *args)
+    assert exit.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def finished(images, tmp_path_factory):
+    """The workdir of a finished tiny run."""
+    workdir = tmp_path_factory.mktemp("runs") / "at"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        call(monkeypatch, train, *arguments(images, workdir))
+    return workdir
+
+
+def rows(workdir):
+    with open(workdir / "metrics.csv") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"EPSLON": "'1/255'"}, "EPSLON"),
+        ({"trainig/pgd.num_steps": "3"}, "trainig/pgd.num_steps"),
+        ({"pgd.numsteps": "3"}, "numsteps"),
+        ({"no_such.thing": "3"}, "no_such"),
+        ({"train.objective": "@adversarial_training"}, "@adversarial_training()"),
+        ({"DATASET": "'cifar11'"}, "cifar11"),
+        ({"DATASET": "'npz:nowhere.npz'"}, "nowhere.npz"),
+        ({"DEPTH": "12"}, "6n + 4"),
+        ({"ACTIVATION": "'swash'"}, "swash"),
+        ({"EPSILON": "'-8/255'"}, "-8/255"),
+        ({"NORM": "'L7'"}, "L7"),
+        ({"TAU": "1.5"}, "1.5"),
+        ({"training/pgd.num_steps": "0"}, "num_steps"),
+        ({"train.attack_batch_norm": "'eval'"}, "eval"),
+        ({"train.attack_target": "'nothing'"}, "nothing"),
+        ({"BATCH_SIZE": "6"}, "group"),
+        ({"train.strategy": "'gpus'"}, "gpus"),
+        ({"train.checkpoint_every": "0"}, "checkpoint_every"),
+        ({"training_data.num_validation": "64"}, "64"),
+    ],
+)
+def test_bad_bindings_are_refused(monkeypatch, capsys, images, tmp_path, changes, message):
+    values = {"DATASET": f"'npz:{images}'", **changes}
+    line = refused(monkeypatch, capsys, train, "--gin_file=gin/at.gin", f"--workdir={tmp_path}", *params(**values))
+    assert message in line
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_bad_paths_are_refused(monkeypatch, capsys, images, tmp_path):
+    assert "no_such.gin" in refused(monkeypatch, capsys, train, "--gin_file=gin/no_such.gin")
+    missing = tmp_path / "missing"
+    line = refused(monkeypatch, capsys, train, "--gin_file=gin/at.gin", f"--data_dir={missing}", f"--workdir={tmp_path}")
+    assert str(missing) in line
+    line = refused(
+        monkeypatch, capsys, train, "--gin_file=gin/at_80mti.gin", f"--data_dir={tmp_path}", *params(),
+        f"--gin_param=DATASET = 'npz:{images}'", f"--workdir={tmp_path}/x",
+    )  # fmt: skip
+    assert "ti_500K_pseudo_labeled.pickle" in line and "cifar10_ddpm.npz" in line
+    assert "gin_fil" in refused(monkeypatch, capsys, train, "--gin_fil=gin/at.gin")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"label": np.zeros(9, int)}, "image"),
+        ({"image": np.full((9, 8, 8, 3), 1.5, np.float32), "label": np.zeros(9, int)}, "1.5"),
+        ({"image": np.zeros((9, 8, 8, 3), np.uint8), "label": np.full(9, -1)}, "-1"),
+    ],
+)
+def test_bad_npz_files_are_refused(monkeypatch, capsys, tmp_path, arrays, message):
+    np.savez(tmp_path / "bad.npz", **arrays)
+    line = refused(monkeypatch, capsys, train, *arguments(tmp_path / "bad.npz", tmp_path / "run"))
+    assert message in line
+
+
+def test_labels_outside_the_models_classes_are_refused(monkeypatch, capsys, finished, images, tmp_path):
+    with np.load(images) as arrays:
+        np.savez(tmp_path / "more.npz", image=arrays["image"], label=np.arange(64) % 7)
+    line = refused(
+        monkeypatch, capsys, evaluate, f"--saved_model={finished}/saved_model", f"--dataset=npz:{tmp_path}/more.npz",
+        "--gin_file=gin/eval/pgd40.gin", f"--workdir={tmp_path}/eval",
+    )  # fmt: skip
+    assert "4 classes" in line
+
+
+def test_a_run_leaves_its_files(finished):
+    columns = "step loss learning_rate examples_per_second val_clean val_robust val_clean_averaged val_robust_averaged"
+    assert list(rows(finished)[0]) == columns.split()
+    assert [int(row["step"]) for row in rows(finished)] == [1, 2, 3, 4, 5, 6]
+    assert [float(row["learning_rate"]) for row in rows(finished)] == pytest.approx([0.1] * 3 + [0.01, 0.01, 0.001])
+    assert [bool(row["val_robust_averaged"]) for row in rows(finished)] == [False, False, True] * 2
+    assert snapshots.steps(finished / "checkpoints") == [4, 6]
+    assert snapshots.steps(finished / "best")[0] in (3, 6)
+    assert "threat.epsilon" in (finished / "config.gin").read_text()
+    card = json.loads((finished / "saved_model" / "model_card.json").read_text())
+    assert card["num_classes"] == 4 and card["weights"] == "averaged"
+    assert card["validation"]["last"]["step"] == 6
+    assert any(name.startswith("events") for name in os.listdir(finished / "events"))
+
+
+def test_best_weights_are_the_averaged_ones_of_the_best_validation(finished):
+    best = snapshots.read_newest(finished / "best")
+    accuracies = {int(row["step"]): float(row["val_robust_averaged"]) for row in rows(finished) if row["val_robust"]}
+    assert best.step == max(accuracies, key=lambda step: (accuracies[step], -step))
+    if best.step == 6:
+        last = snapshots.read(finished / "checkpoints", 6).arrays
+        for name, array in best.arrays.items():
+            np.testing.assert_array_equal(array, last[f"averages/{name}"])
+
+
+def test_a_finished_run_is_not_trained_again(monkeypatch, capsys, images, finished):
+    before = (finished / "metrics.csv").read_text()
+    call(monkeypatch, train, *arguments(images, finished))
+    assert capsys.readouterr().out.splitlines()[0] == "Resuming from step 6"
+    assert (finished / "metrics.csv").read_text() == before
+
+
+def test_a_workdir_of_another_run_is_refused(monkeypatch, capsys, images, finished):
+    before = (finished / "config.gin").read_text()
+    line = refused(monkeypatch, capsys, train, *arguments(images, finished, EPSILON="'4/255'", SEED="3"))
+    assert "EPSILON" in line and "8/255" in line and "4/255" in line and "SEED" in line
+    assert "TAU" not in line
+    assert (finished / "config.gin").read_text() == before
+
+
+def test_cadences_may_change_between_restarts(monkeypatch, images, finished):
+    call(monkeypatch, train, *arguments(images, finished, **{"train.log_every": "5"}))
+
+
+def test_evaluate_export_and_report(monkeypatch, capsys, images, finished, tmp_path):
+    flags = [
+        f"--dataset=npz:{images}",
+        "--gin_file=gin/eval/pgd40.gin",
+        "--gin_param=pgd40/pgd.num_steps = 2",
+        "--num_examples=20",
+        f"--workdir={tmp_path}/eval",
+    ]
+    call(monkeypatch, evaluate, f"--saved_model={finished}/saved_model", *flags)
+    results = json.loads((tmp_path / "eval" / "results.json").read_text())
+    assert results["num_examples"] == 20 and results["epsilon_fraction"] == "8/255"
+    assert results["attacks"][0]["name"] == "pgd"
+    with np.load(tmp_path / "eval" / "examples.npz") as examples:
+        assert examples["adversarial"].shape == (20, 8, 8, 3)
+        assert examples["robust"].mean() == results["robust_accuracy"]
+    call(monkeypatch, evaluate, f"--saved_model={finished}/saved_model", *flags)
+    assert "Already finished" in capsys.readouterr().out
+    flags[3] = "--num_examples=10"
+    assert "another" in refused(monkeypatch, capsys, evaluate, f"--saved_model={finished}/saved_model", *flags)
+
+    call(monkeypatch, report, f"--workdir={tmp_path}/eval")
+    assert "8/255" in capsys.readouterr().out
+
+    call(monkeypatch, export, f"--workdir={finished}", "--weights=last", f"--output={tmp_path}/last.keras")
+    last = snapshots.read_newest(finished / "checkpoints").arrays
+    network = keras.models.load_model(tmp_path / "last.keras")
+    for weight in network.weights:
+        np.testing.assert_array_equal(weight.numpy(), last[f"weights/{weight.path}"])
+    export_again = [f"--workdir={finished}", "--weights=last", f"--output={tmp_path}/last.keras"]
+    assert "last.keras" in refused(monkeypatch, capsys, export, *export_again)
+
+
+def test_without_averaging_the_raw_weights_are_the_best(monkeypatch, images, tmp_path):
+    changes = {"TAU": "None", "TRAIN_STEPS": "2", "train.attack_batch_norm": "'moving'"}
+    call(monkeypatch, train, *arguments(images, tmp_path, **changes))
+    assert [row["val_robust_averaged"] for row in rows(tmp_path)] == ["", ""]
+    best, last = snapshots.read_newest(tmp_path / "best"), snapshots.read_newest(tmp_path / "checkpoints")
+    for name, array in best.arrays.items():
+        np.testing.assert_array_equal(array, last.arrays[f"weights/{name}"])
+
+
+def test_a_non_finite_loss_stops_and_is_never_saved(monkeypatch, capsys, images, tmp_path):
+    with pytest.raises(SystemExit) as exit:
+        call(monkeypatch, train, *arguments(images, tmp_path, **{"multistep.base": "1e30"}))
+    assert exit.value.code == 3
+    assert "finite" in capsys.readouterr().err
+    for step in snapshots.steps(tmp_path / "checkpoints"):
+        # The update that made the loss infinite comes after the last finite one.
+        assert step < len(rows(tmp_path)) + 1
+
+
+@pytest.mark.parametrize("signal_sent", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_run_continues_to_the_same_result(monkeypatch, images, finished, tmp_path, signal_sent):
+    command = [sys.executable, "-u", ROOT / "scripts" / "train.py", *arguments(images, tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 240
+    while not snapshots.steps(tmp_path / "checkpoints") and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal_sent)
+    output = process.communicate(timeout=240)
+    if signal_sent == signal.SIGTERM:
+        assert process.returncode in (0, 75), output
+    call(monkeypatch, train, *arguments(images, tmp_path))
+    assert [row["step"] for row in rows(tmp_path)] == [row["step"] for row in rows(finished)]
+    for column in ("loss", "val_robust", "val_robust_averaged"):
+        assert [row[column] for row in rows(tmp_path)] == [row[column] for row in rows(finished)]
+    ours, theirs = (snapshots.read(run / "checkpoints", 6).arrays for run in (tmp_path, finished))
+    assert ours.keys() == theirs.keys()
+    for name, array in theirs.items():
+        np.testing.assert_array_equal(ours[name], array, err_msg=name)
