@@ -15,7 +15,6 @@ setuptools.setup(
     description="Adversarial training and evaluation of image classifiers in TensorFlow 2 and Keras",
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
     python_requires=">=3.10,<3.14",
     packages=["robust_keras", "robust_keras.data", "robust_keras.scripts", "robust_keras.gin"],
     package_dir={"robust_keras.scripts": "scripts", "robust_keras.gin": "gin"},

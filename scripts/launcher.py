@@ -38,9 +38,13 @@ def launch(main, define_flags, description):
         _exit(USAGE, error)
 
     from robust_keras import recording
+    from robust_keras.data import sources
 
     try:
         main(values)
+    except sources.DataUnavailable as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)  # It may hold commands, one on a line.
+        sys.exit(USAGE)
     except ValueError as error:
         if os.environ.get("ROBUST_KERAS_TRACEBACK"):
             raise

@@ -37,9 +37,7 @@ def images(num=4, size=8):
 
 
 # Shapes alone: the largest has a gigabyte of weights.
-@pytest.mark.parametrize(
-    "depth, width, expected", [(28, 10, 36_479_194), (34, 20, 184_531_674), (70, 16, 266_796_506)]
-)
+@pytest.mark.parametrize("depth, width, expected", [(28, 10, 36_479_194), (34, 20, 184_531_674), (70, 16, 266_796_506)])
 def test_number_of_parameters(depth, width, expected):
     with keras.StatelessScope(initialize_variables=False):
         model = models.wide_resnet(depth=depth, width=width, num_classes=10, **CIFAR10)
@@ -260,9 +258,9 @@ def test_width_below_one(width):
 
 
 def test_other_errors():
-    with pytest.raises(ValueError, match="num_classes >= 2. Received: 1"):
+    with pytest.raises(ValueError, match=r"num_classes >= 2\. Received: 1"):
         tiny(num_classes=1)
-    with pytest.raises(ValueError, match="Expected an activation .* Received: 'swish'"):
+    with pytest.raises(ValueError, match=r"Expected an activation .* Received: 'swish'"):
         tiny(activation="swish")
     with pytest.raises(ValueError, match="one mean and std for each of 3 channels"):
         tiny(mean=(0.5,))

@@ -102,7 +102,7 @@ def test_depends_on_nothing_but_the_examples_own_seed(name):
     # Every example is different, and both words of a seed count.
     assert len({row.tobytes() for row in together}) == 6
     for word in ([1, 0], [0, 1]):
-        assert not np.array_equal(function(seeds[:1] + [word]).numpy()[0], together[0])
+        assert not np.array_equal(function(seeds[:1] + tf.constant(word)).numpy()[0], together[0])
 
 
 @pytest.mark.parametrize("name", ["bits", "fold_in", "uniform", "integers"])
@@ -271,7 +271,7 @@ def test_normal_is_the_inverse_of_the_distribution_function():
     [
         0,
         pytest.param(
-            MASK, marks=pytest.mark.xfail(strict=True, reason="erfinv(1 - 2^-24) is inf: one number in 2^24, see report")
+            MASK, marks=pytest.mark.xfail(strict=True, reason="erfinv(1 - 2^-24) is inf, once in 2^24 numbers")
         ),
     ],
 )
@@ -298,8 +298,8 @@ def test_integers_distribution(bound):
     "bound",
     [
         32_768,
-        pytest.param(40_000, marks=pytest.mark.xfail(strict=True, reason="int32 overflow of the product, see report")),
-        pytest.param(65_535, marks=pytest.mark.xfail(strict=True, reason="int32 overflow of the product, see report")),
+        pytest.param(40_000, marks=pytest.mark.xfail(strict=True, reason="int32 overflow of the product")),
+        pytest.param(65_535, marks=pytest.mark.xfail(strict=True, reason="int32 overflow of the product")),
     ],
 )
 def test_integers_of_a_large_bound(bound):

@@ -45,9 +45,7 @@ def test_piecewise_constant():
     def at(step):
         return schedules.piecewise_constant(tf.constant(step), boundaries=[20, 30], values=[0.1, 0.01, 1e-4])
 
-    np.testing.assert_allclose(
-        [at(k) for k in (0, 19, 20, 29, 30, 39)], [0.1, 0.1, 0.01, 0.01, 1e-4, 1e-4], rtol=1e-6
-    )
+    np.testing.assert_allclose([at(k) for k in (0, 19, 20, 29, 30, 39)], [0.1, 0.1, 0.01, 0.01, 1e-4, 1e-4], rtol=1e-6)
 
 
 def test_piecewise_constant_of_a_python_step():

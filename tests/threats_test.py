@@ -97,7 +97,7 @@ def test_distance():
     np.testing.assert_allclose(l2, [0.5, 0.1], rtol=1e-6)
 
 
-@pytest.mark.xfail(strict=True, reason="AttributeError: linf_distance and pgd need tensors, see report")
+@pytest.mark.xfail(strict=True, reason="AttributeError: linf_distance and pgd need tensors")
 def test_linf_distance_of_arrays():
     x = np.zeros((2, 1, 2, 1), np.float32)
     np.testing.assert_allclose(threats.threat(norm="Linf", epsilon=1.0).distance(x + 0.25, x), [0.25, 0.25])

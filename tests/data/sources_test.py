@@ -1,15 +1,15 @@
 """Loading labelled and extra data, and the errors for what is missing or malformed."""
 
 import hashlib
+import importlib.util
 import json
 import os
 import pathlib
 import pickle
-import shutil
-import subprocess
 import sys
 import time
 
+import absl.logging
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -49,8 +49,9 @@ def test_refuses_unknown_names(name):
     assert all(known in message for known in ("'cifar10'", "'digits'", "npz:FILE")) and repr(name) in message
 
 
-def test_refuses_a_name_that_tfds_does_not_know(tmp_path):
-    message = _fails("Received: 'cifar11'", sources.load, "cifar11", "train", data_dir=str(tmp_path))
+@pytest.mark.parametrize("name", ["cifar11", "cifar10:9.9.9", "cifar10_corrupted/none"])
+def test_refuses_a_name_that_tfds_does_not_know(tmp_path, name):
+    message = _fails(f"Received: '{name}'", sources.load, name, "train", data_dir=str(tmp_path))
     assert all(known in message for known in ("'cifar10'", "'digits'", "npz:FILE"))
 
 
@@ -71,14 +72,14 @@ def test_refuses_a_data_dir_that_does_not_exist(tmp_path):
     _fails(f"data_dir that exists. Received: {missing}", _extra, "carmon", data_dir=missing)
 
 
-def test_tfds_is_imported_only_where_it_is_needed():
-    code = (
-        "import sys\n"
-        "from robust_keras.data import sources\n"
-        "sources.load('digits', 'train')\n"
-        "sys.exit('tensorflow_datasets' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}).returncode == 0
+def test_tfds_is_imported_only_where_it_is_needed(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)  # An import of it fails.
+    spec = importlib.util.spec_from_file_location("another_copy", sources.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert len(module.load("digits", "test").images) == 360
+    with pytest.raises(ImportError):
+        module.load("cifar10", "test", data_dir=str(tmp_path))
 
 
 # Digits.
@@ -392,7 +393,7 @@ def no_network(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_a_set_that_cannot_be_downloaded(tmp_path, no_network, name, capfd):
+def test_a_set_that_cannot_be_downloaded(tmp_path, no_network, name, caplog, capfd):
     start = time.monotonic()
     for _ in range(2):  # The first attempt leaves nothing that changes the second.
         message = _fails(
@@ -406,8 +407,8 @@ def test_a_set_that_cannot_be_downloaded(tmp_path, no_network, name, capfd):
         assert "--data_dir=DIR" in message and f"DIR holds {name}/3.0.2/" in message and len(message) < 600
         assert list(tmp_path.iterdir()) == []
     assert time.monotonic() - start < 60
-    output = "".join(capfd.readouterr())
-    assert "Downloading" not in output and "dataset_info.json" not in output
+    assert caplog.records == []
+    assert "Downloading" not in "".join(capfd.readouterr())
 
 
 def test_unreachable_hosts(no_network):
@@ -441,52 +442,89 @@ def test_refuses_tfds_sets_of_other_things_before_a_download(tmp_path, name, mat
     assert list(tmp_path.iterdir()) == []
 
 
-@needs_cifar10
-def test_cifar10(capfd):
-    capfd.readouterr()
-    test = sources.load("cifar10", "test", data_dir=str(_TFDS_DIR))
-    assert test.images.shape == (10000, 32, 32, 3) and test.images.dtype == np.uint8
-    assert test.labels.dtype == np.int32 and np.bincount(test.labels).tolist() == [1000] * 10
-    assert (test.name, test.num_classes) == ("cifar10", 10)
-    output = "".join(capfd.readouterr()).lower()
-    assert "tfds" not in output and "cifar10" not in output
-    # The order of the file, and the same under the name with a version.
-    record = next(
-        tf.data.TFRecordDataset(str(next((_TFDS_DIR / "cifar10" / "3.0.2").glob("*-test*")))).as_numpy_iterator()
-    )
-    features = tf.train.Example.FromString(record).features.feature
-    assert features["label"].int64_list.value[0] == test.labels[0]
-    np.testing.assert_array_equal(tf.io.decode_image(features["image"].bytes_list.value[0]), test.images[0])
-    again = sources.load("cifar10:3.0.2", "test", data_dir=str(_TFDS_DIR))
-    np.testing.assert_array_equal(again.images, test.images)
-    np.testing.assert_array_equal(again.labels, test.labels)
-    assert sources.channel_statistics(again) == sources.channel_statistics(test)
+_SHARDS = 3
+_PER_SHARD = 20  # More than TFDS takes from a shard at once if it is not told otherwise.
 
 
 @pytest.fixture
 def cifar10_copy(tmp_path):
-    """A copy that a test may damage."""
-    shutil.copytree(_TFDS_DIR / "cifar10", tmp_path / "cifar10")
-    for path in [tmp_path, *tmp_path.rglob("*")]:
-        path.chmod(0o755)
-    return tmp_path / "cifar10" / "3.0.2"
+    """A prepared copy in several shards; image k is uniformly k, of class k % 10."""
+    folder = tmp_path / "cifar10" / "3.0.2"
+    folder.mkdir(parents=True)
+    for shard in range(_SHARDS):
+        path = folder / f"cifar10-test.tfrecord-{shard:05d}-of-{_SHARDS:05d}"
+        with tf.io.TFRecordWriter(str(path)) as writer:
+            for k in range(_PER_SHARD * shard, _PER_SHARD * (shard + 1)):
+                png = tf.io.encode_png(np.full((32, 32, 3), k, np.uint8)).numpy()
+                feature = {
+                    "id": tf.train.Feature(bytes_list=tf.train.BytesList(value=[b"id"])),
+                    "image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[png])),
+                    "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[k % 10])),
+                }
+                writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
+    _write_info(folder)
+    return folder
+
+
+def _write_info(folder, split="test", per_shard=_PER_SHARD):
+    info = {
+        "name": "cifar10",
+        "version": "3.0.2",
+        "fileFormat": "tfrecord",
+        "splits": [
+            {
+                "name": split,
+                "numBytes": "1",
+                "shardLengths": [str(per_shard)] * _SHARDS,
+                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+            }
+        ],
+    }
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+
+
+def test_tfds_set_in_the_order_of_its_files(cifar10_copy, caplog, capfd):
+    verbosity = absl.logging.get_verbosity()
+    absl.logging.set_verbosity(absl.logging.INFO)  # As a command sets it.
+    try:
+        for name in ("cifar10", "cifar10:3.0.2"):
+            source = sources.load(name, "test", data_dir=str(cifar10_copy.parents[1]))
+            assert (source.name, source.num_classes) == (name, 10)
+            assert source.images.shape == (_PER_SHARD * _SHARDS, 32, 32, 3)
+            assert source.images.dtype == np.uint8 and source.labels.dtype == np.int32
+            np.testing.assert_array_equal(source.labels, np.arange(_PER_SHARD * _SHARDS) % 10)
+            np.testing.assert_array_equal(source.images[:, 3, 4, 1], np.arange(_PER_SHARD * _SHARDS))
+            assert sources.channel_statistics(source)[0] == (0.4914, 0.4822, 0.4465)
+        assert absl.logging.get_verbosity() == absl.logging.INFO
+    finally:
+        absl.logging.set_verbosity(verbosity)
+    assert caplog.records == []
+    assert "cifar10" not in "".join(capfd.readouterr())
+
+
+def test_refuses_incomplete_copies(cifar10_copy, no_network):
+    def refused(match):
+        _fails(match, sources.load, "cifar10", "test", data_dir=str(cifar10_copy.parents[1]))
+
+    _write_info(cifar10_copy, per_shard=_PER_SHARD + 1)
+    refused("whole copy of 'cifar10' in .*Received: Input dataset was expected to contain 63 elements .* 60 elements.$")
+    _write_info(cifar10_copy)
+    shard = sorted(cifar10_copy.glob("*-test*"))[-1]
+    shard.write_bytes(shard.read_bytes()[:-20])
+    refused("whole copy of 'cifar10' in ")
+    shard.unlink()
+    refused("whole copy of 'cifar10' in ")
+    _write_info(cifar10_copy, split="train")
+    refused(r"split 'test'. Received: \['train'\]")
+    (cifar10_copy / "dataset_info.json").unlink()
+    refused("without a dataset_info.json")
 
 
 @needs_cifar10
-def test_refuses_incomplete_copies(cifar10_copy, no_network):
-    arguments = {"data_dir": str(cifar10_copy.parents[1])}
-    records = next(cifar10_copy.glob("*-test*"))
-    content = records.read_bytes()
-    records.write_bytes(content[: len(content) // 2])
-    _fails("whole copy of 'cifar10'", sources.load, "cifar10", "test", **arguments)
-    records.unlink()
-    _fails("whole copy of 'cifar10'", sources.load, "cifar10", "test", **arguments)
-    info = json.loads((cifar10_copy / "dataset_info.json").read_text())
-    info["splits"] = info["splits"][:1]
-    (cifar10_copy / "dataset_info.json").write_text(json.dumps(info))
-    _fails(r"split 'test'. Received: \['train'\]", sources.load, "cifar10", "test", **arguments)
-    (cifar10_copy / "dataset_info.json").unlink()
-    _fails("without a dataset_info.json", sources.load, "cifar10", "test", **arguments)
+def test_cifar10():
+    test = sources.load("cifar10", "test", data_dir=str(_TFDS_DIR))
+    assert test.images.shape == (10000, 32, 32, 3) and test.images.dtype == np.uint8
+    assert np.bincount(test.labels).tolist() == [1000] * 10
 
 
 # Statistics and validation.
@@ -525,6 +563,7 @@ def test_hold_out():
     for part in (train, validation):
         assert part.name == "name" and part.num_classes == 100
         np.testing.assert_array_equal(part.images.ravel(), part.labels)
+        assert (np.diff(part.labels) > 0).all()
     assert set(validation.labels) == set(np.random.RandomState(0).permutation(100)[:30])
     np.random.seed(1)
     np.testing.assert_array_equal(sources.hold_out(source, 30)[1].labels, validation.labels)

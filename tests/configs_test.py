@@ -1,0 +1,239 @@
+"""The recipes: their numbers are the paper's, every binding is used, and changing a macro changes the run."""
+
+import inspect
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from robust_keras import attacks, configurables, evaluation, losses, models, objectives
+from robust_keras.data import mixing, sources
+
+GIN = configurables.gin_directory()
+RECIPES = sorted(path.name for path in GIN.glob("*.gin") if path.name != "base.gin")
+EVALUATIONS = ["eval/pgd20.gin", "eval/pgd40.gin"]
+
+# Typed from Gowal et al. 2020, section 3.1, and where the paper is silent from the released code.
+AT = {
+    "learning_rates": {
+        0: 0.1,
+        1: 0.1,
+        20_000: 0.1,
+        38_999: 0.1,
+        39_000: 0.01,
+        58_499: 0.01,
+        58_500: 0.001,
+        77_999: 0.001,
+    },
+    "images_per_step": 128,
+    "train_steps": 78_000,
+    "norm": "Linf",
+    "epsilon": 8 / 255,
+    "step_size": "2/255",
+    "num_steps": 10,
+    "group_size": 4,
+    "tau": None,
+    "weight_decay": 5e-4,
+    "momentum": 0.9,
+    "depth": 28,
+    "width": 10,
+    "activation": "relu",
+    "num_parameters": 36_479_194,
+    "num_validation": 1024,
+    "dataset": "cifar10",
+    "extra_data": None,
+}
+GOLDEN = {
+    "at.gin": AT,
+    "at_80mti.gin": {
+        **AT,
+        "learning_rates": {
+            0: 0.1,
+            1: 0.1,
+            5_000: 0.1,
+            9_749: 0.1,
+            9_750: 0.01,
+            14_624: 0.01,
+            14_625: 0.001,
+            19_499: 0.001,
+        },
+        "images_per_step": 1024,
+        "train_steps": 19_500,
+        "group_size": 32,
+        "extra_data": "carmon",
+    },
+}
+
+
+def resolved(recipe, *params):
+    configurables.parse([recipe], params)
+    return configurables.resolve(configurables.train).keywords
+
+
+def fake_data(num_extra=0):
+    def source(count):
+        return sources.Source("fake", np.zeros((count, 32, 32, 3), np.uint8), np.zeros(count, np.int32), 10)
+
+    mean = std = (0.5, 0.5, 0.5)
+    return mixing.TrainingData(source(50), source(5), source(num_extra) if num_extra else None, mean, std)
+
+
+def build(train, **changes):
+    model = train["model"].func(**{**train["model"].keywords, **changes}, num_classes=10)
+    return model
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_parses_uses_all_its_bindings_and_says_what_it_is(recipe):
+    resolved(recipe)
+    assert not configurables.unused_bindings()
+    header = (GIN / recipe).read_text().split("\n\n")[0]
+    assert header.startswith("# ") and f"--gin_file=gin/{recipe}" in header
+
+
+@pytest.mark.parametrize("recipe", EVALUATIONS)
+def test_every_evaluation_parses_and_uses_all_its_bindings(recipe):
+    configurables.parse([recipe])
+    bound = configurables.resolve(configurables.evaluate).keywords
+    assert bound["threat"].epsilon == 8 / 255
+    assert all(attack.keywords["threat"].epsilon == 8 / 255 for attack in bound["attacks"])
+
+
+def test_every_gin_file_is_part_of_a_recipe():
+    used = set()
+
+    def read(name):
+        used.add(name)
+        for line in (GIN / name).read_text().splitlines():
+            if line.startswith("include "):
+                read(line.split("'")[1])
+
+    for recipe in [*RECIPES, *EVALUATIONS]:
+        read(recipe)
+    on_disk = {path.relative_to(GIN).as_posix() for path in GIN.rglob("*.gin")}
+    # The L2 threat model is for --gin_file=... after a recipe.
+    assert on_disk - used == {"threats/l2.gin"}
+
+
+@pytest.mark.parametrize("recipe", GOLDEN)
+def test_the_recipes_numbers_are_the_papers(recipe):
+    expected, train = GOLDEN[recipe], resolved(recipe)
+    for step, rate in expected["learning_rates"].items():
+        assert float(train["learning_rate"](tf.constant(step, tf.int64))) == pytest.approx(rate, rel=1e-6), step
+    assert train["train_steps"] == expected["train_steps"]
+    assert train["tau"] == expected["tau"]
+    defaults = {name: p.default for name, p in inspect.signature(configurables.training.train).parameters.items()}
+    assert train.get("weight_decay", defaults["weight_decay"]) == expected["weight_decay"]
+    assert train.get("momentum", defaults["momentum"]) == expected["momentum"]
+    attack = train["attack"]
+    assert attack.func is attacks.pgd and attack.keywords["loss_fn"].func is losses.cross_entropy
+    assert attack.keywords["num_steps"] == expected["num_steps"]
+    assert attack.keywords["step_size"] == expected["step_size"]
+    assert attack.keywords["threat"].norm == expected["norm"]
+    assert attack.keywords["threat"].epsilon == expected["epsilon"]
+    assert attack.keywords.get("step_rule") is None and attack.keywords.get("random_start", True)
+    assert (train["attack_target"], train["attack_batch_norm"]) == ("label", "batch")
+    assert train["objective"].func is objectives.adversarial_training
+    assert train["validation"].func is evaluation.correct_under_attack
+    validation = train["validation"].keywords["attack"].keywords
+    assert validation["num_steps"] == 40 and validation["loss_fn"].func is losses.margin
+    steps = {0: 0.1, 19: 0.1, 20: 0.01, 29: 0.01, 30: 1e-4, 39: 1e-4}
+    assert {k: float(validation["step_size"](tf.constant(k))) for k in steps} == pytest.approx(steps)
+    assert validation["step_rule"].name == "adam(beta_1=0.9, beta_2=0.999, epsilon=1e-09)"
+    data = train["data"].keywords
+    assert (data["dataset"], data["extra_data"]) == (expected["dataset"], expected["extra_data"])
+    assert data["num_validation"] == expected["num_validation"]
+    model = train["model"].keywords
+    assert train["model"].func is models.wide_resnet
+    assert [model[name] for name in ("depth", "width", "activation")] == [
+        expected[name] for name in ("depth", "width", "activation")
+    ]
+    assert model["statistics_group_size"] == expected["group_size"]
+    dataset = train["batches"](fake_data(30 if data["extra_data"] else 0), seed=0, num_steps=1)
+    assert dataset.element_spec["image"].shape[0] == expected["images_per_step"]
+    assert train["batches"].keywords["group_size"] == expected["group_size"]
+    augmentation = train["batches"].keywords["augmentation"]
+    assert augmentation.keywords.get("padding", 4) == 4 and augmentation.keywords.get("flip", True)
+
+
+def test_the_80mti_batch_is_half_labelled_in_every_group():
+    data = fake_data(30)
+    data.labelled.labels[:], data.extra.labels[:] = 1, 2
+    batch = next(iter(resolved("at_80mti.gin")["batches"](data, seed=0, num_steps=1)))
+    groups = batch["label"].numpy().reshape(32, 32)
+    assert ((groups == 1).sum(axis=1) == 16).all() and ((groups == 2).sum(axis=1) == 16).all()
+
+
+# What each macro changes, seen from outside of gin: `(change, what to look at)`.
+MUTATIONS = {
+    "NORM": ("'L2'", lambda train: train["attack"].keywords["threat"].norm),
+    "EPSILON": ("'4/255'", lambda train: train["attack"].keywords["threat"].epsilon),
+    "DATASET": ("'cifar100'", lambda train: train["data"].keywords["dataset"]),
+    "EXTRA_DATA": ("'ddpm'", lambda train: train["data"].keywords["extra_data"]),
+    "DEPTH": ("16", lambda train: build(train, width=1).count_params()),
+    "WIDTH": ("2", lambda train: build(train, depth=10).count_params()),
+    "ACTIVATION": ("'gelu'", lambda train: build(train, depth=10, width=1).layers[4].activation),
+    "BATCH_SIZE": (
+        "64",
+        lambda train: train["batches"](fake_data(), seed=0, num_steps=1).element_spec["image"].shape[0],
+    ),
+    "TRAIN_STEPS": ("100", lambda train: float(train["learning_rate"](60))),
+    "TAU": ("0.9", lambda train: train["tau"]),
+    "SEED": ("7", lambda train: train["seed"]),
+    "STATISTICS_GROUP_SIZE": (
+        "8",
+        lambda train: (
+            next(layer for layer in build(train, depth=10, width=1).layers if "batchnorm" in layer.name)
+        ).statistics_group_size,
+    ),
+}
+
+
+@pytest.mark.parametrize("macro", MUTATIONS)
+def test_changing_a_macro_changes_the_run(macro):
+    value, look = MUTATIONS[macro]
+    before = look(resolved("at.gin"))
+    assert look(resolved("at.gin", f"{macro} = {value}")) != before
+
+
+def test_every_macro_has_a_mutation():
+    configurables.parse(["at.gin"])
+    macros = {scope for scope, selector in configurables.gin.config._CONFIG if selector == "gin.macro"}
+    assert macros == set(MUTATIONS)
+
+
+def test_the_validation_attack_follows_the_threat_model():
+    threat = resolved("at.gin", "NORM = 'L2'", "EPSILON = '128/255'")["validation"].keywords["attack"].keywords["threat"]
+    assert (threat.norm, threat.epsilon) == ("L2", 128 / 255)
+
+
+def test_operative_configuration_parses_again_to_the_same_recipe(tmp_path):
+    resolved("quickstart.gin", "EPSILON = '5/255'")
+    config = configurables.operative_config()
+    (tmp_path / "config.gin").write_text(config)
+    configurables.parse([tmp_path / "config.gin"])
+    configurables.resolve(configurables.train)
+    assert configurables.differences(config, configurables.operative_config()) == []
+
+
+def test_quickstart_twins_differ_in_the_attack_alone():
+    robust, plain = resolved("quickstart.gin"), resolved("quickstart_plain.gin")
+    assert plain["attack"] is None and plain["objective"].func is objectives.standard_training
+    assert robust["objective"].func is objectives.adversarial_training
+    assert robust["tau"] == plain["tau"] == 0.995
+    assert robust["model"].keywords == plain["model"].keywords
+    assert robust["model"].keywords["activation"] == "silu"
+    assert robust["attack"].keywords["num_steps"] == 10
+    assert robust["train_steps"] == plain["train_steps"]
+
+
+def test_no_keras_class_is_registered_with_gin():
+    for _, registered in configurables.gin.config._REGISTRY.items():
+        wrapped = inspect.unwrap(registered.wrapped)
+        assert not (inspect.isclass(wrapped) and issubclass(wrapped, (keras.layers.Layer, keras.Model)))
+
+
+def test_gin_folder_is_no_package():
+    assert not list(pathlib.Path(GIN).rglob("__init__.py"))

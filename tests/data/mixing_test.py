@@ -1,0 +1,279 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from robust_keras import noise
+from robust_keras.data import mixing, sources
+from robust_keras.data.augmentation import crop_and_flip
+
+EXTRA_SHADE = 200
+
+
+def source(num, num_classes=7, shade=0):
+    """Each image holds its index in two pixels, and what kind of data it is in the third; a label tells it too."""
+    images = np.zeros((num, 1, 3, 1), np.uint8)
+    images[:, 0, 0, 0], images[:, 0, 1, 0] = np.divmod(np.arange(num), 256)
+    images[:, 0, 2, 0] = shade
+    labels = ((3 * np.arange(num) + (shade > 0)) % num_classes).astype(np.int32)
+    return sources.Source("made", images, labels, num_classes)
+
+
+def training_data(num_labelled, num_extra=None):
+    labelled = source(num_labelled)
+    extra = num_extra and source(num_extra, shade=EXTRA_SHADE)
+    return mixing.TrainingData(labelled, source(1), extra, (0.5,), (1.0,))
+
+
+def stream(data, **options):
+    """All batches as arrays [steps, batch, ...], with `index` and `is_extra` read off the images."""
+    collected = [tf.nest.map_structure(np.asarray, batch) for batch in mixing.batches(data, **options)]
+    stacked = {name: np.stack([batch[name] for batch in collected]) for name in collected[0]}
+    pixels = stacked["image"][..., 0, :, 0].astype(int)
+    return {**stacked, "index": 256 * pixels[..., 0] + pixels[..., 1], "is_extra": pixels[..., 2] == EXTRA_SHADE}
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def test_every_pass_is_a_permutation_and_each_is_another():
+    # Neither set is a whole number of batches: 5 and 3 examples a step, of 12 and 7.
+    data = training_data(12, 7)
+    batches = stream(data, batch_size=8, seed=1, num_steps=24, labelled_fraction=0.625)
+    for is_extra, size in ((False, 12), (True, 7)):
+        indices = batches["index"][batches["is_extra"] == is_extra]
+        num_passes = len(indices) // size
+        assert num_passes == 10
+        passes = indices[: num_passes * size].reshape(num_passes, size)
+        np.testing.assert_array_equal(np.sort(passes, axis=1), np.tile(np.arange(size), (num_passes, 1)))
+        assert len(np.unique(passes, axis=0)) == num_passes
+        assert not np.array_equal(passes[0], np.arange(size))
+
+
+@pytest.mark.xfail(strict=True, reason="rounds=4 is too few: images stay near their place, and near that of the last pass")
+@pytest.mark.parametrize("size", [600, 50000])
+def test_order_is_neither_the_files_nor_that_of_the_pass_before(size):
+    order = stream(training_data(size), batch_size=size // 10, seed=0, num_steps=20)["index"].reshape(2, size)
+    limit = 4 / size**0.5  # Four standard deviations of a correlation.
+    for one in order:
+        assert abs(np.corrcoef(np.arange(size), one)[0, 1]) < limit
+        # Neighbours in the file are seldom neighbours in a pass.
+        assert np.mean(np.abs(np.diff(one)) <= 2) < 4 / size + 4 * (4 / size / size) ** 0.5
+    assert abs(np.corrcoef(*order)[0, 1]) < limit
+
+
+def test_one_kind_of_data_without_extra_data():
+    data = training_data(10)
+    batches = stream(data, batch_size=4, seed=0, num_steps=5, group_size=2, labelled_fraction=0.01)
+    assert not batches["is_extra"].any()
+    np.testing.assert_array_equal(np.sort(batches["index"].ravel()[:10]), np.arange(10))
+    np.testing.assert_array_equal(np.sort(batches["index"].ravel()[10:]), np.arange(10))
+
+
+def test_specification():
+    data = training_data(10, 10)
+    dataset = mixing.batches(data, batch_size=4, seed=0, num_steps=3)
+    assert dataset.element_spec == {
+        "image": tf.TensorSpec((4, 1, 3, 1), tf.uint8),
+        "label": tf.TensorSpec((4,), tf.int32),
+        "targets": tf.TensorSpec((4, 7), tf.float32),
+        "seeds": tf.TensorSpec((4, 2), tf.int32),
+    }
+    assert int(dataset.cardinality()) == 3
+
+
+def test_labels_and_targets_belong_to_the_images():
+    data = training_data(30, 40)
+    batches = stream(data, batch_size=10, seed=3, num_steps=8)
+    labels = np.where(
+        batches["is_extra"], data.extra.labels[batches["index"] % 40], data.labelled.labels[batches["index"] % 30]
+    )
+    assert len(np.unique(labels)) == 7
+    np.testing.assert_array_equal(batches["label"], labels)
+    np.testing.assert_array_equal(batches["targets"], np.eye(7, dtype=np.float32)[labels])
+
+
+def test_a_later_start_gives_the_tail():
+    data = training_data(13, 11)
+    options = dict(batch_size=8, seed=2, num_steps=20, group_size=4, augmentation=augment)
+    full = stream(data, **options)
+    assert len(full["label"]) == 20
+    for start_step in (1, 7, 19):
+        tail = stream(data, start_step=start_step, **options)
+        assert_same(tail, {name: array[start_step:] for name, array in full.items()})
+
+
+def test_a_finished_run_has_no_more_batches():
+    assert list(mixing.batches(training_data(5), batch_size=2, seed=0, num_steps=4, start_step=4)) == []
+
+
+def test_the_length_of_the_run_changes_no_batch():
+    short, long = (stream(training_data(13, 11), batch_size=4, seed=0, num_steps=n) for n in (3, 9))
+    assert_same(short, {name: array[:3] for name, array in long.items()})
+
+
+def test_same_again_and_other_with_another_seed():
+    data = training_data(50, 50)
+    options = dict(batch_size=10, num_steps=10)
+    first = stream(data, seed=5, **options)
+    assert_same(first, stream(data, seed=5, **options))
+    other = stream(data, seed=6, **options)
+    for is_extra in (False, True):
+        indices = [batches["index"][batches["is_extra"] == is_extra] for batches in (first, other)]
+        assert np.mean(indices[0] != indices[1]) > 0.8
+    assert not np.any((first["seeds"] == other["seeds"]).all(-1))
+    # The two kinds of data are not shuffled alike.
+    assert np.mean(first["index"][first["is_extra"]] != first["index"][~first["is_extra"]]) > 0.8
+
+
+@pytest.mark.parametrize(
+    "fraction, group_size, num_labelled",
+    [(0.5, 4, 2), (0.3, 32, 10), (0.01, 8, 1), (0.99, 8, 7), (0.3, 2, 1), (0.7, 10, 7)],
+)
+def test_split_of_every_group(fraction, group_size, num_labelled):
+    batches = stream(
+        training_data(300, 500),
+        batch_size=3 * group_size,
+        seed=0,
+        num_steps=4,
+        group_size=group_size,
+        labelled_fraction=fraction,
+    )
+    groups = batches["is_extra"].reshape(4 * 3, group_size)
+    expected = np.arange(group_size) >= num_labelled  # In each, labelled examples come first.
+    np.testing.assert_array_equal(groups, np.tile(expected, (12, 1)))
+
+
+def test_whole_batch_is_the_group_by_default():
+    batches = stream(training_data(30, 30), batch_size=10, seed=0, num_steps=2, labelled_fraction=0.3)
+    np.testing.assert_array_equal(batches["is_extra"], [[False] * 3 + [True] * 7] * 2)
+
+
+def test_seeds_are_those_of_run_step_and_index():
+    data = training_data(30, 40)
+    batches = stream(data, batch_size=10, seed=11, num_steps=6, start_step=2)
+    for k in range(4):
+        # Extra images are counted on from the labelled ones.
+        index = batches["index"][k] + 30 * batches["is_extra"][k]
+        expected = noise.example_seeds(11, 2 + k, tf.constant(index, tf.int64))
+        np.testing.assert_array_equal(batches["seeds"][k], expected)
+
+
+def test_seeds_are_unique():
+    batches = stream(training_data(40, 40), batch_size=20, seed=0, num_steps=40)
+    # Ten of each kind a step, forty of each kind: no batch crosses into the next pass.
+    assert len(np.unique(batches["seeds"].reshape(-1, 2), axis=0)) == 20 * 40
+
+
+@pytest.mark.xfail(strict=True, reason="an index that is twice in a batch has one seed: no copy number")
+def test_seeds_are_unique_where_a_batch_reaches_into_the_next_pass():
+    batches = stream(training_data(7), batch_size=5, seed=0, num_steps=20)
+    assert any(len(set(index)) < 5 for index in batches["index"])
+    assert all(len(np.unique(seeds, axis=0)) == 5 for seeds in batches["seeds"])
+
+
+def augment(images, seeds):
+    """Adds to the pixel that nothing is read from."""
+    return images + tf.pad(tf.cast(seeds[:, :1] & 15, tf.uint8), [[0, 0], [2, 0]])[:, None, :, None]
+
+
+def test_augmentation_takes_images_and_seeds():
+    data = training_data(20, 20)
+    options = dict(batch_size=4, seed=0, num_steps=5)
+    plain, augmented = stream(data, **options), stream(data, augmentation=augment, **options)
+    expected = plain["image"].copy()
+    expected[..., 0, 2, 0] += (plain["seeds"][..., 0] & 15).astype(np.uint8)
+    assert np.any(expected != plain["image"])
+    np.testing.assert_array_equal(augmented["image"], expected)
+    for name in ("label", "targets", "seeds"):
+        np.testing.assert_array_equal(augmented[name], plain[name])
+
+
+def test_crops_of_the_papers_augmentation():
+    digits = np.random.default_rng(0).integers(1, 256, (20, 8, 8, 1)).astype(np.uint8)
+    labelled = sources.Source("made", digits, np.arange(20, dtype=np.int32), 20)
+    data = mixing.TrainingData(labelled, labelled, None, (0.5,), (1.0,))
+    (batch,) = mixing.batches(data, batch_size=6, seed=0, num_steps=1, augmentation=crop_and_flip)
+    chosen = tf.gather(digits, batch["label"])
+    np.testing.assert_array_equal(batch["image"], crop_and_flip(chosen, batch["seeds"]))
+    assert np.any(batch["image"] != chosen)
+
+
+def test_two_replicas_get_the_batch_of_one_device(mirrored):
+    data = training_data(13, 11)
+    options = dict(batch_size=8, seed=2, num_steps=7, group_size=4, augmentation=augment)
+    full = stream(data, **options)
+    distributed = mirrored.experimental_distribute_dataset(mixing.batches(data, **options))
+    batches = list(distributed)
+    assert len(batches) == 7
+    for step, batch in enumerate(batches):
+        for name in ("image", "label", "targets", "seeds"):
+            halves = mirrored.experimental_local_results(batch[name])
+            assert [len(half) for half in halves] == [4, 4]
+            np.testing.assert_array_equal(np.concatenate(halves), full[name][step], err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "options, received",
+    [
+        ({"batch_size": 10, "group_size": 4}, "multiple of the group size 4. Received: 10"),
+        ({"batch_size": 0}, "Received: 0"),
+        ({"batch_size": -4, "group_size": 4}, "Received: -4"),
+        ({"batch_size": 8, "labelled_fraction": 0.0}, "Received: 0.0 and 8"),
+        ({"batch_size": 8, "labelled_fraction": 1.0}, "Received: 1.0 and 8"),
+        ({"batch_size": 8, "labelled_fraction": float("nan")}, "Received: nan and 8"),
+        ({"batch_size": 8, "group_size": 1}, "Received: 0.5 and 1"),
+        ({"batch_size": 1}, "Received: 0.5 and 1"),
+    ],
+)
+def test_errors(options, received):
+    with pytest.raises(ValueError, match=received):
+        mixing.batches(training_data(20, 20), seed=0, num_steps=2, **options)
+
+
+def test_groups_of_one_are_fine_without_extra_data():
+    batches = stream(training_data(9), batch_size=3, seed=0, num_steps=3, group_size=1)
+    np.testing.assert_array_equal(np.sort(batches["index"].ravel()), np.arange(9))
+
+
+def test_training_data_of_digits():
+    data = mixing.training_data(dataset="digits", num_validation=100)
+    whole = sources.load("digits", "train")
+    assert data.extra is None
+    assert len(data.validation.labels) == 100 and len(data.labelled.labels) == len(whole.labels) - 100 == 1337
+    held_out = np.sort(np.random.RandomState(0).permutation(1437)[:100])
+    np.testing.assert_array_equal(data.validation.images, whole.images[held_out])
+    np.testing.assert_array_equal(data.validation.labels, whole.labels[held_out])
+    np.testing.assert_array_equal(data.labelled.images, np.delete(whole.images, held_out, axis=0))
+    np.testing.assert_array_equal(data.labelled.labels, np.delete(whole.labels, held_out))
+    # Of the whole set, whatever is held out.
+    np.testing.assert_allclose(data.mean, whole.images.mean((0, 1, 2)) / 255, atol=1e-4)
+    np.testing.assert_allclose(data.std, whole.images.std((0, 1, 2)) / 255, atol=1e-4)
+
+
+def test_training_data_with_extra_data(tmp_path):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (5, 32, 32, 3)).astype(np.uint8)
+    path = str(tmp_path / "extra.npz")
+    np.savez(path, image=images, label=np.arange(5))
+    data = mixing.training_data(dataset="digits", num_validation=7, extra_data=f"npz:{path}")
+    np.testing.assert_array_equal(data.extra.images, images)
+    assert data.extra.num_classes == data.labelled.num_classes == 10 and len(data.validation.labels) == 7
+    np.savez(path, image=images[:, :16, :16], label=np.arange(5))
+    with pytest.raises(ValueError, match="32, 32, 3"):
+        mixing.training_data(dataset="digits", num_validation=7, extra_data=f"npz:{path}")
+
+
+@pytest.mark.parametrize(
+    "options, match",
+    [
+        ({"dataset": "digits", "num_validation": 1437}, "1437"),
+        ({"dataset": "Not a set", "num_validation": 1}, "Not a set"),
+        ({"dataset": "digits", "num_validation": 1, "extra_data": "digits"}, "Received: 'digits'"),
+    ],
+)
+def test_training_data_errors(options, match):
+    with pytest.raises(ValueError, match=match):
+        mixing.training_data(**options)

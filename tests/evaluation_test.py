@@ -1,0 +1,480 @@
+import functools
+import json
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from robust_keras import attacks, evaluation, losses, noise, threats
+from robust_keras.data import sources
+
+EPSILON = threats.threat(norm="Linf", epsilon="8/255")
+
+# The classifier reads one byte of an image: over 127.5 it is class 1, else 0.
+FEATURES = np.array([129, 131, 140, 126, 124, 100, 140, 90, 133, 200])
+LABELS = np.array([1, 1, 1, 0, 0, 0, 0, 1, 1, 1], np.int32)
+# How many bytes it takes to move each over: 1.5, 3.5, 12.5, 1.5, 3.5, 27.5, -, -, 5.5, 72.5; two are wrong already.
+BROKEN_BY_2_4_6 = np.array([1, 2, -1, 1, 2, -1, 0, 0, 3, -1])
+
+
+def make_source(features=FEATURES, labels=LABELS):
+    """uint8 [N, 2, 2, 3]: the first byte is the feature, the second the index, the rest 100."""
+    images = np.full((len(features), 2, 2, 3), 100, np.uint8)
+    images[:, 0, 0, 0], images[:, 0, 0, 1] = features, np.arange(len(features))
+    return sources.Source("made", images, np.asarray(labels, np.int32), 3)
+
+
+def logits_fn(x, threshold=127.5):
+    """Linear in the pixels, three classes of which the last never wins."""
+    weights = np.zeros((12, 3), np.float32)
+    weights[0, 1] = 255.0
+    return tf.reshape(x, (-1, 12)) @ weights - tf.constant([0.0, threshold, 900.0])
+
+
+def feature(value, like):
+    """`value` [batch] at the first byte, zero elsewhere."""
+    return tf.pad(value[:, None, None, None] / 255.0, [[0, 0], [0, 1], [0, 1], [0, 2]]) + tf.zeros_like(like)
+
+
+def shift(logits_fn, x, labels, *, seeds, threat, by, calls=None):
+    """Moves the feature by so many bytes towards the other class, and records whom it was called with."""
+    if calls is not None:
+        tf.numpy_function(lambda *call: calls.append(call), [tf.round(x[:, 0, 0, 1] * 255), x, labels, seeds], [])
+    return x + feature(tf.where(labels == 0, by, -by), x)
+
+
+def random_shift(logits_fn, x, labels, *, seeds, threat):
+    """Moves the feature by up to seven bytes, and the last by up to one."""
+    by = noise.uniform(seeds, (2,), 0.0, 7.0)
+    last = tf.pad((by[:, 1] / 7 / 255)[:, None, None, None], [[0, 0], [1, 0], [1, 0], [2, 0]])
+    return x + feature(tf.where(labels == 0, by[:, 0], -by[:, 0]), x) + last
+
+
+def attack(fn=shift, threat=EPSILON, **options):
+    return functools.partial(fn, threat=threat, **options)
+
+
+def evaluate(attacks, source=None, logits_fn=logits_fn, threat=EPSILON, batch_size=4, **options):
+    source = source or make_source()
+    return evaluation.evaluate(
+        logits_fn, source, attacks=attacks, threat=threat, batch_size=batch_size, progress=False, **options
+    )
+
+
+def without_seconds(results):
+    return {**results, "attacks": [{k: v for k, v in a.items() if k != "seconds"} for a in results["attacks"]]}
+
+
+def assert_same(one, other):
+    assert without_seconds(one.results) == without_seconds(other.results)
+    assert one.examples.keys() == other.examples.keys()
+    for name, array in one.examples.items():
+        np.testing.assert_array_equal(array, other.examples[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def sequence():
+    """The evaluation by three attacks, and whom each was called with."""
+    calls = [[], [], []]
+    return evaluate([attack(by=by, calls=seen) for by, seen in zip((2.0, 4.0, 6.0), calls)]), calls
+
+
+def test_sequence_of_attacks(sequence):
+    (results, examples), calls = sequence
+    assert results["num_examples"] == 10
+    np.testing.assert_allclose(results["clean_accuracy"], 0.8)
+    np.testing.assert_allclose(results["robust_accuracy"], 0.3)
+    np.testing.assert_allclose(results["robust_accuracy_uint8"], 0.3)
+    assert [record["attack"] for record in results["robust_accuracy_after"]] == ["shift"] * 3
+    np.testing.assert_allclose([r["robust_accuracy"] for r in results["robust_accuracy_after"]], [0.6, 0.4, 0.3])
+    assert [record["examples_attacked"] for record in results["attacks"]] == [8, 6, 4]
+    assert [record["examples_broken"] for record in results["attacks"]] == [2, 2, 1]
+    assert [record["parameters"]["by"] for record in results["attacks"]] == [2.0, 4.0, 6.0]
+
+    np.testing.assert_array_equal(examples["broken_by"], BROKEN_BY_2_4_6)
+    np.testing.assert_array_equal(examples["robust"], BROKEN_BY_2_4_6 == -1)
+    np.testing.assert_array_equal(examples["label"], LABELS)
+    np.testing.assert_array_equal(examples["index"], np.arange(10))
+    np.testing.assert_array_equal(examples["clean_prediction"], FEATURES > 127.5)
+
+
+def test_attacks_get_full_batches_of_what_stands(sequence):
+    made = make_source()
+    for k, seen in enumerate(sequence[1]):
+        standing = np.flatnonzero((BROKEN_BY_2_4_6 < 0) | (BROKEN_BY_2_4_6 > k))
+        assert len(seen) == math.ceil(len(standing) / 4)
+        for indices, x, labels, seeds in seen:
+            assert x.shape == (4, 2, 2, 3) and x.dtype == np.float32 and seeds.shape == (4, 2)
+            np.testing.assert_array_equal(x, made.images[indices.astype(int)] / np.float32(255))
+            np.testing.assert_array_equal(labels, LABELS[indices.astype(int)])
+        assert set(np.concatenate([call[0] for call in seen])) == set(standing)
+
+
+def test_adversarial_images_are_those_that_broke_and_clean_ones_elsewhere(sequence):
+    made, examples = make_source(), sequence[0].examples
+    clean = made.images.astype(np.float32) / np.float32(255)
+    towards = np.where(LABELS == 0, 1, -1)
+    for k, by in enumerate(BROKEN_BY_2_4_6):
+        if by > 0:
+            expected = made.images[k].astype(np.float64)
+            expected[0, 0, 0] += towards[k] * 2 * by
+            np.testing.assert_allclose(examples["adversarial"][k] * 255, expected, atol=1e-4)
+            assert np.argmax(logits_fn(examples["adversarial"][k : k + 1])) == 1 - LABELS[k]
+        else:  # Also what the clean image gets wrong, and what was attacked in vain.
+            np.testing.assert_array_equal(examples["adversarial"][k], clean[k])
+
+
+def test_order_changes_who_broke_what_and_not_the_outcome():
+    results, examples = evaluate([attack(by=6.0), attack(by=2.0)])
+    np.testing.assert_allclose([r["robust_accuracy"] for r in results["robust_accuracy_after"]], [0.3, 0.3])
+    assert [(r["examples_attacked"], r["examples_broken"]) for r in results["attacks"]] == [(8, 5), (3, 0)]
+    np.testing.assert_array_equal(examples["broken_by"], np.minimum(BROKEN_BY_2_4_6, 1))
+
+
+def test_without_attacks():
+    results, examples = evaluate([])
+    assert results["attacks"] == results["robust_accuracy_after"] == []
+    assert results["clean_accuracy"] == results["robust_accuracy"] == results["robust_accuracy_uint8"] == 0.8
+    np.testing.assert_array_equal(examples["broken_by"] == 0, BROKEN_BY_2_4_6 == 0)
+
+
+@pytest.fixture(scope="module")
+def random_evaluation():
+    return evaluate([attack(random_shift)], batch_size=10)
+
+
+def test_batch_size_changes_nothing(random_evaluation):
+    results = random_evaluation.results
+    assert 0.3 <= results["robust_accuracy"] < 0.8
+    for batch_size in (1, 3, 32):
+        assert_same(evaluate([attack(random_shift)], batch_size=batch_size), random_evaluation)
+
+
+def test_examples_attacked_before_change_nothing(random_evaluation):
+    # Whom the second attack finds standing depends on the first; what it does to them does not.
+    after = evaluate([attack(by=2.0), attack(random_shift)], batch_size=3).examples
+    alone = random_evaluation.examples
+    for k in np.flatnonzero(after["broken_by"] == 2):
+        assert alone["broken_by"][k] == 1
+        np.testing.assert_array_equal(after["adversarial"][k], alone["adversarial"][k])
+    assert np.any(after["broken_by"] == 2)
+    np.testing.assert_array_equal(after["robust"], alone["robust"] & (after["broken_by"] != 1))
+
+
+def test_first_examples(random_evaluation):
+    results, examples = evaluate([attack(random_shift)], num_examples=7)
+    assert results["num_examples"] == 7
+    assert examples.keys() == random_evaluation.examples.keys()
+    for name, array in random_evaluation.examples.items():
+        np.testing.assert_array_equal(examples[name], array[:7], err_msg=name)
+    np.testing.assert_allclose(results["clean_accuracy"], 6 / 7)
+
+
+def test_same_seed_same_result_and_another_seed_another(random_evaluation):
+    assert_same(evaluate([attack(random_shift)], seed=0), random_evaluation)
+    other = evaluate([attack(random_shift)], seed=1)
+    assert other.results["seed"] == 1 and random_evaluation.results["seed"] == 0
+    broken = (other.examples["broken_by"] == 1) & (random_evaluation.examples["broken_by"] == 1)
+    assert broken.any()
+    differ = other.examples["adversarial"] != random_evaluation.examples["adversarial"]
+    assert np.all(differ.any((1, 2, 3))[broken])
+
+
+def test_keys(random_evaluation):
+    results, examples = random_evaluation
+    # As DESIGN.md lists them; evaluate.py adds the three that it alone knows.
+    assert results.keys() == {
+        "num_examples",
+        "clean_accuracy",
+        "robust_accuracy",
+        "robust_accuracy_uint8",
+        "robust_accuracy_after",
+        "norm",
+        "epsilon",
+        "epsilon_fraction",
+        "attacks",
+        "confidence_interval_95",
+        "warnings",
+        "seed",
+    }
+    assert results["attacks"][0].keys() == {"name", "parameters", "seconds", "examples_attacked", "examples_broken"}
+    assert results["robust_accuracy_after"][0].keys() == {"attack", "robust_accuracy"}
+    assert (results["norm"], results["epsilon"], results["epsilon_fraction"]) == ("Linf", 8 / 255, "8/255")
+    assert results["warnings"] == [] and results["seed"] == 0
+    assert json.loads(json.dumps(results)) == results
+    types = {name: (array.dtype, array.shape) for name, array in examples.items()}
+    assert types == {
+        "index": (np.int64, (10,)),
+        "label": (np.int32, (10,)),
+        "clean_prediction": (np.int32, (10,)),
+        "robust": (np.bool_, (10,)),
+        "broken_by": (np.int32, (10,)),
+        "adversarial": (np.float32, (10, 2, 2, 3)),
+    }
+
+
+def test_confidence_interval_is_that_of_the_robust_accuracy(sequence):
+    # 3 of 10.
+    np.testing.assert_allclose(sequence[0].results["confidence_interval_95"], [0.1077913, 0.6032219], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "successes, trials, expected",
+    [
+        (8, 10, [0.4901625, 0.9433178]),
+        (5, 10, [0.2365931, 0.7634069]),
+        (0, 10, [0.0, 0.2775328]),
+        (10, 10, [0.7224672, 1.0]),
+        (1, 1, [0.2065493, 1.0]),
+    ],
+)
+def test_wilson_interval(successes, trials, expected):
+    interval = evaluation.wilson_interval(successes, trials)
+    np.testing.assert_allclose(interval, expected, atol=1e-6)
+    # Its ends are the proportions from which the observed one is 1.96 standard deviations away.
+    for end in interval:
+        if 0 < end < 1 - 1e-6:
+            deviation = math.sqrt(end * (1 - end) / trials)
+            np.testing.assert_allclose(abs(successes / trials - end) / deviation, 1.959964, rtol=1e-5)
+
+
+# What is refused.
+
+
+def outside(logits_fn, x, labels, *, seeds, threat, delta, index):
+    """Adds `delta` to the example of that index: one that the last, padded batch holds."""
+    return x + tf.where(tf.round(x[:, 0, 0, 1] * 255) == index, delta, 0.0)[:, None, None, None]
+
+
+@pytest.mark.parametrize("delta", [8.01 / 255, -8.01 / 255, math.nan, math.inf])
+def test_outside_the_ball(delta):
+    with pytest.raises(ValueError, match=r"images of outside within Linf 8/255 and \[0, 1\]. Received: a distance of"):
+        evaluate([attack(outside, delta=delta, index=9)], batch_size=3)
+
+
+def test_on_the_sphere_is_inside():
+    results = evaluate([attack(outside, delta=delta, index=9) for delta in (8 / 255, -8 / 255)]).results
+    np.testing.assert_allclose(results["robust_accuracy"], 0.8)
+
+
+def test_nan_in_one_pixel():
+    def poisoned(logits_fn, x, labels, *, seeds, threat):
+        return x + feature(tf.where(labels == 0, math.nan, 0.0), x)
+
+    with pytest.raises(ValueError, match="a distance of nan"):
+        evaluate([attack(poisoned)])
+
+
+@pytest.mark.parametrize("byte, delta", [(254, 2 / 255), (1, -2 / 255)])
+def test_outside_the_range(byte, delta):
+    made = make_source()
+    made.images[9, 1, 1, 2] = byte
+    with pytest.raises(ValueError, match="pixels from"):
+        evaluate([attack(outside, delta=delta, index=9)], made)
+    # Up to black and white is inside.
+    if byte == 254:
+        assert evaluate([attack(outside, delta=delta / 2, index=9)], made).results["robust_accuracy"] == 0.8
+
+
+def test_l2_ball():
+    # Twelve pixels, each off by d: a distance of sqrt(12) d.
+    threat = threats.threat(norm="L2", epsilon=0.1)
+    inside, beyond = (attack(outside, threat, delta=factor * 0.1 / math.sqrt(12), index=9) for factor in (0.999, 1.001))
+    assert evaluate([inside], threat=threat).results["robust_accuracy"] == 0.8
+    with pytest.raises(ValueError, match="within L2 0.1"):
+        evaluate([beyond], threat=threat)
+
+
+@pytest.mark.parametrize("norm, epsilon", [("Linf", "7/255"), ("L2", "8/255"), ("Linf", 0.0314)])
+def test_attack_on_another_threat_is_refused_before_any_runs(norm, epsilon):
+    calls = []
+    other = attack(threat=threats.threat(norm=norm, epsilon=epsilon), by=0.0)
+    with pytest.raises(ValueError, match=f"Linf 8/255. Received: shift on {norm} {epsilon}"):
+        evaluate([attack(by=2.0, calls=calls), other])
+    assert calls == []
+
+
+def test_equal_radii_may_be_typed_differently():
+    same = threats.threat(norm="Linf", epsilon=8 / 255)
+    np.testing.assert_allclose(evaluate([attack(threat=same, by=6.0)]).results["robust_accuracy"], 0.3)
+
+
+def test_probabilities_are_refused_with_the_way_out():
+    with pytest.raises(ValueError, match="--outputs=probabilities"):
+        evaluate([], logits_fn=lambda x: tf.nn.softmax(logits_fn(x)))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_non_finite_logits_on_clean_images(value):
+    def broken(x):
+        return logits_fn(x) + tf.where(x[:, 0, 0, :1] * 255 > 199, value, 0.0)
+
+    with pytest.raises(ValueError, match="finite logits on clean images"):
+        evaluate([], logits_fn=broken)
+
+
+def test_non_finite_logits_under_attack_are_reported():
+    def broken(x):
+        return logits_fn(x) + tf.where(x[:, 0, 0, :1] * 255 > 201, math.nan, 0.0)
+
+    def upwards(logits_fn, x, labels, *, seeds, threat):
+        return x + feature(tf.where(labels == 1, 2.0, 0.0), x)
+
+    results = evaluate([attack(upwards)], logits_fn=broken).results
+    assert results["warnings"] == ["non_finite_logits"]
+    json.dumps(results, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    "label", [3, pytest.param(-1, marks=pytest.mark.xfail(strict=True, reason="_check_logits looks at the largest only"))]
+)
+def test_labels_outside_the_classes(label):
+    labels = LABELS.copy()
+    labels[4] = label
+    with pytest.raises(ValueError, match=f"labels of the model's 3 classes. Received: {label}"):
+        evaluate([], make_source(labels=labels))
+
+
+@pytest.mark.parametrize("num_examples", [0, -1, 11])
+def test_num_examples_out_of_range(num_examples):
+    with pytest.raises(ValueError, match=f"from 1 to 10. Received: {num_examples}"):
+        evaluate([], num_examples=num_examples)
+
+
+# Rounding to bytes.
+
+
+def test_what_works_only_unrounded_is_robust_in_bytes():
+    # 128 - .4 = 127.6 is under 127.7 and is rounded back to 128; 129 - 1.6 = 127.4 is rounded to 127; 140 stands.
+    rounding = functools.partial(logits_fn, threshold=127.7)
+    made = make_source([128, 129, 140], [1, 1, 1])
+    results, examples = evaluate([attack(by=0.4), attack(by=1.6)], made, rounding)
+    np.testing.assert_array_equal(examples["broken_by"], [1, 2, -1])
+    np.testing.assert_allclose(results["robust_accuracy"], 1 / 3)
+    np.testing.assert_allclose(results["robust_accuracy_uint8"], 2 / 3)
+    np.testing.assert_allclose(examples["adversarial"][:, 0, 0, 0] * 255, [127.6, 127.4, 140], atol=1e-4)
+
+
+def test_what_works_only_rounded_is_not_robust_in_bytes():
+    # 128 - .55 = 127.45 is over 127.4, 127 is not.
+    results, examples = evaluate(
+        [attack(by=0.55)], make_source([128, 140], [1, 1]), functools.partial(logits_fn, threshold=127.4)
+    )
+    np.testing.assert_array_equal(examples["broken_by"], [-1, -1])
+    assert (results["robust_accuracy"], results["robust_accuracy_uint8"]) == (1.0, 0.5)
+
+
+@pytest.mark.xfail(strict=True, reason="rounded images are not checked against the ball")
+def test_rounding_out_of_the_ball_breaks_nothing():
+    # 128 - 7.65 = 120.35 is over 120.2; rounded it is 120, eight bytes off: outside of .03 * 255 = 7.65.
+    threat = threats.threat(norm="Linf", epsilon=0.03)
+    results = evaluate(
+        [attack(threat=threat, by=7.65)],
+        make_source([128, 140], [1, 1]),
+        functools.partial(logits_fn, threshold=120.2),
+        threat,
+    ).results
+    assert (results["robust_accuracy"], results["robust_accuracy_uint8"]) == (1.0, 1.0)
+
+
+# Nothing to attack.
+
+NOTHING_LEFT = pytest.mark.xfail(strict=True, reason="evaluate() assigns an empty array of the wrong shape")
+
+
+@NOTHING_LEFT
+def test_all_wrong_without_an_attack():
+    calls = []
+    results, examples = evaluate([attack(by=2.0, calls=calls)] * 2, make_source(labels=1 - (FEATURES > 127.5)))
+    assert results["clean_accuracy"] == results["robust_accuracy"] == results["robust_accuracy_uint8"] == 0.0
+    assert [(r["examples_attacked"], r["examples_broken"]) for r in results["attacks"]] == [(0, 0)] * 2
+    assert calls == []
+    assert not examples["broken_by"].any() and not examples["robust"].any()
+    np.testing.assert_allclose(results["confidence_interval_95"], [0.0, 0.2775328], atol=1e-6)
+
+
+@NOTHING_LEFT
+def test_all_broken_before_the_last_attack():
+    calls = []
+    source = make_source([129, 126, 130], [1, 0, 1])
+    results, examples = evaluate([attack(by=6.0), attack(by=2.0, calls=calls)], source)
+    assert [r["robust_accuracy"] for r in results["robust_accuracy_after"]] == [0.0, 0.0]
+    np.testing.assert_array_equal(examples["broken_by"], [1, 1, 1])
+    assert [r["examples_attacked"] for r in results["attacks"]] == [3, 0]
+    assert calls == []
+
+
+# With a real attack and network.
+
+
+def test_pgd_on_a_network(tiny_model):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (11, 8, 8, 3)).astype(np.uint8)
+    predictions = np.argmax(tiny_model(images / np.float32(255), training=False), axis=-1)
+    labels = np.where(np.arange(11) == 4, (predictions + 1) % 4, predictions)  # One is wrong.
+    source = sources.Source("made", images, labels.astype(np.int32), 4)
+    pgd = functools.partial(
+        attacks.pgd,
+        threat=EPSILON,
+        loss_fn=losses.cross_entropy,
+        num_steps=3,
+        step_size="4/255",
+        step_rule=attacks.steepest(),
+    )
+    network = functools.partial(tiny_model, training=False)
+    results, examples = evaluate([pgd], source, network)
+    assert results["attacks"][0]["name"] == "pgd"
+    assert results["attacks"][0]["parameters"] == {
+        "loss_fn": "cross_entropy",
+        "num_steps": 3,
+        "step_size": "4/255",
+        "step_rule": "steepest",
+    }
+    json.dumps(results)
+    np.testing.assert_allclose(results["clean_accuracy"], 10 / 11)
+    assert results["robust_accuracy"] < 0.7
+    adversarial = examples["adversarial"]
+    assert np.abs(adversarial - images / np.float32(255)).max() <= 8 / 255 + 1e-6
+    assert adversarial.min() >= 0 and adversarial.max() <= 1
+    right = np.argmax(network(adversarial), axis=-1) == labels
+    np.testing.assert_array_equal(right, examples["robust"])
+    rounded = np.round(adversarial * 255) / np.float32(255)
+    expected = np.mean((np.argmax(network(rounded), axis=-1) == labels))
+    np.testing.assert_allclose(results["robust_accuracy_uint8"], expected)
+
+
+def test_correct_under_attack():
+    made = make_source()
+    x = tf.constant(made.images, tf.float32) / 255.0
+    seeds = noise.example_seeds(0, 0, tf.range(10))
+    seen = []
+
+    def checked(logits, images, labels, *, seeds):
+        seen.append((logits, seeds))
+        return shift(logits, images, labels, seeds=seeds, threat=EPSILON, by=4.0)
+
+    clean, robust = evaluation.correct_under_attack(logits_fn, x, tf.constant(LABELS), seeds=seeds, attack=checked)
+    np.testing.assert_array_equal(clean, BROKEN_BY_2_4_6 != 0)
+    np.testing.assert_array_equal(robust, (BROKEN_BY_2_4_6 < 0) | (BROKEN_BY_2_4_6 == 3))
+    assert len(seen) == 1 and seen[0][0] is logits_fn and seen[0][1] is seeds
+
+    # An attack that repairs a wrong image doesn't make it robust.
+    def repair(logits, images, labels, *, seeds):
+        return images - feature(tf.where(labels == 0, 40.0, -40.0), images)
+
+    _, robust = evaluation.correct_under_attack(logits_fn, x, tf.constant(LABELS), seeds=seeds, attack=repair)
+    np.testing.assert_array_equal(robust, BROKEN_BY_2_4_6 != 0)
+
+
+def test_summary(sequence):
+    results = {**sequence[0].results, "confidence_interval_95": [0.1, 0.6], "warnings": ["a_flag"]}
+    assert evaluation.summary(results).splitlines() == [
+        "10 examples, Linf 8/255",
+        "clean accuracy: 80.00 %",
+        "robust accuracy after shift: 60.00 %",
+        "robust accuracy after shift: 40.00 %",
+        "robust accuracy after shift: 30.00 %",
+        "robust accuracy (an upper bound of the true one): 30.00 %, 95 % interval 10.00 to 60.00 %",
+        "warning: a_flag",
+    ]

@@ -1,0 +1,55 @@
+import json
+
+import pytest
+
+from robust_keras import reporting
+
+FIRST = {
+    "num_examples": 1000,
+    "clean_accuracy": 0.8529,
+    "robust_accuracy": 0.572,
+    "norm": "Linf",
+    "epsilon": 8 / 255,
+    "epsilon_fraction": "8/255",
+    "attacks": [{"name": "apgd-ce"}, {"name": "multi-targeted"}],
+    "confidence_interval_95": [0.541119, 0.602321],
+    "model": {"path": "runs/at/saved_model", "sha256": "0" * 64},
+}
+SECOND = {
+    **FIRST,
+    "num_examples": 7,
+    "clean_accuracy": 1.0,
+    "robust_accuracy": 0.0,
+    "norm": "L2",
+    "epsilon_fraction": "0.5",
+    "attacks": [{"name": "pgd"}],
+    "confidence_interval_95": [0.0, 0.35433],
+    "model": {"path": "m.keras", "sha256": "1" * 64},
+}
+TABLE = """\
+| model               | examples | threat model | attacks                 | clean    | robust (upper bound) | 95 % interval    |
+|---------------------|----------|--------------|-------------------------|----------|----------------------|------------------|
+| runs/at/saved_model | 1000     | Linf 8/255   | apgd-ce, multi-targeted | 85.29 %  | 57.20 %              | 54.11 to 60.23 % |
+| m.keras             | 7        | L2 0.5       | pgd                     | 100.00 % | 0.00 %               | 0.00 to 35.43 %  |"""
+
+
+def test_table_of_two_evaluations(tmp_path):
+    for name, results in (("one", FIRST), ("two", SECOND)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(results))
+    workdirs = [str(tmp_path / "one"), str(tmp_path / "two")]
+    results = reporting.read_results(workdirs)
+    assert results == [{**FIRST, "workdir": workdirs[0]}, {**SECOND, "workdir": workdirs[1]}]
+    assert reporting.table(results) == TABLE
+
+
+def test_order_is_as_given():
+    reverse = reporting.table([SECOND, FIRST]).splitlines()
+    lines = TABLE.splitlines()
+    assert reverse == [*lines[:2], lines[3], lines[2]]
+
+
+def test_unfinished_evaluation(tmp_path):
+    (tmp_path / "examples.npz").write_bytes(b"")
+    with pytest.raises(ValueError, match=f"Received: {tmp_path}, without results.json"):
+        reporting.read_results([str(tmp_path)])
