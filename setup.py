@@ -26,6 +26,7 @@ setuptools.setup(
     install_requires=[
         "absl-py>=1.4",
         "gin-config>=0.5",
+        "importlib-resources",
         "keras>=3.5",
         "numpy>=1.26",
         "tensorflow-datasets>=4.9.6",

@@ -41,8 +41,8 @@ class RunRecorder(keras.callbacks.Callback):
     """Logs, validates and saves a run; `restore` continues it.
 
     Everything is driven by the run's own step, so it does not depend on where an earlier call was interrupted. Where
-    several are due at a step, the order is: validation, a row of metrics, the snapshot. The rows so far are part of each
-    snapshot, so metrics.csv holds each step once.
+    several are due at a step, the order is: validation, a row of metrics, the snapshot. A snapshot holds the rows so
+    far, so metrics.csv has each step once.
 
     Args:
         workdir: the run's folder.

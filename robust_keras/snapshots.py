@@ -2,7 +2,8 @@
 
 `<directory>/step-00000600.npz` holds the arrays; `<directory>/step-00000600.json`, written last, holds what else is
 known and the SHA-256 of the arrays' file. A snapshot without a valid marker does not exist: it is what an interrupted
-write left behind. Nothing is renamed, so any `tf.io.gfile` path works; nothing is pickled, so any snapshot is safe to read.
+write left behind. Nothing is renamed, so any `tf.io.gfile` path works; nothing is pickled, so any snapshot is safe to
+read.
 """
 
 import hashlib

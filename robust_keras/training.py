@@ -19,7 +19,7 @@ ATTACK_TARGETS = ("label", "targets", "clean_prediction")
 class AdversarialModel(keras.Model):
     """A network with a training step that attacks its own batch and then minimises an objective on it.
 
-    `fit` takes batches as `data.mixing.batches` makes them. A step's random numbers come from the batch's `seeds` alone.
+    `fit` takes batches as `data.mixing.batches` makes them. Random numbers come from the batch's `seeds` alone.
 
     Args:
         network: images in [0, 1] to logits.
@@ -141,7 +141,7 @@ def train(
             size bound.
         objective: see `AdversarialModel`.
         attack: see `AdversarialModel`.
-        validation: `(logits_fn, x, labels, *, seeds) -> (clean, robust)`: whether each example is right, bool `[batch]`.
+        validation: `(logits_fn, x, labels, *, seeds) -> (clean, robust)`: bool `[batch]` each, what is right.
         learning_rate: a function of the step.
         train_steps: optimiser steps of the whole run.
         seed: of initial weights, order, augmentation and noise.

@@ -185,8 +185,10 @@ MUTATIONS = {
     "STATISTICS_GROUP_SIZE": (
         "8",
         lambda train: (
-            next(layer for layer in build(train, depth=10, width=1).layers if "batchnorm" in layer.name)
-        ).statistics_group_size,
+            (
+                next(layer for layer in build(train, depth=10, width=1).layers if "batchnorm" in layer.name)
+            ).statistics_group_size
+        ),
     ),
 }
 
@@ -205,7 +207,9 @@ def test_every_macro_has_a_mutation():
 
 
 def test_the_validation_attack_follows_the_threat_model():
-    threat = resolved("at.gin", "NORM = 'L2'", "EPSILON = '128/255'")["validation"].keywords["attack"].keywords["threat"]
+    threat = (
+        resolved("at.gin", "NORM = 'L2'", "EPSILON = '128/255'")["validation"].keywords["attack"].keywords["threat"]
+    )
     assert (threat.norm, threat.epsilon) == ("L2", 128 / 255)
 
 

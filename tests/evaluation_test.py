@@ -327,7 +327,8 @@ def test_non_finite_logits_under_attack_are_reported():
 
 
 @pytest.mark.parametrize(
-    "label", [3, pytest.param(-1, marks=pytest.mark.xfail(strict=True, reason="_check_logits looks at the largest only"))]
+    "label",
+    [3, pytest.param(-1, marks=pytest.mark.xfail(strict=True, reason="_check_logits looks at the largest only"))],
 )
 def test_labels_outside_the_classes(label):
     labels = LABELS.copy()
@@ -440,7 +441,7 @@ def test_pgd_on_a_network(tiny_model):
     right = np.argmax(network(adversarial), axis=-1) == labels
     np.testing.assert_array_equal(right, examples["robust"])
     rounded = np.round(adversarial * 255) / np.float32(255)
-    expected = np.mean((np.argmax(network(rounded), axis=-1) == labels))
+    expected = np.mean(np.argmax(network(rounded), axis=-1) == labels)
     np.testing.assert_allclose(results["robust_accuracy_uint8"], expected)
 
 

@@ -37,12 +37,12 @@ for signature, dtype in ((floats, tf.float32), (bytes_, tf.uint8)):
     assert signature.structured_input_signature[1] == {"image": tf.TensorSpec((None, 8, 8, 3), dtype, "image")}
 results["float"] = floats(image=x)["logits"]
 results["uint8"] = bytes_(image=tf.constant(images))["logits"]
-results["one_by_one"] = tf.concat([floats(image=x[k:k + 1])["logits"] for k in range(len(images))], axis=0)
+results["in_parts"] = tf.concat([floats(image=part)["logits"] for part in (x[:1], x[1:])], axis=0)
 
-for name, path in (("resnet", resnet), ("branches", branches)):
-    loaded = tf.saved_model.load(path)  # Its variables live as long as it does.
-    signature = loaded.signatures["serving_default"]
-    for k in range(signature.structured_outputs["logits"].shape[-1]):
+other = tf.saved_model.load(branches)
+for name, model, logits in (("resnet", loaded, (0, 4)), ("branches", other, range(6))):
+    signature = model.signatures["serving_default"]
+    for k in logits:
         with tf.GradientTape() as tape:
             tape.watch(x)
             logit = tf.reduce_sum(signature(image=x)["logits"][:, k])
@@ -136,7 +136,7 @@ def test_logits_without_this_package_are_the_live_ones(fresh, resnet, images):
 
 def test_both_signatures_agree_whatever_the_batch(fresh):
     np.testing.assert_allclose(fresh["uint8"], fresh["float"], rtol=0, atol=1e-6)
-    np.testing.assert_allclose(fresh["one_by_one"], fresh["float"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(fresh["in_parts"], fresh["float"], rtol=0, atol=1e-5)
 
 
 def test_gradients_through_a_reloaded_resnet(fresh, resnet, images):
@@ -314,7 +314,8 @@ def run(tmp_path, linear):
 
 
 @pytest.mark.parametrize(
-    "weights, value, step, kind", [("best", 1, 40, "averaged"), ("last", 2, 60, "raw"), ("last_averaged", 3, 60, "averaged")]
+    "weights, value, step, kind",
+    [("best", 1, 40, "averaged"), ("last", 2, 60, "raw"), ("last_averaged", 3, 60, "averaged")],
 )
 def test_network_of_a_run(run, weights, value, step, kind):
     network, card = export.network_of_run(run, weights)

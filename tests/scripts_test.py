@@ -12,9 +12,9 @@ import time
 import keras
 import numpy as np
 import pytest
+from robust_keras.scripts import evaluate, export, report, train
 
 from robust_keras import snapshots
-from robust_keras.scripts import evaluate, export, report, train
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = {
@@ -121,7 +121,9 @@ def test_bad_bindings_are_refused(monkeypatch, capsys, images, tmp_path, changes
 def test_bad_paths_are_refused(monkeypatch, capsys, images, tmp_path):
     assert "no_such.gin" in refused(monkeypatch, capsys, train, "--gin_file=gin/no_such.gin")
     missing = tmp_path / "missing"
-    line = refused(monkeypatch, capsys, train, "--gin_file=gin/at.gin", f"--data_dir={missing}", f"--workdir={tmp_path}")
+    line = refused(
+        monkeypatch, capsys, train, "--gin_file=gin/at.gin", f"--data_dir={missing}", f"--workdir={tmp_path}"
+    )
     assert str(missing) in line
     line = refused(
         monkeypatch, capsys, train, "--gin_file=gin/at_80mti.gin", f"--data_dir={tmp_path}", *params(),

@@ -128,9 +128,7 @@ def test_an_earlier_step_removes_later_ones(tmp_path):
     write_three(tmp_path)
     snapshots.write(tmp_path, 2, {"weights/kernel": np.zeros(1)}, {"at": "again"}, keep=5)
     assert snapshots.steps(tmp_path) == [1, 2]
-    assert sorted(os.listdir(tmp_path)) == [
-        f"step-0000000{step}.{kind}" for step in (1, 2) for kind in ("json", "npz")
-    ]
+    assert sorted(os.listdir(tmp_path)) == [f"step-0000000{step}.{kind}" for step in (1, 2) for kind in ("json", "npz")]
     newest = snapshots.read_newest(tmp_path)
     assert newest.info == {"at": "again"} and newest.arrays.keys() == {"weights/kernel"}
 

@@ -40,14 +40,10 @@ def tiny_data(data_dir=None):
 def tiny_run(workdir, **changes):
     """Trains on L2 steps, which do not turn rounding errors into whole steps as the sign does."""
     l2 = threats.threat(norm="L2", epsilon="128/255")
-    attack = functools.partial(
-        attacks.pgd, threat=l2, loss_fn=losses.cross_entropy, num_steps=2, step_size="60/255"
-    )
+    attack = functools.partial(attacks.pgd, threat=l2, loss_fn=losses.cross_entropy, num_steps=2, step_size="60/255")
     arguments = {
         "data": tiny_data,
-        "model": functools.partial(
-            models.wide_resnet, depth=10, width=1, activation="silu", statistics_group_size=4
-        ),
+        "model": functools.partial(models.wide_resnet, depth=10, width=1, activation="silu", statistics_group_size=4),
         "batches": functools.partial(mixing.batches, batch_size=8, group_size=4),
         "objective": objectives.adversarial_training,
         "attack": attack,

@@ -68,8 +68,8 @@ def batches(
 ):
     """A `tf.data.Dataset` of the batches of steps start_step, ..., num_steps - 1.
 
-    With extra data, every group of `group_size` consecutive examples (whose statistics `BatchNorm` takes) holds the same
-    number of labelled examples: the nearest to `labelled_fraction`, and at least one of each kind.
+    With extra data, every group of `group_size` consecutive examples (a group of `BatchNorm`) holds the same number of
+    labelled examples: the nearest to `labelled_fraction`, and at least one of each kind.
 
     Args:
         data: a `TrainingData`.
@@ -138,7 +138,7 @@ def batches(
 def _shuffled(position, size, key):
     """Where the permutation that the three numbers of `key` name takes each position: int64 `[n]`, in [0, size)."""
     key = tf.stack([tf.zeros_like(position) + tf.cast(part, tf.int64) for part in key], axis=-1)
-    # The op itself: `tf.random.experimental.index_shuffle` takes no seed per index, and its four rounds mix sets of some
-    # hundred images badly.
+    # The op itself: `tf.random.experimental.index_shuffle` takes no seed per index, and its four rounds mix small sets
+    # badly.
     max_index = tf.constant(size - 1, tf.int64)
     return tf.raw_ops.RandomIndexShuffle(index=position, seed=key, max_index=max_index, rounds=24)

@@ -11,32 +11,30 @@ or `carmon:FILE` (the pickle of Carmon et al. 2019), `ddpm` or `ddpm:FILE` (the 
 Rebuffi et al. 2021), or `npz:FILE`. Everything is held in memory.
 """
 
-import hashlib
 import importlib.resources
-import json
 import os
-import re
-import urllib.parse
 from typing import NamedTuple
 
-import absl.logging
 import numpy as np
 import tensorflow as tf
 
-from robust_keras.data import pickles
-
-CARMON_FILE = "ti_500K_pseudo_labeled.pickle"
-DDPM_FILE = "cifar10_ddpm.npz"
-_CARMON_ID = "1LTw3Sb5QoiCCN-6Y5PEKkq9C9W60w-Hi"
+from robust_keras.data import pickles, tfds_sets
+from robust_keras.data.published import (
+    CARMON_FILE,
+    DDPM_FILE,
+    PUBLISHED,
+    DataUnavailable,
+    Published,
+    how_to_obtain,
+    verify,
+)
 
 # Mean and standard deviation of each channel, in [0, 1], as the paper's authors use them.
 CHANNEL_STATISTICS = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
-_SETS = "a TensorFlow Datasets name such as 'cifar10' or 'cifar100', 'digits', or 'npz:FILE'"
 _EXTRA_SETS = "'carmon', 'carmon:FILE', 'ddpm', 'ddpm:FILE', or 'npz:FILE'"
-_TFDS_NAME = re.compile(r"[a-z]\w*(/[\w.\-]+)?(:\d+\.\d+\.\d+)?")
 _CHUNK = 4096
 
 
@@ -54,34 +52,6 @@ class Source(NamedTuple):
     images: np.ndarray
     labels: np.ndarray
     num_classes: int
-
-
-class Published(NamedTuple):
-    """What is known of a published file; None where it is not."""
-
-    url: str
-    num_bytes: int | None = None
-    sha256: str | None = None
-    num_images: int | None = None
-    num_classes: int | None = None
-
-
-# By file name: a file of that name is taken for the published one, and has to match.
-PUBLISHED = {
-    CARMON_FILE: Published(
-        f"https://drive.google.com/uc?id={_CARMON_ID}",
-        num_images=500_000,
-        num_classes=10,
-    ),
-    DDPM_FILE: Published(
-        f"https://storage.googleapis.com/dm-adversarial-robustness/{DDPM_FILE}",
-        num_classes=10,
-    ),
-}
-
-
-class DataUnavailable(ValueError):
-    """Data is not on this machine and could not be fetched; the message says how to get it."""
 
 
 def load(name, split, *, data_dir=None, num_classes=None):
@@ -116,10 +86,10 @@ def load(name, split, *, data_dir=None, num_classes=None):
     elif kind == "npz" and path:
         images, labels = _npz(_file(name, path))
         known_classes = int(labels.max()) + 1
-    elif _TFDS_NAME.fullmatch(str(name)):
-        images, labels, known_classes = _tfds(name, split, folder)
+    elif tfds_sets.is_name(str(name)):
+        images, labels, known_classes = tfds_sets.load(name, split, folder)
     else:
-        raise ValueError(f"Expected {_SETS}. Received: {name!r}")
+        raise ValueError(f"Expected {tfds_sets.KNOWN}. Received: {name!r}")
     return _source(name, images, labels, num_classes or known_classes)
 
 
@@ -150,17 +120,17 @@ def load_extra(name, *, data_dir=None, num_classes, image_shape):
     if not path:
         path = os.path.join(folder, default)
         if not tf.io.gfile.exists(path):
-            raise DataUnavailable(_how_to_obtain(name, path))
+            raise DataUnavailable(how_to_obtain(name, path))
     path = _file(name, path)
-    published = PUBLISHED.get(os.path.basename(path), Published(""))
-    if published.num_classes not in (None, num_classes):
+    file = PUBLISHED.get(os.path.basename(path), Published(""))
+    if file.num_classes not in (None, num_classes):
         raise ValueError(
-            f"Expected a labelled set of {published.num_classes} classes for {name!r}. Received: one of {num_classes}"
+            f"Expected a labelled set of {file.num_classes} classes for {name!r}. Received: one of {num_classes}"
         )
-    _verify(path, published)
+    verify(path, file)
     images, labels = _carmon(path) if kind == "carmon" else _npz(path)
-    if published.num_images not in (None, len(images)):
-        raise ValueError(f"Expected {published.num_images} images in {path}. Received: {len(images)}")
+    if file.num_images not in (None, len(images)):
+        raise ValueError(f"Expected {file.num_images} images in {path}. Received: {len(images)}")
     if images.shape[1:] != tuple(image_shape):
         raise ValueError(
             f"Expected images of shape {tuple(image_shape)}, as in the labelled set, for {name!r}. "
@@ -276,7 +246,7 @@ def _npz(path):
             found = archive.files
             arrays = [archive[key] for key in keys if key in found]
     except Exception as error:  # Whatever is raised for what is no archive of plain arrays.
-        raise ValueError(f"Expected a whole npz file. Received: {path} ({_why(error)})") from error
+        raise ValueError(f"Expected a whole npz file. Received: {path} ({tfds_sets.why(error)})") from error
     if len(arrays) != len(keys):
         raise ValueError(f"Expected the arrays 'image' and 'label' in {path}. Received: {found}")
     return _checked(*arrays, *keys, path)
@@ -327,161 +297,3 @@ def _bytes_from_floats(images, where):
             )
         result[start : start + _CHUNK] = rounded
     return result
-
-
-def _tfds(name, split, folder):
-    import tensorflow_datasets as tfds  # Slow to import, and not needed for other sets.
-
-    verbosity = absl.logging.get_verbosity()
-    absl.logging.set_verbosity(absl.logging.ERROR)
-    try:
-        try:
-            builder = tfds.builder(name, data_dir=folder)
-        except tfds.core.DatasetNotFoundError as error:
-            raise ValueError(f"Expected {_SETS}. Received: {name!r}") from error
-        except Exception as error:  # For an unknown version or configuration, among others.
-            raise ValueError(f"Expected {_SETS}. Received: {name!r} ({_why(error)})") from error
-        shape, num_classes = _image_features(name, builder.info.features)
-        _prepare(name, builder, folder)
-        return *_read(name, builder, split, shape), num_classes
-    finally:
-        absl.logging.set_verbosity(verbosity)
-
-
-def _image_features(name, features):
-    """Shape of the images of a TFDS set and number of its classes."""
-    image, label = (features[k] if k in features else None for k in ("image", "label"))
-    num_classes = getattr(label, "num_classes", None)
-    if image is None or not num_classes:
-        raise ValueError(
-            f"Expected a set with an 'image' and a class 'label'. Received: {name!r}, which has {sorted(features)}"
-        )
-    dtype = tf.as_dtype(image.dtype)
-    if dtype != tf.uint8 or len(image.shape) != 3 or None in image.shape:
-        raise ValueError(
-            "Expected a set whose images are uint8 and of one shape. "
-            f"Received: {name!r} with {dtype.name} of shape {image.shape}"
-        )
-    return image.shape, num_classes
-
-
-def _prepare(name, builder, folder):
-    """Downloads a TFDS set, unless there is a prepared copy."""
-    copy = builder.data_dir
-    if tf.io.gfile.exists(os.path.join(copy, "dataset_info.json")):
-        return
-    if tf.io.gfile.exists(copy):
-        raise ValueError(
-            f"Expected a whole copy of {name!r}, or none. Received: {copy} without a "
-            "dataset_info.json; copy it again, or delete that folder to download it"
-        )
-    cause = None
-    try:
-        reason = _unreachable(builder.url_infos or ())
-        if reason is None:
-            builder.download_and_prepare()
-            return
-    except Exception as error:
-        reason, cause = _why(error), error
-    raise DataUnavailable(
-        f"Expected {name!r} to be in {folder} or to be downloaded, which failed ({reason}). Give a "
-        f"prepared copy with --data_dir=DIR, where DIR holds {os.path.relpath(copy, folder)}/"
-        f"dataset_info.json and the records beside it. Received: no {copy}"
-    ) from cause
-
-
-def _unreachable(urls):
-    """Why no host can be reached; None if one can. TFDS itself would try for minutes."""
-    import requests  # As TFDS does, so that proxies are treated alike.
-
-    reason = None
-    for scheme, host in sorted({urllib.parse.urlsplit(url)[:2] for url in urls}):
-        if scheme not in ("http", "https"):
-            return None
-        try:
-            requests.head(f"{scheme}://{host}", timeout=10)
-            return None
-        except requests.RequestException as error:
-            reason = f"cannot reach {host}: {type(error).__name__}"
-    return reason
-
-
-def _read(name, builder, split, shape):
-    import tensorflow_datasets as tfds
-
-    splits = builder.info.splits
-    if split not in splits:
-        raise ValueError(f"Expected {name!r} to have a split {split!r}. Received: {list(splits)}")
-    num_images = splits[split].num_examples
-    images, labels = np.empty((num_images, *shape), np.uint8), np.empty(num_images, np.int64)
-    # One shard after the other.
-    config = tfds.ReadConfig(try_autocache=False, interleave_cycle_length=1)
-    end = 0
-    try:
-        dataset = builder.as_dataset(split=split, shuffle_files=False, read_config=config)
-        dataset = dataset.map(lambda example: (example["image"], example["label"])).batch(1024)
-        for batch in dataset.as_numpy_iterator():
-            start, end = end, end + len(batch[0])
-            images[start:end], labels[start:end] = batch
-    except Exception as error:
-        raise ValueError(f"Expected a whole copy of {name!r} in {builder.data_dir}. Received: {_why(error)}") from error
-    return images, labels
-
-
-def _verify(path, published):
-    """Checks a file against the published size and SHA-256, where they are known."""
-    if published.num_bytes is None and published.sha256 is None:
-        return
-    stat = tf.io.gfile.stat(path)
-    if published.num_bytes not in (None, stat.length):
-        expected, received = f"{published.num_bytes} bytes", f"{stat.length} bytes"
-    elif published.sha256 is not None and (digest := _sha256(path, stat)) != published.sha256:
-        expected, received = f"SHA-256 {published.sha256}", digest
-    else:
-        return
-    raise ValueError(
-        f"Expected {expected} in {path}, as published; a web page or a truncated download is "
-        f"likely, so get it again from {published.url}. Received: {received}"
-    )
-
-
-def _sha256(path, stat):
-    """A file's digest, remembered beside it until its size or time of change differ."""
-    key = {"num_bytes": stat.length, "mtime_nsec": stat.mtime_nsec}
-    try:
-        with tf.io.gfile.GFile(f"{path}.sha256") as file:
-            remembered = json.loads(file.read())
-        if {name: remembered[name] for name in key} == key:
-            return remembered["sha256"]
-    except (tf.errors.OpError, ValueError, KeyError, TypeError):
-        pass
-    digest = hashlib.sha256()
-    with tf.io.gfile.GFile(path, "rb") as file:
-        while chunk := file.read(1 << 24):
-            digest.update(chunk)
-    try:
-        with tf.io.gfile.GFile(f"{path}.sha256", "w") as file:
-            file.write(json.dumps({"sha256": digest.hexdigest(), **key}))
-    except tf.errors.OpError:
-        pass  # In a folder that is read-only the file is hashed at every start.
-    return digest.hexdigest()
-
-
-def _how_to_obtain(name, path):
-    folder = os.path.dirname(path)
-    ddpm = os.path.join(folder, DDPM_FILE)
-    generated = f"  mkdir -p {folder}\n  curl -L -o {ddpm} {PUBLISHED[DDPM_FILE].url}\n"
-    if name == "ddpm":
-        return f"Expected {path}. Fetch it with\n{generated}Received: no such file"
-    return (
-        f"Expected {path}, the data of Carmon et al. (https://github.com/yaircarmon/semisup-adv). "
-        f"Fetch it with\n  pip install gdown\n  mkdir -p {folder}\n  gdown {_CARMON_ID} -O {path}\n"
-        "or train on generated images instead; results are then not on the paper's data:\n"
-        f"""{generated}  --gin_param="EXTRA_DATA = 'ddpm'"\nReceived: no such file"""
-    )
-
-
-def _why(error):
-    """The first line of an error, shortened, without the names of TensorFlow's nodes."""
-    lines = re.sub(r"\{\{.*?\}\} *| *\[Op:.*", "", str(getattr(error, "message", error))).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

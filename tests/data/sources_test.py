@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from robust_keras.data import sources
+from robust_keras.data import sources, tfds_sets
 
 _TFDS_DIR = pathlib.Path(__file__).parents[2].parent / "shared" / "tfds"
 needs_cifar10 = pytest.mark.skipif(not (_TFDS_DIR / "cifar10").is_dir(), reason="no prepared CIFAR-10")
@@ -412,10 +412,10 @@ def test_a_set_that_cannot_be_downloaded(tmp_path, no_network, name, caplog, cap
 
 
 def test_unreachable_hosts(no_network):
-    reason = sources._unreachable(["https://one.invalid/file", "http://two.invalid/x", "https://one.invalid/other"])
+    reason = tfds_sets._unreachable(["https://one.invalid/file", "http://two.invalid/x", "https://one.invalid/other"])
     assert "invalid" in reason and "\n" not in reason and len(reason) < 100
-    assert sources._unreachable([]) is None
-    assert sources._unreachable(["gs://bucket/file"]) is None
+    assert tfds_sets._unreachable([]) is None
+    assert tfds_sets._unreachable(["gs://bucket/file"]) is None
 
 
 def test_a_reachable_host(monkeypatch):
@@ -428,9 +428,9 @@ def test_a_reachable_host(monkeypatch):
             raise requests.ConnectionError("a long story")
 
     monkeypatch.setattr(requests, "head", head)
-    assert sources._unreachable(["https://one.invalid/a", "https://two.invalid/b", "https://two.invalid/c"]) is None
+    assert tfds_sets._unreachable(["https://one.invalid/a", "https://two.invalid/b", "https://two.invalid/c"]) is None
     assert asked == ["https://one.invalid", "https://two.invalid"]
-    assert sources._unreachable(["https://one.invalid/a"]) == "cannot reach one.invalid: ConnectionError"
+    assert tfds_sets._unreachable(["https://one.invalid/a"]) == "cannot reach one.invalid: ConnectionError"
 
 
 @pytest.mark.parametrize(
