@@ -7,12 +7,13 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 VENV=${VENV:-.venv}
 VARIANT=cpu
+SETUP=$(cksum setup.py | cut -d" " -f1)
 if command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; then VARIANT=gpu; fi
-if [ ! -e "$VENV/installed-$VARIANT" ]; then
+if [ ! -e "$VENV/installed-$VARIANT-$SETUP" ]; then
   echo "Installing robust_keras[$VARIANT] into $VENV"
   python3 -m venv "$VENV"
   "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".[$VARIANT]"
-  touch "$VENV/installed-$VARIANT"
+  touch "$VENV/installed-$VARIANT-$SETUP"
 fi
 export TF_ENABLE_ONEDNN_OPTS=${TF_ENABLE_ONEDNN_OPTS:-1} TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2}
 PYTHON=$VENV/bin/python

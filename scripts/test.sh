@@ -5,11 +5,12 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 VENV=${VENV:-.venv-test}
-if [ ! -e "$VENV/installed" ]; then
+SETUP=$(cksum setup.py | cut -d" " -f1)
+if [ ! -e "$VENV/installed-$SETUP" ]; then
   echo "Installing robust_keras[cpu,test] into $VENV"
   python3 -m venv "$VENV"
   "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".[cpu,test]"
-  touch "$VENV/installed"
+  touch "$VENV/installed-$SETUP"
 fi
 export TF_ENABLE_ONEDNN_OPTS=1 TF_CPP_MIN_LOG_LEVEL=2
 
