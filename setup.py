@@ -29,6 +29,7 @@ setuptools.setup(
         "importlib-resources",
         "keras>=3.5",
         "numpy>=1.26",
+        "tensorboard>=2.18",
         "tensorflow-datasets>=4.9.6",
         "tqdm>=4.62",
     ],
