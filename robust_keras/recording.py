@@ -11,6 +11,7 @@ import threading
 import time
 
 import keras
+import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
@@ -30,7 +31,7 @@ METRICS = (
 
 
 class NonFiniteLoss(ArithmeticError):
-    """The loss of a step is not finite. Neither it nor anything after it was saved."""
+    """The loss of a step, or a weight after it, is not finite. Neither it nor anything after it was saved."""
 
 
 class Terminated(Exception):
@@ -208,8 +209,9 @@ class RunRecorder(keras.callbacks.Callback):
         metrics = self._validate()
         self._last_validation = {"step": step, "metrics": metrics}
         if self._best is None or metrics[self._best_metric] > self._best["metrics"][self._best_metric]:
+            arrays = self._read_state(step)
             self._best = self._last_validation
-            self._best_weights = {kept: self._state[name].numpy() for kept, name in self._weights.items()}
+            self._best_weights = {kept: arrays[name] for kept, name in self._weights.items()}
         shown = ", ".join(f"{name} {100 * value:.2f} %" for name, value in metrics.items())
         self._bar.write(f"Step {step}: {shown}", file=sys.stderr)
         return metrics
@@ -227,7 +229,7 @@ class RunRecorder(keras.callbacks.Callback):
                     tf.summary.scalar(name, value)
 
     def _save(self, step):
-        arrays = {name: variable.numpy() for name, variable in self._state.items()}
+        arrays = self._read_state(step)
         arrays |= {f"best/{name}": array for name, array in self._best_weights.items()}
         info = {
             "rows": self._rows,
@@ -238,6 +240,14 @@ class RunRecorder(keras.callbacks.Callback):
         snapshots.write(self.checkpoints_path, step, arrays, info, keep=self._num_checkpoints)
         self._write_best()
         self._events.flush()
+
+    def _read_state(self, step):
+        # The update that follows the last finite loss can be the one that is not.
+        arrays = {name: variable.numpy() for name, variable in self._state.items()}
+        for name, array in arrays.items():
+            if not np.isfinite(array).all():
+                raise NonFiniteLoss(f"Expected finite weights. Received: {name} with others at step {step}")
+        return arrays
 
     def _write_best(self):
         if self._best and snapshots.steps(self.best_path) != [self._best["step"]]:

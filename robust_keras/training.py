@@ -180,6 +180,8 @@ def train(
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"Expected {name} as an integer >= 1. Received: {value!r}")
     data = data(data_dir=data_dir)
+    if not len(data.validation.labels):
+        raise ValueError("Expected at least one image held out for validation. Received: 0")
     strategy = distribution.strategy(strategy)
     keras.utils.set_random_seed(seed)
     with strategy.scope():

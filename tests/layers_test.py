@@ -16,6 +16,7 @@ LEVELS = {
     "robust_keras.averaging": 0.0,
     "robust_keras.data": 0.0,
     "robust_keras.data.pickles": 0.0,
+    "robust_keras.data.published": 0.0,
     "robust_keras.distribution": 0.0,
     "robust_keras.losses": 0.0,
     "robust_keras.noise": 0.0,
@@ -24,10 +25,11 @@ LEVELS = {
     "robust_keras.schedules": 0.0,
     "robust_keras.snapshots": 0.0,
     "robust_keras.data.augmentation": 0.1,  # noise
-    "robust_keras.data.sources": 0.1,  # data.pickles
+    "robust_keras.data.tfds_sets": 0.1,  # data.published
     "robust_keras.recording": 0.1,  # snapshots
     "robust_keras.threats": 0.1,  # noise
-    "robust_keras.data.mixing": 0.2,  # data.sources, noise
+    "robust_keras.data.sources": 0.2,  # data.pickles, data.published, data.tfds_sets
+    "robust_keras.data.mixing": 0.3,  # data.sources, noise
     "robust_keras.attacks": 1.0,
     "robust_keras.models": 1.0,
     "robust_keras.objectives": 1.0,

@@ -52,9 +52,6 @@ def test_every_pass_is_a_permutation_and_each_is_another():
         assert not np.array_equal(passes[0], np.arange(size))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="rounds=4 is too few: images stay near their place, and near that of the last pass"
-)
 @pytest.mark.parametrize("size", [600, 50000])
 def test_order_is_neither_the_files_nor_that_of_the_pass_before(size):
     order = stream(training_data(size), batch_size=size // 10, seed=0, num_steps=20)["index"].reshape(2, size)
