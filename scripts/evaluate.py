@@ -1,7 +1,7 @@
 """Attacks a saved classifier and writes what was measured about it.
 
-    python scripts/evaluate.py --saved_model=runs/at/saved_model --dataset=cifar10 --gin_file=gin/eval/pgd40.gin \
-        --num_examples=1000 --workdir=runs/at/pgd40
+    python scripts/evaluate.py --saved_model=runs/at/saved_model --dataset=cifar10 \\
+        --gin_file=gin/eval/pgd40.gin --num_examples=1000 --workdir=runs/at/pgd40
 """
 
 from robust_keras.scripts import launcher  # isort: skip  Before TensorFlow is imported.

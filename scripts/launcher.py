@@ -28,7 +28,7 @@ def launch(main, define_flags, description):
     values = flags.FlagValues()
     define_flags(values)
     if "--help" in sys.argv[1:]:
-        print(f"{description.strip()}\n{values.main_module_help()}")
+        print(f"{description.strip()}\n{values.get_help()}")
         return
     try:
         rest = values(sys.argv)[1:]

@@ -1,6 +1,6 @@
 """Trains a classifier from a recipe, or continues a run that was interrupted.
 
-python scripts/train.py --gin_file=gin/at_80mti.gin --data_dir=DIR --gin_param="EPSILON = '4/255'" --workdir=runs/mine
+python scripts/train.py --gin_file=gin/at_80mti.gin --data_dir=DIR --workdir=runs/mine --gin_param="TAU = 0.995"
 """
 
 from robust_keras.scripts import launcher  # isort: skip  Before TensorFlow is imported.

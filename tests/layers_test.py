@@ -1,6 +1,7 @@
 """The layering of DESIGN.md, read from the source."""
 
 import ast
+import functools
 import pathlib
 
 import pytest
@@ -62,6 +63,15 @@ SOURCES = {
 LIBRARY = {name: source for name, source in SOURCES.items() if not name.startswith("robust_keras.scripts")}
 
 
+@functools.cache
+def nodes(source):
+    return list(ast.walk(ast.parse(source)))
+
+
+def is_import_call(function):
+    return getattr(function, "attr", getattr(function, "id", None)) in ("import_module", "__import__")
+
+
 def imports(module, source, modules=LEVELS):
     """What a module imports, at its top or later, as full names: of our modules the module, else what was written."""
 
@@ -71,14 +81,14 @@ def imports(module, source, modules=LEVELS):
         return name
 
     found = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes(source):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             package = module.split(".")[: -node.level] if node.level else []
             base = ".".join([*package, *([node.module] if node.module else [])])
             names = [f"{base}.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+        elif isinstance(node, ast.Call) and is_import_call(node.func):
             names = [a.value for a in node.args[:1] if isinstance(a, ast.Constant)]
         else:
             continue
@@ -101,12 +111,13 @@ def uses(source, package, attribute=None):
     if any(f"{name}.".startswith(f"{wanted}.") for name in imports("", source)):
         return True
     return bool(attribute) and any(
-        isinstance(node, ast.Attribute) and ast.unparse(node) == wanted for node in ast.walk(ast.parse(source))
+        isinstance(node, ast.Attribute) and node.attr == attribute and ast.unparse(node) == wanted
+        for node in nodes(source)
     )
 
 
 def assertions(source):
-    return [node.lineno for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Assert)]
+    return [node.lineno for node in nodes(source) if isinstance(node, ast.Assert)]
 
 
 def test_every_module_has_a_level():

@@ -38,7 +38,9 @@ def test_setup_lists_every_package_and_its_files(monkeypatch):
     monkeypatch.setattr(setuptools, "setup", lambda **arguments: given.update(arguments))
     source = (ROOT / "setup.py").read_text()
     exec(compile(source, str(ROOT / "setup.py"), "exec"), {"__file__": str(ROOT / "setup.py"), "__name__": "setup"})
-    packages = {path.parent.relative_to(ROOT).as_posix().replace("/", ".") for path in ROOT.glob("robust_keras/**/*.py")}
+    packages = {
+        path.parent.relative_to(ROOT).as_posix().replace("/", ".") for path in ROOT.glob("robust_keras/**/*.py")
+    }
     assert packages <= set(given["packages"])
     assert {"cpu", "gpu", "tpu", "test", "colab", "oracles"} == set(given["extras_require"])
     assert not any(name.startswith("tensorflow") and "datasets" not in name for name in given["install_requires"])
