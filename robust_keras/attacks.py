@@ -101,6 +101,7 @@ def pgd(
             "Expected random_start=True with num_restarts > 1: the restarts would all be alike. "
             f"Received: num_restarts={num_restarts}, random_start=False"
         )
+    x = tf.convert_to_tensor(x, tf.float32)
     step_size_fn = step_size if callable(step_size) else _constant(step_size)
     step_rule = step_rule or steepest()
 
@@ -113,7 +114,9 @@ def pgd(
                 # An example's gradient is its own: the sum couples examples only through batch statistics.
                 loss = tf.reduce_sum(loss_fn(logits_fn(x_adv), targets))
             direction, state = step_rule.update(tape.gradient(loss, x_adv), state, k, threat)
-            return k + 1, threat.project(x_adv + step_size_fn(k) * direction, x), state
+            x_adv = threat.project(x_adv + step_size_fn(k) * direction, x)
+            # The gradient of a loaded model forgets the size of the batch.
+            return k + 1, tf.ensure_shape(x_adv, x.shape), state
 
         return tf.while_loop(
             lambda k, *_: k < num_steps,

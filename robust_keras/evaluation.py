@@ -79,8 +79,9 @@ def evaluate(logits_fn, source, *, attacks, threat, num_examples=None, batch_siz
             )
     images, labels = source.images[:num_examples], source.labels[:num_examples]
     run = _Batches(images, labels, batch_size, seed, progress)
+    predict_fn = tf.function(logits_fn)
 
-    logits = run.collect("clean", np.arange(len(labels)), tf.function(lambda x, y, seeds: (logits_fn(x),)))[0]
+    logits = run.collect("clean", np.arange(len(labels)), lambda x, y, seeds: (predict_fn(x),))[0]
     _check_logits(logits, labels)
     clean_prediction = logits.argmax(axis=-1)
     standing = clean_prediction == labels
@@ -92,18 +93,19 @@ def evaluate(logits_fn, source, *, attacks, threat, num_examples=None, batch_siz
     for k, attack in enumerate(attacks, start=1):
         active = np.flatnonzero(standing)
         started = time.perf_counter()
-        found, distance, low, high = run.collect(_name(attack), active, _attack_fn(attack, logits_fn, threat))
-        seconds = time.perf_counter() - started
+        broken = active[:0]
         if len(active):
+            found, distance, low, high = run.collect(_name(attack), active, _attack_fn(attack, logits_fn, threat))
             _check_inside(attack, threat, distance, low, high)
-        wrong, wrong_uint8, finite = run.verify(active, found, logits_fn)
-        broken = active[wrong]
-        if not finite:
-            warnings.append("non_finite_logits")
-        broken_by[broken] = k
-        adversarial[broken] = found[wrong]
-        standing[broken] = False
-        standing_uint8[active[wrong_uint8]] = False
+            wrong, wrong_uint8, finite = run.verify(active, found, predict_fn, threat)
+            if not finite and "non_finite_logits" not in warnings:
+                warnings.append("non_finite_logits")
+            broken = active[wrong]
+            broken_by[broken] = k
+            adversarial[broken] = found[wrong]
+            standing[broken] = False
+            standing_uint8[active[wrong_uint8]] = False
+        seconds = time.perf_counter() - started
         records.append(
             {
                 "name": _name(attack),
@@ -186,11 +188,9 @@ class _Batches:
             seeds = noise.example_seeds(self.seed, 0, tf.constant(packed, tf.int32))
             outputs = fn(x, tf.constant(self.labels[packed], tf.int32), seeds)
             pieces.append([output.numpy()[: len(chosen)] for output in outputs])
-        if not pieces:
-            return [np.zeros((0,))] * 4
         return [np.concatenate(parts) for parts in zip(*pieces)]
 
-    def verify(self, indices, found, logits_fn):
+    def verify(self, indices, found, predict_fn, threat):
         """Fresh predictions on adversarial images, as they are and rounded to bytes.
 
         Returns:
@@ -200,16 +200,26 @@ class _Batches:
         for start in range(0, len(indices), self.batch_size):
             rows = np.arange(start, min(start + self.batch_size, len(indices)))
             packed = np.resize(rows, self.batch_size)
-            for k, x in enumerate((found[packed], np.round(found[packed] * 255) / np.float32(255))):
-                logits = self._fresh(logits_fn)(tf.constant(x, tf.float32)).numpy()[: len(rows)]
+            clean = self.images[indices[packed]] / np.float32(255)
+            for k, x in enumerate((found[packed], _rounded(found[packed], clean, threat))):
+                logits = predict_fn(tf.constant(x, tf.float32)).numpy()[: len(rows)]
                 wrong[k, rows] = logits.argmax(axis=-1) != self.labels[indices[rows]]
                 finite = finite and bool(np.isfinite(logits).all())
         return wrong[0], wrong[1], finite
 
-    def _fresh(self, logits_fn):
-        if not hasattr(self, "_compiled"):
-            self._compiled = tf.function(logits_fn)
-        return self._compiled
+
+def _rounded(x_adv, x, threat):
+    """Adversarial images as whole bytes: the nearest ones or, where these leave the ball, those nearer to `x`."""
+    nearest = np.round(x_adv * 255)
+    # A thousandth of a byte makes up for float32.
+    step = (x_adv - x) * 255
+    towards_x = np.round(x * 255) + np.trunc(step + np.copysign(1e-3, step))
+    outside = threat.distance(nearest / np.float32(255), x).numpy() > _limit(threat)
+    return np.where(outside[:, None, None, None], towards_x, nearest) / np.float32(255)
+
+
+def _limit(threat):
+    return threat.epsilon * (1 + 1e-5) + _TOLERANCE
 
 
 def _attack_fn(attack, logits_fn, threat):
@@ -229,8 +239,9 @@ def _is_correct(logits, labels):
 def _check_logits(logits, labels):
     if not np.isfinite(logits).all():
         raise ValueError("Expected finite logits on clean images. Received: some that are not")
-    if labels.max() >= logits.shape[-1]:
-        raise ValueError(f"Expected labels of the model's {logits.shape[-1]} classes. Received: {labels.max()}")
+    outside = labels[(labels < 0) | (labels >= logits.shape[-1])]
+    if len(outside):
+        raise ValueError(f"Expected labels of the model's {logits.shape[-1]} classes. Received: {outside[0]}")
     if (logits >= 0).all() and np.allclose(logits.sum(axis=-1), 1.0, atol=1e-3):
         raise ValueError(
             "Expected logits. Received: rows that sum to 1; for a model of probabilities, say --outputs=probabilities"
@@ -239,7 +250,7 @@ def _check_logits(logits, labels):
 
 def _check_inside(attack, threat, distance, low, high):
     # NaN must count as outside.
-    if not (distance.max() <= threat.epsilon * (1 + 1e-5) + _TOLERANCE and low.min() >= 0.0 and high.max() <= 1.0):
+    if not (distance.max() <= _limit(threat) and low.min() >= 0.0 and high.max() <= 1.0):
         raise ValueError(
             f"Expected images of {_name(attack)} within {threat.norm} {threat.epsilon_fraction} and [0, 1]. "
             f"Received: a distance of {distance.max()}, pixels from {low.min()} to {high.max()}"

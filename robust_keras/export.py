@@ -30,15 +30,14 @@ def export(network, directory, *, card):
         ValueError: where the folder holds a finished export, or something that is not one.
     """
     directory = str(directory)
-    card_path = posixpath.join(directory, CARD)
+    card_path, unfinished_path = posixpath.join(directory, CARD), posixpath.join(directory, "unfinished")
     if is_finished(directory):
         raise ValueError(f"Expected a folder without a finished export. Received: {directory}")
-    if (
-        gfile.isdir(directory)
-        and gfile.listdir(directory)
-        and not gfile.exists(posixpath.join(directory, "saved_model.pb"))
-    ):
+    if gfile.isdir(directory) and gfile.listdir(directory) and not gfile.exists(unfinished_path):
         raise ValueError(f"Expected an empty or new folder. Received: {directory}")
+    gfile.makedirs(directory)
+    with gfile.GFile(unfinished_path, "w") as file:
+        file.write("This export is under way, or was interrupted.\n")
     shape = network.input_shape[1:]
     archive = keras.export.ExportArchive()
     archive.track(network)
@@ -66,6 +65,7 @@ def export(network, directory, *, card):
     }
     with gfile.GFile(card_path, "w") as file:
         file.write(json.dumps(described | card, indent=2) + "\n")
+    gfile.remove(unfinished_path)
 
 
 def export_keras(network, path):

@@ -4,6 +4,7 @@ import hashlib
 import posixpath
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from robust_keras import activations, models, normalization  # noqa: F401  A .keras file may name their classes.
@@ -49,7 +50,7 @@ def load_logits_fn(path, *, input_range=(0.0, 1.0), input_layout="NHWC", outputs
         if input_layout == "NCHW":
             x = tf.transpose(x, (0, 3, 1, 2))
         y = tf.cast(_pick(call(x), logits_output), tf.float32)
-        return tf.math.log(tf.maximum(y, tf.float32.tiny)) if outputs == "probabilities" else y
+        return tf.math.log(tf.maximum(y, np.finfo(np.float32).tiny)) if outputs == "probabilities" else y
 
     return logits_fn
 
@@ -58,8 +59,13 @@ def fingerprint(path):
     """SHA-256 of a canonical manifest of a model's files: each line `<sha256>  <relative path>`, sorted by path.
 
     The model card is no part of it.
+
+    Raises:
+        ValueError: where there is nothing.
     """
     path = str(path)
+    if not gfile.exists(path):
+        raise ValueError(f"Expected a SavedModel's folder or a .keras file. Received: {path}")
     if not gfile.isdir(path):
         files = [(posixpath.basename(path), path)]
     else:
@@ -90,6 +96,8 @@ def _signature(loaded, path):
 
 
 def _pick(outputs, name):
+    if isinstance(outputs, (list, tuple)):
+        outputs = {str(k): output for k, output in enumerate(outputs)}
     if not isinstance(outputs, dict):
         return outputs
     if name is None:

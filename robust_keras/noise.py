@@ -8,6 +8,7 @@ in uint32 additions, rotations and exclusive ors, so it is vectorised over the b
 
 import math
 
+import numpy as np
 import tensorflow as tf
 
 # What a seed is folded with before use, so that no two uses share numbers.
@@ -77,22 +78,27 @@ def bits(seeds, num):
 
 def uniform(seeds, shape, minval=0.0, maxval=1.0):
     """Uniform float32 in [minval, maxval), `[batch, *shape]`, on a grid of 2^-24 of the interval."""
+    below = np.nextafter(np.float32(maxval), np.float32(-np.inf))
     num = math.prod(shape)
     unit = tf.cast(tf.bitwise.right_shift(bits(seeds, num), _u32(8)), tf.float32) * 2.0**-24
-    return tf.reshape(minval + unit * (maxval - minval), (-1, *shape))
+    return tf.reshape(tf.minimum(minval + unit * (maxval - minval), below), (-1, *shape))
 
 
 def normal(seeds, shape):
     """Standard normal float32, `[batch, *shape]`, by inversion."""
-    # The midpoint of each cell of the grid keeps the argument strictly inside (-1, 1).
-    return math.sqrt(2.0) * tf.math.erfinv(uniform(seeds, shape, 2.0**-24 - 1.0, 1.0))
+    cells = tf.cast(tf.bitwise.right_shift(bits(seeds, math.prod(shape)), _u32(8)), tf.float32)
+    # The midpoints of 2^24 cells of (-1, 1), exact in float32; the ends would be infinite.
+    midpoints = (cells - 8388607.5) * 2.0**-23
+    # TensorFlow's erfinv is exact near -1 and infinite near 1.
+    values = -math.sqrt(2.0) * tf.sign(midpoints) * tf.math.erfinv(-tf.abs(midpoints))
+    return tf.reshape(values, (-1, *shape))
 
 
 def integers(seeds, num, bound):
     """`num` integers an example, uniform in [0, bound): int32 `[batch, num]`. `bound` is a small int (< 2^16)."""
     # The top 16 bits times the bound: no division, and a bias under 2^-16 * bound.
-    high = tf.cast(tf.bitwise.right_shift(bits(seeds, num), _u32(16)), tf.int32)
-    return tf.bitwise.right_shift(high * bound, 16)
+    high = tf.bitwise.right_shift(bits(seeds, num), _u32(16))
+    return tf.cast(tf.bitwise.right_shift(high * _u32(bound), _u32(16)), tf.int32)
 
 
 def _u32(value):

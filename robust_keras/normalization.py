@@ -72,10 +72,11 @@ class BatchNorm(keras.layers.Layer):
 
     def build(self, input_shape):
         num_channels = input_shape[-1]
-        self.scale = self.add_weight(name="scale", shape=(num_channels,), initializer="ones")
-        self.offset = self.add_weight(name="offset", shape=(num_channels,), initializer="zeros")
+        # float32 whatever the layer computes in.
+        self.scale = self.add_weight(name="scale", shape=(num_channels,), initializer="ones", autocast=False)
+        self.offset = self.add_weight(name="offset", shape=(num_channels,), initializer="zeros", autocast=False)
         # An assignment on a replica stores the mean over replicas on all of them.
-        moving = {"trainable": False, "aggregation": "mean"}
+        moving = {"trainable": False, "aggregation": "mean", "autocast": False}
         self.moving_mean = self.add_weight(name="moving_mean", shape=(num_channels,), initializer="zeros", **moving)
         self.moving_variance = self.add_weight(
             name="moving_variance", shape=(num_channels,), initializer="ones", **moving

@@ -61,7 +61,13 @@ def write(directory, step, arrays, info, *, keep=2):
 
 
 def write_arrays(path, arrays, *, compressed=False):
-    """Writes NumPy arrays by name to an `.npz` file at any `tf.io.gfile` path, and returns its SHA-256."""
+    """Writes NumPy arrays by name to an `.npz` file at any `tf.io.gfile` path, and returns its SHA-256.
+
+    Raises:
+        ValueError: for an array of objects, which only a pickle could hold.
+    """
+    if objects := [name for name, array in arrays.items() if np.asarray(array).dtype.hasobject]:
+        raise ValueError(f"Expected arrays of numbers or text. Received: objects in {', '.join(objects)}")
     with gfile.GFile(path, "wb") as file:
         stream = _HashingStream(file)
         (np.savez_compressed if compressed else np.savez)(stream, **arrays)
@@ -95,7 +101,7 @@ def read(directory, step):
     data_path, marker_path = _paths(directory, step)
     try:
         with gfile.GFile(marker_path) as file:
-            marker = json.loads(file.read())
+            marker = dict(json.loads(file.read()))
         digest = hashlib.sha256()
         with gfile.GFile(data_path, "rb") as file:
             while block := file.read(1 << 24):
@@ -104,7 +110,7 @@ def read(directory, step):
             raise ValueError("its SHA-256 differs from the marker's")
         with gfile.GFile(data_path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return Snapshot(marker["step"], marker["info"], dict(arrays))
-    except (ValueError, KeyError, OSError, tf.errors.OpError) as error:
+    except (ValueError, TypeError, KeyError, OSError, tf.errors.OpError) as error:
         raise ValueError(f"Expected an intact snapshot at {data_path}. Received: {error}") from error
 
 

@@ -74,7 +74,7 @@ def parse_fraction(value, name):
     """
     try:
         number = float(fractions.Fraction(value)) if isinstance(value, str) else float(value)
-    except (ValueError, TypeError, ZeroDivisionError):
+    except (ValueError, TypeError, ZeroDivisionError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise ValueError(f"Expected {name} as a finite number or a fraction such as '8/255'. Received: {value!r}")
@@ -98,7 +98,8 @@ def linf_project(x_adv, x, *, epsilon):
 
 def linf_distance(x_adv, x):
     """The largest absolute difference: `[batch]`."""
-    return tf.reduce_max(tf.abs(x_adv - x), axis=_image_axes(x))
+    delta = tf.convert_to_tensor(x_adv - x)
+    return tf.reduce_max(tf.abs(delta), axis=_image_axes(delta))
 
 
 def l2_random_start(x, seeds, *, epsilon):

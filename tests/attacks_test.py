@@ -189,9 +189,7 @@ def test_batch_of_unknown_size_and_of_one(norm, num_restarts, network, tiny_imag
     "batch_size",
     [
         2,
-        pytest.param(
-            1, marks=pytest.mark.xfail(strict=True, raises=ValueError, reason="shape (1, ...) becomes (None, ...)")
-        ),
+        1,
     ],
 )
 def test_compiled_attack_on_a_function_of_an_unknown_batch(batch_size, network, tiny_images, labels):
@@ -392,7 +390,6 @@ def test_restarts_of_probabilities(network, labels, tiny_images):
     assert_alike(attack(network, tiny_images, one_hot, seeds=seeds_of(range(8))), expected)
 
 
-@pytest.mark.xfail(strict=True, reason="AttributeError: restarts need x as a tensor, one start does not")
 def test_arrays_with_restarts(network, labels, tiny_images):
     attack = WEAK.attack(num_restarts=2, num_steps=1)
     expected = attack(network, tiny_images, labels, seeds=seeds_of(range(8)))

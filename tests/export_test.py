@@ -221,7 +221,6 @@ def test_a_path_that_is_a_file_is_refused(tmp_path, linear):
     assert (tmp_path / "model").read_text() == "mine"
 
 
-@pytest.mark.xfail(strict=True, reason="any saved_model.pb without a card is taken for an unfinished export")
 def test_a_saved_model_of_other_people_is_refused(others, linear, tmp_path):
     theirs = shutil.copytree(others["scores"], tmp_path / "theirs")
     before = content_of(theirs)
@@ -259,7 +258,6 @@ def test_an_export_interrupted_before_its_card_is_replaced(tmp_path, monkeypatch
     assert_exports_over(linear, directory)
 
 
-@pytest.mark.xfail(strict=True, reason="without saved_model.pb, which is written after variables/, it is refused")
 def test_an_export_interrupted_in_its_variables_is_replaced(tmp_path, monkeypatch, linear):
     directory = tmp_path / "new"
 
@@ -457,7 +455,6 @@ def test_probabilities_pass_as_they_are_unless_told(others, x):
     np.testing.assert_allclose(loading.load_logits_fn(others["probabilities"])(x), expected, rtol=1e-4, atol=1e-30)
 
 
-@pytest.mark.xfail(strict=True, reason="AttributeError: tf.float32.tiny")
 def test_probabilities_become_logits(others, x):
     logits_fn = loading.load_logits_fn(others["probabilities"], outputs="probabilities")
     logits = logits_fn(x).numpy()
@@ -510,7 +507,6 @@ def test_keras_file_with_named_outputs(tmp_path, linear, x):
     assert_logits(loading.load_logits_fn(path), x, linear)
 
 
-@pytest.mark.xfail(strict=True, reason="_pick casts a list of outputs into one stacked tensor")
 def test_keras_file_with_a_list_of_outputs(tmp_path, linear, x):
     image = keras.Input((4, 4, 3))
     path = str(tmp_path / "model.keras")
@@ -567,7 +563,6 @@ def test_fingerprint_of_a_file(tmp_path):
     assert loading.fingerprint(path) != hashlib.sha256(line.encode()).hexdigest()
 
 
-@pytest.mark.xfail(strict=True, reason="NotFoundError, which evaluate.py lets through as a stack trace")
 def test_fingerprint_of_nothing(tmp_path):
     with pytest.raises(ValueError, match="Received: .*missing"):
         loading.fingerprint(tmp_path / "missing")

@@ -237,7 +237,7 @@ def constant_bits(word):
         (0.0, 1.0),
         (-8 / 255, 8 / 255),
         (-0.3, 0.3),
-        pytest.param(1.0, 2.0, marks=pytest.mark.xfail(strict=True, reason="rounds up to maxval once in 2^24")),
+        (1.0, 2.0),
     ],
 )
 def test_uniform_interval_is_open_above(monkeypatch, low, high):
@@ -270,9 +270,7 @@ def test_normal_is_the_inverse_of_the_distribution_function():
     "word",
     [
         0,
-        pytest.param(
-            MASK, marks=pytest.mark.xfail(strict=True, reason="erfinv(1 - 2^-24) is inf, once in 2^24 numbers")
-        ),
+        MASK,
     ],
 )
 @pytest.mark.parametrize("jit_compile", [False, True])
@@ -298,8 +296,8 @@ def test_integers_distribution(bound):
     "bound",
     [
         32_768,
-        pytest.param(40_000, marks=pytest.mark.xfail(strict=True, reason="int32 overflow of the product")),
-        pytest.param(65_535, marks=pytest.mark.xfail(strict=True, reason="int32 overflow of the product")),
+        40_000,
+        65_535,
     ],
 )
 def test_integers_of_a_large_bound(bound):

@@ -352,7 +352,6 @@ def test_mixed_precision(mode):
     np.testing.assert_allclose(tf.cast(y, tf.float32), expected, rtol=0.05, atol=0.1)
 
 
-@pytest.mark.xfail(strict=True, reason="the moving statistics are cast to bfloat16, and the update raises")
 def test_mixed_precision_keeps_float32_moving_statistics():
     norm, values = layer(dtype="mixed_bfloat16")
     # The average of equal updates is any one of them. In bfloat16 the count would stop at 256, the means at 8 bits.

@@ -69,9 +69,12 @@ def refused(monkeypatch, capsys, script, *args):
     with pytest.raises(SystemExit) as exit:
         call(monkeypatch, script, *args)
     assert exit.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, lines
-    return lines[0]
+    said = capsys.readouterr().err
+    assert said.count("error: ") == 1 and "Traceback" not in said
+    # Commands that fetch missing data follow the line, one on a line.
+    line, _, commands = said[said.index("error: ") :].partition("\n")
+    assert not commands or "Fetch it with" in line
+    return line + commands
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +251,7 @@ def test_without_averaging_the_raw_weights_are_the_best(monkeypatch, images, tmp
 def test_a_non_finite_loss_stops_and_is_never_saved(monkeypatch, capsys, images, tmp_path, changes):
     # The first step's loss is finite, and its update is not: neither the snapshot after it nor the next loss may pass.
     with pytest.raises(SystemExit) as exit:
-        call(monkeypatch, train, *arguments(images, tmp_path, **{"multistep.base": "1e38", **changes}))
+        call(monkeypatch, train, *arguments(images, tmp_path, **{"multistep.base": "1e39", **changes}))
     assert exit.value.code == 3
     assert re.search("Expected (finite weights|a finite loss)", capsys.readouterr().err)
     assert snapshots.steps(tmp_path / "checkpoints") == snapshots.steps(tmp_path / "best") == []

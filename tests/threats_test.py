@@ -97,7 +97,6 @@ def test_distance():
     np.testing.assert_allclose(l2, [0.5, 0.1], rtol=1e-6)
 
 
-@pytest.mark.xfail(strict=True, reason="AttributeError: linf_distance and pgd need tensors")
 def test_linf_distance_of_arrays():
     x = np.zeros((2, 1, 2, 1), np.float32)
     np.testing.assert_allclose(threats.threat(norm="Linf", epsilon=1.0).distance(x + 0.25, x), [0.25, 0.25])
@@ -167,7 +166,6 @@ def test_random_start_follows_the_seed_alone(norm):
     assert not np.any(start == threat.random_start(x, noise.example_seeds(0, 1, tf.range(4))).numpy())
 
 
-@pytest.mark.xfail(strict=True, reason="noise.normal gives inf once in 2^24 numbers, and the start is then NaN")
 def test_l2_random_start_is_finite_with_the_largest_random_number():
     # At index 36,389 of run seed 0 one of the 768 uniform numbers is the last one, 1 - 2^-24.
     seeds = noise.example_seeds(0, 0, [36_389])
@@ -226,10 +224,7 @@ def test_parse_fraction_is_exact(typed, value):
 
 
 BAD_NUMBERS = ["abc", "", "8/0", "8/255/2", "nan", "inf", float("nan"), float("inf"), None, [1.0]]
-OVERFLOWING = [
-    pytest.param(value, id=name, marks=pytest.mark.xfail(strict=True, raises=OverflowError, reason="not a ValueError"))
-    for value, name in (("1e400", "'1e400'"), (10**400, "10**400"))
-]
+OVERFLOWING = [pytest.param("1e400", id="'1e400'"), pytest.param(10**400, id="10**400")]
 
 
 @pytest.mark.parametrize("value", BAD_NUMBERS + OVERFLOWING)

@@ -116,13 +116,14 @@ def batches(
             count = num_groups * per_group
             position = step * count + tf.range(count, dtype=tf.int64)
             size = len(source.labels)
-            index = _shuffled(position % size, size, (seed, k, position // size))
-            part = (tf.gather(images[k], index), tf.gather(labels[k], index), first_index + index)
+            passes = position // size
+            index = _shuffled(position % size, size, (seed, k, passes))
+            part = (tf.gather(images[k], index), tf.gather(labels[k], index), first_index + index, passes - passes[0])
             parts_of_batch.append([tf.reshape(t, (num_groups, per_group, *t.shape[1:])) for t in part])
-        image, label, index = (
+        image, label, index, copies = (
             tf.reshape(tf.concat(pieces, axis=1), (batch_size, *pieces[0].shape[2:])) for pieces in zip(*parts_of_batch)
         )
-        seeds = noise.example_seeds(seed, step, index)
+        seeds = noise.example_seeds(seed, step, index, copies)
         if augmentation is not None:
             image = augmentation(image, seeds)
         targets = tf.one_hot(label, data.labelled.num_classes)

@@ -166,7 +166,6 @@ def test_seeds_are_unique():
     assert len(np.unique(batches["seeds"].reshape(-1, 2), axis=0)) == 20 * 40
 
 
-@pytest.mark.xfail(strict=True, reason="an index that is twice in a batch has one seed: no copy number")
 def test_seeds_are_unique_where_a_batch_reaches_into_the_next_pass():
     batches = stream(training_data(7), batch_size=5, seed=0, num_steps=20)
     assert any(len(set(index)) < 5 for index in batches["index"])
