@@ -64,4 +64,5 @@ class WeightAveraging(keras.callbacks.Callback):
             for average, weight, rate in pairs:
                 strategy.extended.update(average, assign, args=(weight, rate), group=False)
 
-        tf.distribute.get_replica_context().merge_call(update)
+        # As Keras' optimisers reach all replicas' copies, on TPU without merging them.
+        tf.__internal__.distribute.interim.maybe_merge_call(update, tf.distribute.get_strategy())
