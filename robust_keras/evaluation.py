@@ -203,8 +203,10 @@ class _Batches:
             clean = self.images[indices[packed]] / np.float32(255)
             for k, x in enumerate((found[packed], _rounded(found[packed], clean, threat))):
                 logits = predict_fn(tf.constant(x, tf.float32)).numpy()[: len(rows)]
-                wrong[k, rows] = logits.argmax(axis=-1) != self.labels[indices[rows]]
-                finite = finite and bool(np.isfinite(logits).all())
+                # A prediction that is no number is not right.
+                is_finite = np.isfinite(logits).all(axis=-1)
+                wrong[k, rows] = (logits.argmax(axis=-1) != self.labels[indices[rows]]) | ~is_finite
+                finite = finite and bool(is_finite.all())
         return wrong[0], wrong[1], finite
 
 
