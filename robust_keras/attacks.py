@@ -7,12 +7,13 @@
 An attack is a loss, which it ascends, a step rule, a start and the threat model's projection.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import tensorflow as tf
 
-from robust_keras import losses, noise
+from robust_keras import losses, noise, schedules, searches
 from robust_keras.threats import parse_fraction
 
 
@@ -145,8 +146,90 @@ def pgd(
     )
 
 
+def transfer(logits_fn, x, labels, *, threat, surrogate, attack, seeds):
+    """An attack on another classifier, for one whose own gradients may be masked.
+
+    Args:
+        logits_fn: the classifier under evaluation, which is not asked.
+        x: float32 images `[batch, ...]` in [0, 1].
+        labels: int `[batch]`.
+        threat: a `threats.Threat`, that of `attack`.
+        surrogate: images to logits, such as `loading.load_logits_fn` returns.
+        attack: `(logits_fn, x, labels, *, seeds) -> x_adv`.
+        seeds: int32 `[batch, 2]`.
+
+    Returns:
+        What `attack` makes of the surrogate.
+    """
+    return attack(surrogate, x, labels, seeds=seeds)
+
+
+@searches.attack
+def multi_targeted(
+    *, threat, num_steps=200, num_restarts=10, num_targets=9, step_rule=None, step_size=None, random_start=True
+):
+    """MultiTargeted (Gowal et al. 2019, https://arxiv.org/abs/1910.09338): PGD on the margin of each wrong class.
+
+    The margin of class t is `z_t - z_y`. Of a run's `num_steps + 1` points, any misclassified one counts. Gowal et al.
+    2020 do not say how they step: `step_rule` and `step_size` default to the optimiser of their released code's PGD.
+
+    Args:
+        threat: a `threats.Threat`.
+        num_steps: gradient steps of a run, an int >= 1.
+        num_restarts: random starts per target class, an int >= 1.
+        num_targets: wrong classes of the highest clean logits to aim at; all of them where there are fewer.
+        step_rule: a `StepRule`; `adam()` by default, `steepest()` for sign steps in Linf.
+        step_size: in pixel units: a number, a fraction such as '2/255', or a function of the step; by default .1, .01
+            from half of the steps, .0001 from three quarters.
+        random_start: whether to start at random points of the ball.
+
+    Raises:
+        ValueError: for counts under 1, several restarts from one start, or a step size that is not positive.
+    """
+    if min(num_steps, num_restarts, num_targets) < 1:
+        raise ValueError(
+            "Expected num_steps, num_restarts and num_targets >= 1. "
+            f"Received: {num_steps}, {num_restarts}, {num_targets}"
+        )
+    if num_restarts > 1 and not random_start:
+        raise ValueError(
+            "Expected random_start=True with num_restarts > 1: the restarts would all be alike. "
+            f"Received: num_restarts={num_restarts}, random_start=False"
+        )
+    step_rule = step_rule or adam()
+    if step_size is None:
+        step_size = functools.partial(
+            schedules.piecewise_constant, boundaries=(num_steps // 2, num_steps * 3 // 4), values=(0.1, 0.01, 0.0001)
+        )
+    step_size_fn = step_size if callable(step_size) else _constant(step_size)
+
+    def num_targets_of(num_classes):
+        return min(num_targets, num_classes - 1)
+
+    def start(x, labels, clean_logits, seeds, run):
+        return {
+            # Every target once, then again: most examples that break do so before the second round.
+            "target_classes": searches.target_class(clean_logits, labels, run % num_targets_of(clean_logits.shape[-1])),
+            "x_adv": threat.random_start(x, seeds) if random_start else x,
+            "rule": step_rule.init(x),
+        }
+
+    def step(logits_fn, x, labels, state, k):
+        x_adv = state["x_adv"]
+        logits, _, gradient = searches.value_and_gradient(
+            logits_fn, x_adv, lambda logits: losses.targeted_margin(logits, labels, state["target_classes"])
+        )
+        direction, rule = step_rule.update(gradient, state["rule"], searches.expand(k, x), threat)
+        moved = threat.project(x_adv + searches.expand(step_size_fn(k), x) * direction, x)
+        return {**state, "x_adv": moved, "rule": rule}, x_adv, searches.is_wrong(logits, labels)
+
+    return searches.Search(
+        "multi-targeted", lambda num_classes: num_restarts * num_targets_of(num_classes), num_steps + 1, start, step
+    )
+
+
 def _constant(step_size):
     value = parse_fraction(step_size, "step_size")
     if value <= 0:
         raise ValueError(f"Expected step_size > 0. Received: {step_size!r}")
-    return lambda step: value
+    return lambda step: tf.fill(tf.shape(step), value)

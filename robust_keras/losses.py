@@ -59,6 +59,65 @@ def margin(logits, targets):
     return tf.reduce_max(tf.where(is_true_class, logits.dtype.min, logits), axis=-1) - true_logit
 
 
+def dlr(logits, targets):
+    """Difference of logits ratio, `-(z_y - max_{c != y} z_c) / (z_(1) - z_(3))`, z_(i) the i-th highest logit.
+
+    Unchanged when logits are shifted or scaled (Croce & Hein 2020, https://arxiv.org/abs/2003.01690, equation 6). Two
+    classes have no third logit: there it falls back to the numerator, `margin`.
+
+    Args:
+        logits: `[batch, num_classes]`, two classes or more.
+        targets: int `[batch]` or float `[batch, num_classes]`.
+
+    Returns:
+        float32 `[batch]`.
+    """
+    logits = tf.cast(logits, tf.float32)
+    if logits.shape[-1] < 3:
+        return margin(logits, targets)
+    highest = tf.math.top_k(logits, 3).values
+    return margin(logits, targets) / (highest[:, 0] - highest[:, 2] + 1e-12)
+
+
+def targeted_margin(logits, targets, target_classes):
+    """Margin of given wrong classes t, `z_t - z_y`: what MultiTargeted ascends (Gowal et al. 2019, equation 5).
+
+    Args:
+        logits: `[batch, num_classes]`.
+        targets: int `[batch]` or float `[batch, num_classes]`.
+        target_classes: int `[batch]`.
+
+    Returns:
+        float32 `[batch]`.
+    """
+    logits = tf.cast(logits, tf.float32)
+    # Products, not gathers: their gradient is dense and the same on every device.
+    towards, away = (tf.one_hot(classes, logits.shape[-1]) for classes in (target_classes, as_labels(targets)))
+    return tf.reduce_sum(logits * (towards - away), axis=-1)
+
+
+def targeted_dlr(logits, targets, target_classes):
+    """Targeted difference of logits ratio, `(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2)`.
+
+    Croce & Hein 2020, equation 7. Fewer than four classes have no fourth logit: there it falls back to the numerator,
+    `targeted_margin`.
+
+    Args:
+        logits: `[batch, num_classes]`.
+        targets: int `[batch]` or float `[batch, num_classes]`.
+        target_classes: int `[batch]`.
+
+    Returns:
+        float32 `[batch]`.
+    """
+    logits = tf.cast(logits, tf.float32)
+    numerator = targeted_margin(logits, targets, target_classes)
+    if logits.shape[-1] < 4:
+        return numerator
+    highest = tf.math.top_k(logits, 4).values
+    return numerator / (highest[:, 0] - 0.5 * (highest[:, 2] + highest[:, 3]) + 1e-12)
+
+
 def as_probabilities(targets, logits):
     """`targets` as float32 probabilities of the shape of `logits`."""
     targets = tf.convert_to_tensor(targets)

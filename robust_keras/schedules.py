@@ -1,4 +1,4 @@
-"""Learning rates and step sizes as functions of the step (an integer scalar tensor, the first step is 0)."""
+"""Learning rates and step sizes as functions of the step (an integer tensor, the first step is 0)."""
 
 import tensorflow as tf
 
@@ -26,17 +26,17 @@ def piecewise_constant(step, *, boundaries, values):
     """`values[k]`, where k counts the `boundaries` that `step` has reached.
 
     Args:
-        step: int scalar, from 0.
+        step: int of any shape, from 0.
         boundaries: steps in rising order.
         values: one more than boundaries.
 
     Returns:
-        float32 scalar.
+        float32 of the shape of `step`.
 
     Raises:
         ValueError: where the lengths do not fit.
     """
     if len(values) != len(boundaries) + 1:
         raise ValueError(f"Expected one more value than boundaries. Received: {len(values)} and {len(boundaries)}")
-    reached = tf.cast(step, tf.float32) >= tf.constant(list(boundaries), tf.float32)
-    return tf.gather(tf.constant(list(values), tf.float32), tf.reduce_sum(tf.cast(reached, tf.int32)))
+    reached = tf.cast(step, tf.float32)[..., None] >= tf.constant(list(boundaries), tf.float32)
+    return tf.gather(tf.constant(list(values), tf.float32), tf.reduce_sum(tf.cast(reached, tf.int32), axis=-1))

@@ -18,7 +18,7 @@ class Threat(NamedTuple):
     """A norm ball of one radius, made by `threat`.
 
     Attributes:
-        norm: 'Linf' or 'L2'.
+        norm: 'Linf', 'L2' or 'L1'.
         epsilon: the radius in pixel units of [0, 1].
         epsilon_fraction: the radius as typed, such as '8/255'.
         random_start: `(x, seeds) -> x_adv`, a random point of the ball, clipped to [0, 1].
@@ -40,7 +40,7 @@ def threat(*, norm, epsilon):
     """The threat model of perturbations whose `norm` is at most `epsilon`.
 
     Args:
-        norm: 'Linf' or 'L2'.
+        norm: 'Linf', 'L2' or 'L1'.
         epsilon: the radius in pixel units of [0, 1]: a number or an exact fraction such as '8/255'.
 
     Returns:
@@ -130,6 +130,65 @@ def l2_distance(x_adv, x):
     return tf.norm(tf.reshape(x_adv - x, (tf.shape(x)[0], -1)), axis=-1)
 
 
+def l1_random_start(x, seeds, *, epsilon):
+    """Uniform in the cross-polytope of radius `epsilon` around `x`."""
+    shape = tuple(x.shape[1:])
+    # Of num_pixels + 1 exponential numbers, divided by their sum, the first num_pixels are uniform in the simplex.
+    numbers = -tf.math.log(1.0 - noise.uniform(noise.fold_in(seeds, 0), (math.prod(shape) + 1,)))
+    lengths = tf.reshape(numbers[:, :-1] / tf.reduce_sum(numbers, axis=1, keepdims=True), (-1, *shape))
+    signs = tf.where(noise.uniform(noise.fold_in(seeds, 1), shape) < 0.5, -1.0, 1.0)
+    return _clip(x + epsilon * signs * lengths)
+
+
+def l1_steepest_step(gradient):
+    """The sign of the largest entry, at that entry alone; zero where the gradient is."""
+    flat = tf.reshape(gradient, (-1, math.prod(gradient.shape[1:])))
+    at_largest = tf.one_hot(tf.argmax(tf.abs(flat), axis=1), flat.shape[1])
+    return tf.reshape(at_largest, tf.shape(gradient)) * tf.sign(gradient)
+
+
+def l1_project(x_adv, x, *, epsilon):
+    """The nearest point, in the Euclidean sense, of the cross-polytope around `x` within [0, 1]; see `l1_nearest`."""
+    return _clip(x + l1_nearest(x_adv - x, x, epsilon=epsilon))
+
+
+@tf.function(jit_compile=True)  # One pass over memory for each of its few iterations, also outside of XLA.
+def l1_nearest(delta, x, *, epsilon):
+    """The difference nearest to `delta` whose absolute values sum to `epsilon` at most and that keeps `x` in [0, 1].
+
+    Every entry shrinks by one amount, stops at zero and is cut at the edge of [0, 1]; the amount is what leaves a total
+    of `epsilon` (Croce & Hein 2021, https://arxiv.org/abs/2103.01208, proposition 2.1).
+    """
+    length, room = tf.abs(delta), tf.where(delta > 0, 1.0 - x, x)
+
+    def total(values):
+        return tf.reduce_sum(values, _image_axes(x), keepdims=True)
+
+    def newton(amount, low, high, _):
+        # The total falls piecewise linearly with the amount: the solution of the current piece, or half of the bracket
+        # where that lies outside. It is exact as soon as the piece is the right one.
+        left = length - amount
+        moving = (left > 0) & (left < room)
+        excess = total(tf.clip_by_value(left, 0.0, room)) - epsilon
+        low, high = tf.where(excess > 0, amount, low), tf.where(excess > 0, high, amount)
+        rest = total(tf.where(moving, length, tf.where(left > 0, room, 0.0))) - epsilon
+        piece = tf.math.divide_no_nan(rest, total(tf.cast(moving, tf.float32)))
+        following = tf.where((piece >= low) & (piece <= high), piece, 0.5 * (low + high))
+        return following, low, high, tf.reduce_any(outside & (tf.abs(following - amount) > 1e-7 * high))
+
+    outside = total(tf.minimum(length, room)) > epsilon
+    high = tf.reduce_max(length, _image_axes(x), keepdims=True)
+    zero = tf.zeros_like(high)
+    amount = tf.while_loop(lambda *state: state[-1], newton, (zero, zero, high, True), maximum_iterations=50)[0]
+    return tf.sign(delta) * tf.clip_by_value(length - tf.where(outside, amount, 0.0), 0.0, room)
+
+
+def l1_distance(x_adv, x):
+    """The sum of absolute differences: `[batch]`."""
+    delta = tf.convert_to_tensor(x_adv - x)
+    return tf.reduce_sum(tf.abs(delta), axis=_image_axes(delta))
+
+
 def _clip(x):
     return tf.clip_by_value(x, 0.0, 1.0)
 
@@ -145,4 +204,5 @@ def _l2_norm(delta):
 _NORMS = {
     "Linf": (linf_random_start, linf_steepest_step, linf_project, linf_distance),
     "L2": (l2_random_start, l2_steepest_step, l2_project, l2_distance),
+    "L1": (l1_random_start, l1_steepest_step, l1_project, l1_distance),
 }

@@ -1,0 +1,145 @@
+"""Searches: attacks as runs of steps on one state per example, so that examples can come and go between steps.
+
+    @attack
+    def my_attack(*, threat, num_steps=100):
+        return Search(name="my-attack", num_runs=lambda num_classes: 1, num_steps=num_steps, start=..., step=...)
+
+    x_adv = my_attack(logits_fn, x, labels, threat=linf, seeds=seeds)  # as any attack
+    search = my_attack.search(threat=linf)  # its parts, for evaluation.py to pack
+
+An example is broken by a search when any step of any of its runs proposes a misclassified image; runs are independent
+(restarts, target classes), so leaving early, or running next to other examples, changes no verdict.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from robust_keras import losses, noise
+
+
+class Search(NamedTuple):
+    """An attack in parts.
+
+    Attributes:
+        name: what results call it.
+        num_runs: `(num_classes) -> int`, independent runs per example.
+        num_steps: int, steps of each run.
+        start: `(x, labels, clean_logits, seeds, run) -> state`, a dictionary of tensors `[batch, ...]`. `seeds` are
+            int32 `[batch, 2]`, different in every run; `run` is int32 `[batch]`, from 0 to num_runs - 1.
+        step: `(logits_fn, x, labels, state, k) -> (state, x_adv, broken)`: the next state, an image inside the threat
+            model and whether it is misclassified, bool `[batch]`. `k` is int32 `[batch]`, how many steps of its run
+            each example has behind it: examples of one batch may be at different steps of different runs.
+    """
+
+    name: str
+    num_runs: Callable
+    num_steps: int
+    start: Callable
+    step: Callable
+
+
+class Progress(NamedTuple):
+    """Where the runs of a batch stand.
+
+    Attributes:
+        state: of the search, a dictionary of tensors `[batch, ...]`.
+        k: int32 `[batch]`, steps behind each example.
+        found: float32 like the images: the first misclassified one, and the clean one before that.
+        broken: bool `[batch]`.
+    """
+
+    state: dict
+    k: tf.Tensor
+    found: tf.Tensor
+    broken: tf.Tensor
+
+
+def begin(search, x, labels, clean_logits, seeds, run):
+    """The `Progress` of runs that have not taken a step; `run` is int32 `[batch]`."""
+    state = search.start(x, labels, clean_logits, noise.fold_in(seeds, run), run)
+    return Progress(state, tf.zeros_like(run), x, tf.zeros_like(run, tf.bool))
+
+
+def advance(search, logits_fn, x, labels, progress, num_steps):
+    """Takes `num_steps` (an int or int32 scalar) steps, none past a run's end; one compiled loop of static shapes."""
+
+    def body(i, progress):
+        state, x_adv, broken = search.step(logits_fn, x, labels, progress.state, progress.k)
+        new = broken & ~progress.broken & (progress.k < search.num_steps)
+        following = Progress(state, progress.k + 1, choose(new, x_adv, progress.found), progress.broken | new)
+        return i + 1, following
+
+    return tf.while_loop(lambda i, _: i < num_steps, body, (tf.constant(0), progress))[1]
+
+
+def attack(build):
+    """Makes an attack, `(logits_fn, x, labels, *, seeds, **settings) -> x_adv`, of a function that builds a `Search`.
+
+    The attack takes all runs of all examples. `x_adv` is float32 like `x`: a misclassified image of the threat model,
+    or `x` itself where it is misclassified already or no run broke it. The attack's attribute `search` is `build`.
+    """
+
+    @functools.wraps(build)
+    def run_all(logits_fn, x, labels, *, seeds, **settings):
+        search = build(**settings)
+        x = tf.convert_to_tensor(x, tf.float32)
+        labels = losses.as_labels(labels)
+        clean_logits = logits_fn(x)
+
+        def run(r, found, broken):
+            progress = begin(search, x, labels, clean_logits, seeds, tf.zeros_like(labels) + r)
+            progress = advance(search, logits_fn, x, labels, progress, search.num_steps)
+            return r + 1, choose(broken, found, progress.found), broken | progress.broken
+
+        num_runs = search.num_runs(clean_logits.shape[-1])
+        nothing = (tf.constant(0), x, is_wrong(clean_logits, labels))
+        return tf.stop_gradient(tf.while_loop(lambda r, *_: r < num_runs, run, nothing)[1])
+
+    kinds = inspect.Parameter
+    given = [kinds(name, kinds.POSITIONAL_OR_KEYWORD) for name in ("logits_fn", "x", "labels")]
+    settings = [*inspect.signature(build).parameters.values(), kinds("seeds", kinds.KEYWORD_ONLY)]
+    run_all.__signature__ = inspect.Signature(given + settings)
+    run_all.search = build
+    return run_all
+
+
+def value_and_gradient(logits_fn, x_adv, loss_fn):
+    """Logits `[batch, num_classes]`, `loss_fn(logits)` `[batch]` and its gradient by `x_adv`; zero if there is none."""
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(x_adv)
+        logits = logits_fn(x_adv)
+        loss = loss_fn(logits)
+        # An example's gradient is its own: the sum couples none.
+        total = tf.reduce_sum(loss)
+    gradient = tape.gradient(total, x_adv, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    gradient.set_shape(x_adv.shape)  # That of a loaded model forgets the size of the batch.
+    return logits, loss, gradient
+
+
+def target_class(clean_logits, labels, rank):
+    """The wrong class of each example with the `rank`-th highest clean logit, from 0: int32 `[batch]`."""
+    is_label = tf.one_hot(labels, clean_logits.shape[-1], on_value=True, off_value=False)
+    order = tf.math.top_k(tf.where(is_label, clean_logits.dtype.min, clean_logits), clean_logits.shape[-1]).indices
+    return tf.gather(order, rank, batch_dims=1)
+
+
+def is_wrong(logits, labels):
+    """Whether each prediction is not the label, bool `[batch]`; one that is no finite number is not."""
+    finite = tf.reduce_all(tf.math.is_finite(logits), axis=-1)
+    return tf.not_equal(tf.argmax(logits, axis=-1, output_type=tf.int32), labels) | ~finite
+
+
+def choose(condition, a, b):
+    """`a` where `condition`, bool `[batch]`, holds, else `b`; both `[batch, ...]`."""
+    # With a condition of four axes it would be three times slower on CPU.
+    flat = tuple(tf.reshape(values, (tf.shape(condition)[0], -1)) for values in (a, b))
+    return tf.reshape(tf.where(condition[:, None], *flat), tf.shape(a) if None in a.shape else a.shape)
+
+
+def expand(values, x):
+    """`values` `[batch]` with as many axes as `x`, to broadcast against it."""
+    return tf.reshape(values, (-1,) + (1,) * (x.shape.rank - 1))
