@@ -8,9 +8,11 @@ __version__ = "0.1.0"
 _MODULES = (
     "activations",
     "attacks",
+    "autoattack",
     "averaging",
     "configurables",
     "data",
+    "diagnosis",
     "distribution",
     "evaluation",
     "export",
@@ -21,12 +23,15 @@ _MODULES = (
     "normalization",
     "objectives",
     "optimizers",
+    "packing",
     "recording",
     "reporting",
     "schedules",
+    "searches",
     "snapshots",
     "threats",
     "training",
+    "verdicts",
 )
 
 if importlib.util.find_spec("tensorflow") is None:

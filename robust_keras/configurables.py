@@ -14,11 +14,12 @@ import posixpath
 import tensorflow as tf
 
 import gin
-from robust_keras import attacks, evaluation, losses, models, objectives, schedules, threats, training
+from robust_keras import attacks, evaluation, loading, losses, models, objectives, schedules, threats, training
+from robust_keras.autoattack import apgd, ensemble, fab, square
 from robust_keras.data import augmentation, mixing
 
-# Bindings of `train` that do not identify a run: they may change when it is resumed.
-_NOT_THE_RECIPE = {
+# Bindings that do not identify a run: they may change when it is resumed.
+_NOT_THE_RECIPE = {"evaluate.progress", "evaluate.save_every"} | {
     f"train.{name}"
     for name in (
         "checkpoint_every",
@@ -56,10 +57,16 @@ def _register(function, given=()):
 
 
 for _function, _given in {
+    apgd.apgd: (),
+    apgd.apgd_targeted: (),
+    attacks.multi_targeted: (),
     attacks.pgd: ("seeds",),
+    attacks.transfer: ("seeds",),
     augmentation.crop_and_flip: (),
     evaluation.correct_under_attack: ("seeds",),
+    fab.fab: (),
     losses.cross_entropy: (),
+    losses.dlr: (),
     losses.kl_divergence: (),
     losses.margin: (),
     mixing.batches: ("seed", "num_steps", "start_step"),
@@ -69,15 +76,16 @@ for _function, _given in {
     objectives.standard_training: (),
     schedules.multistep: (),
     schedules.piecewise_constant: (),
+    square.square: (),
 }.items():
     _register(_partial(_function), _given)
 
 # These make a value; nothing is left to be called later.
-for _function in (attacks.adam, attacks.steepest, threats.threat):
+for _function in (attacks.adam, attacks.steepest, ensemble.autoattack, loading.load_logits_fn, threats.threat):
     _register(_function)
 
 train = _register(_partial(training.train), ("workdir", "data_dir"))
-evaluate = _register(_partial(evaluation.evaluate), ("num_examples",))
+evaluate = _register(_partial(evaluation.evaluate), ("individual", "num_examples", "save_directory"))
 
 
 def parse(gin_files, gin_params=()):

@@ -1,6 +1,7 @@
 """Robust accuracy over a data set: attacks in sequence on what still stands, every adversarial image verified."""
 
 import functools
+import inspect
 import math
 import time
 from typing import NamedTuple
@@ -9,10 +10,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from robust_keras import noise
-
-# A float32 subtraction of two pixels is off by at most this much.
-_TOLERANCE = 1e-6
+from robust_keras import diagnosis, packing, verdicts
 
 
 def correct_under_attack(logits_fn, x, labels, *, seeds, attack):
@@ -44,7 +42,24 @@ class Evaluation(NamedTuple):
     examples: dict
 
 
-def evaluate(logits_fn, source, *, attacks, threat, num_examples=None, batch_size=128, seed=0, progress=True):
+def evaluate(
+    logits_fn,
+    source,
+    *,
+    attacks,
+    threat,
+    baseline=None,
+    individual=False,
+    num_examples=None,
+    batch_size=128,
+    seed=0,
+    jit_compile=False,
+    allow_chance=False,
+    diagnose=True,
+    save_directory=None,
+    save_every=10.0,
+    progress=True,
+):
     """Clean and robust accuracy of a classifier.
 
     Attacks run in order, each on the examples that all before it left standing. An example counts as broken only where
@@ -56,9 +71,16 @@ def evaluate(logits_fn, source, *, attacks, threat, num_examples=None, batch_siz
         source: a `data.sources.Source`: uint8 images and labels.
         attacks: `(logits_fn, x, labels, *, seeds) -> x_adv` each, functions with bound arguments; all for `threat`.
         threat: the `threats.Threat` that adversarial images must obey.
+        baseline: a weaker attack to compare with, on every correctly classified example; what it breaks still stands.
+        individual: whether each attack runs on every correctly classified example.
         num_examples: how many examples, the first ones; None for all.
         batch_size: of every forward pass and attack.
         seed: of the attacks' noise.
+        jit_compile: whether to compile attacks with XLA.
+        allow_chance: whether to go on where the clean accuracy is not above chance.
+        diagnose: whether to look for masked gradients first, see `diagnosis.diagnose`.
+        save_directory: where to keep what is done so far, and where to resume from; None for nowhere.
+        save_every: seconds between two saves.
         progress: whether to show progress with time left per attack.
 
     Returns:
@@ -66,11 +88,13 @@ def evaluate(logits_fn, source, *, attacks, threat, num_examples=None, batch_siz
 
     Raises:
         ValueError: for labels outside the classes, outputs that are probabilities, non-finite logits on clean images,
-            an attack bound to another threat, or an adversarial image outside the threat model.
+            clean accuracy at chance, an attack bound to another threat, or an adversarial image outside the threat
+            model.
     """
     if num_examples is not None and not 1 <= num_examples <= len(source.labels):
         raise ValueError(f"Expected num_examples from 1 to {len(source.labels)}. Received: {num_examples!r}")
-    for attack in attacks:
+    plan = [*([] if baseline is None else [baseline]), *attacks]
+    for attack in plan:
         bound = attack.keywords["threat"]
         if (bound.norm, bound.epsilon) != (threat.norm, threat.epsilon):
             raise ValueError(
@@ -78,68 +102,139 @@ def evaluate(logits_fn, source, *, attacks, threat, num_examples=None, batch_siz
                 f"Received: {_name(attack)} on {bound.norm} {bound.epsilon_fraction}"
             )
     images, labels = source.images[:num_examples], source.labels[:num_examples]
-    run = _Batches(images, labels, batch_size, seed, progress)
+    if images.dtype != np.uint8 or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"Expected uint8 images and integer labels. Received: {images.dtype} and {labels.dtype}")
     predict_fn = tf.function(logits_fn)
+    clean_logits = _predict(predict_fn, images, batch_size)
+    _check_logits(clean_logits, labels)
+    num_classes = clean_logits.shape[-1]
+    correct = clean_logits.argmax(axis=-1) == labels
+    if not allow_chance:
+        _check_above_chance(correct, num_classes)
 
-    logits = run.collect("clean", np.arange(len(labels)), lambda x, y, seeds: (predict_fn(x),))[0]
-    _check_logits(logits, labels)
-    clean_prediction = logits.argmax(axis=-1)
-    standing = clean_prediction == labels
-    broken_by = np.where(standing, -1, 0)
-    adversarial = images.astype(np.float32) / np.float32(255)
-    standing_uint8 = standing.copy()
-    records, after, warnings = [], [], []
+    def sized_logits_fn(x):  # A loaded model may not tell how many classes it has.
+        return tf.ensure_shape(tf.cast(logits_fn(x), tf.float32), (x.shape[0], num_classes))
 
-    for k, attack in enumerate(attacks, start=1):
-        active = np.flatnonzero(standing)
-        started = time.perf_counter()
-        broken = active[:0]
-        if len(active):
-            found, distance, low, high = run.collect(_name(attack), active, _attack_fn(attack, logits_fn, threat))
-            _check_inside(attack, threat, distance, low, high)
-            wrong, wrong_uint8, finite = run.verify(active, found, predict_fn, threat)
-            if not finite and "non_finite_logits" not in warnings:
-                warnings.append("non_finite_logits")
-            broken = active[wrong]
-            broken_by[broken] = k
-            adversarial[broken] = found[wrong]
-            standing[broken] = False
-            standing_uint8[active[wrong_uint8]] = False
-        seconds = time.perf_counter() - started
-        records.append(
-            {
-                "name": _name(attack),
-                "parameters": _parameters(attack),
-                "seconds": round(seconds, 3),
-                "examples_attacked": len(active),
-                "examples_broken": len(broken),
-            }
-        )
-        after.append({"attack": _name(attack), "robust_accuracy": float(standing.mean())})
+    judge = verdicts.Judge(predict_fn, images, labels, threat, batch_size)
+    found = verdicts.Verdicts(len(plan), len(labels), save_directory)
+    saved = found.restore()
+    if saved is not None:
+        print(f"Resuming from attack {found.position + 1} of {len(plan)}", flush=True)
+    if diagnose and correct.any() and "diagnosis" not in found.notes:
+        batch = packing.inputs(images, labels, np.flatnonzero(correct)[:32], seed)
+        found.notes["diagnosis"] = diagnosis.diagnose(sized_logits_fn, *batch, threat=threat)
 
+    first = len(plan) - len(attacks)  # The first attack that counts.
+    for position in range(found.position, len(plan)):
+        attack, found.position = plan[position], position
+        before = slice(first, first if individual else max(position, first))
+        active = np.flatnonzero(correct & ~found.broken[before].any(axis=0))
+        found.attacked[position] = len(active)
+        search = _search(attack)
+        options = {"batch_size": batch_size, "seed": seed, "jit_compile": jit_compile}
+        if search is None:
+            work = packing.Batchwise(attack, sized_logits_fn, images, labels, active, **options)
+        else:
+            work = packing.Packing(search, sized_logits_fn, images, labels, clean_logits, active, **options)
+        if saved:
+            work.restore(saved)
+            saved = None
+        _run(work, found, judge, _name(attack), save_every, progress)
+        found.position = position + 1
+        found.save({})
+    return _conclude(found, plan, first, correct, clean_logits, images, labels, threat, seed, individual, logits_fn)
+
+
+def _conclude(found, plan, first, correct, clean_logits, images, labels, threat, seed, individual, logits_fn):
+    """The `Evaluation` of finished verdicts; attacks before `first` do not count."""
+    broken, broken_uint8 = found.broken[first:], found.broken_uint8[first:]
+    standing = correct & ~broken.any(axis=0)
+    parameters = [_parameters(attack) for attack in plan]
+    records = [
+        {
+            "name": _name(attack),
+            "parameters": parameters[k],
+            "seconds": round(float(found.seconds[k]), 3),
+            "examples_attacked": int(found.attacked[k]),
+            "examples_broken": int(found.broken[k].sum()),
+            "steps": int(found.steps[k]),
+            "steps_without_packing": int(found.steps_without_packing[k]),
+        }
+        for k, attack in enumerate(plan)
+    ]
+    names = [record["name"] for record in records]
+    figures = found.notes.get("diagnosis")
+    warnings = ["non_finite_logits"] if found.notes.get("non_finite_logits") else []
+    warnings += diagnosis.flags(figures) if figures else []
+    warnings += diagnosis.attack_flags(names[first:], broken, standing, found.broken[0] if first else None)
+    warnings += diagnosis.class_flags(names, [p.get("num_targets") for p in parameters], clean_logits.shape[-1])
     results = {
         "num_examples": len(labels),
-        "clean_accuracy": float((clean_prediction == labels).mean()),
+        "clean_accuracy": float(correct.mean()),
         "robust_accuracy": float(standing.mean()),
-        "robust_accuracy_uint8": float(standing_uint8.mean()),
-        "robust_accuracy_after": after,
+        "robust_accuracy_uint8": float((correct & ~broken_uint8.any(axis=0)).mean()),
+        "robust_accuracy_after": [
+            {"attack": name, "robust_accuracy": float((correct & ~broken[: k + 1].any(axis=0)).mean())}
+            for k, name in enumerate(names[first:])
+        ],
         "norm": threat.norm,
         "epsilon": threat.epsilon,
         "epsilon_fraction": threat.epsilon_fraction,
-        "attacks": records,
+        "attacks": records[first:],
+        "individual": individual,
         "confidence_interval_95": wilson_interval(int(standing.sum()), len(labels)),
         "warnings": warnings,
         "seed": seed,
     }
+    if figures:
+        results["diagnosis"] = figures
+    if getattr(logits_fn, "outputs", None) == "probabilities":
+        results["saturated_examples"] = num_saturated = int(_is_saturated(clean_logits).sum())
+        warnings += ["saturated_probabilities"] if num_saturated else []
+    if first:
+        results["baseline"] = {**records[0], "robust_accuracy": float((correct & ~found.broken[0]).mean())}
+    broken_by = np.where(standing, -1, 0)
+    for k in reversed(range(len(broken))):
+        broken_by[broken[k]] = k + 1
     examples = {
         "index": np.arange(len(labels)),
         "label": labels,
-        "clean_prediction": clean_prediction.astype(np.int32),
+        "clean_prediction": clean_logits.argmax(axis=-1).astype(np.int32),
         "robust": standing,
         "broken_by": broken_by.astype(np.int32),
-        "adversarial": adversarial,
+        "adversarial": found.adversarial(images, np.where(broken_by > 0, broken_by - 1 + first, -1)),
     }
     return Evaluation(results, examples)
+
+
+def _run(work, found, judge, name, save_every, progress):
+    """Runs an attack to its end, and saves now and then."""
+    position, seconds_before = found.position, found.seconds[found.position]
+    found.steps_without_packing[position] = work.num_steps
+    started = saved_at = time.perf_counter()
+    proposed = []
+
+    def verify():
+        if proposed:
+            indices, images = (np.concatenate(parts) for parts in zip(*proposed))
+            found.add(indices, images, *judge.judge(name, indices, images))
+            found.notes["non_finite_logits"] = judge.non_finite or found.notes.get("non_finite_logits", False)
+        proposed.clear()
+        found.steps[position] = work.steps_taken
+        found.seconds[position] = seconds_before + time.perf_counter() - started
+
+    with tqdm(desc=name, unit="step", total=work.steps_left, disable=not progress, leave=False) as bar:
+        while (new := work.advance()) is not None:
+            proposed.append(new)
+            if time.perf_counter() - saved_at >= save_every:
+                verify()
+                found.save(work.save())
+                saved_at = time.perf_counter()
+            elif sum(len(indices) for indices, _ in proposed) >= judge.batch_size:
+                verify()
+            bar.total = work.steps_taken + work.steps_left
+            bar.update(work.steps_taken - bar.n)
+    verify()
 
 
 def summary(results):
@@ -153,6 +248,9 @@ def summary(results):
         f"robust accuracy after {after['attack']}: {100 * after['robust_accuracy']:.2f} %"
         for after in results["robust_accuracy_after"]
     ]
+    if "baseline" in results:
+        baseline = results["baseline"]
+        lines.append(f"baseline {baseline['name']} alone: {100 * baseline['robust_accuracy']:.2f} %")
     lines.append(
         f"robust accuracy (an upper bound of the true one): {100 * results['robust_accuracy']:.2f} %, "
         f"95 % interval {low:.2f} to {high:.2f} %"
@@ -170,68 +268,14 @@ def wilson_interval(num_successes, num_trials):
     return [max(centre - half, 0.0), min(centre + half, 1.0)]
 
 
-class _Batches:
-    """Runs compiled functions over fixed-size batches of chosen examples."""
-
-    def __init__(self, images, labels, batch_size, seed, progress):
-        self.images, self.labels = images, labels
-        self.batch_size, self.seed, self.progress = batch_size, seed, progress
-
-    def collect(self, name, indices, fn):
-        """Outputs of `fn(x, labels, seeds)`, a tuple of `[batch, ...]` tensors, for the examples `indices`."""
-        pieces = []
-        starts = range(0, len(indices), self.batch_size)
-        for start in tqdm(starts, desc=name, unit="batch", disable=not self.progress, leave=False):
-            chosen = indices[start : start + self.batch_size]
-            packed = np.resize(chosen, self.batch_size)
-            x = tf.constant(self.images[packed], tf.float32) / 255.0
-            seeds = noise.example_seeds(self.seed, 0, tf.constant(packed, tf.int32))
-            outputs = fn(x, tf.constant(self.labels[packed], tf.int32), seeds)
-            pieces.append([output.numpy()[: len(chosen)] for output in outputs])
-        return [np.concatenate(parts) for parts in zip(*pieces)]
-
-    def verify(self, indices, found, predict_fn, threat):
-        """Fresh predictions on adversarial images, as they are and rounded to bytes.
-
-        Returns:
-            (wrong, wrong after rounding): bool like `indices`; and whether all logits were finite.
-        """
-        wrong, finite = np.zeros((2, len(indices)), bool), True
-        for start in range(0, len(indices), self.batch_size):
-            rows = np.arange(start, min(start + self.batch_size, len(indices)))
-            packed = np.resize(rows, self.batch_size)
-            clean = self.images[indices[packed]] / np.float32(255)
-            for k, x in enumerate((found[packed], _rounded(found[packed], clean, threat))):
-                logits = predict_fn(tf.constant(x, tf.float32)).numpy()[: len(rows)]
-                # A prediction that is no number is not right.
-                is_finite = np.isfinite(logits).all(axis=-1)
-                wrong[k, rows] = (logits.argmax(axis=-1) != self.labels[indices[rows]]) | ~is_finite
-                finite = finite and bool(is_finite.all())
-        return wrong[0], wrong[1], finite
-
-
-def _rounded(x_adv, x, threat):
-    """Adversarial images as whole bytes: the nearest ones or, where these leave the ball, those nearer to `x`."""
-    nearest = np.round(x_adv * 255)
-    # A thousandth of a byte makes up for float32.
-    step = (x_adv - x) * 255
-    towards_x = np.round(x * 255) + np.trunc(step + np.copysign(1e-3, step))
-    outside = threat.distance(nearest / np.float32(255), x).numpy() > _limit(threat)
-    return np.where(outside[:, None, None, None], towards_x, nearest) / np.float32(255)
-
-
-def _limit(threat):
-    return threat.epsilon * (1 + 1e-5) + _TOLERANCE
-
-
-def _attack_fn(attack, logits_fn, threat):
-    @tf.function
-    def run(x, labels, seeds):
-        x_adv = attack(logits_fn, x, labels, seeds=noise.fold_in(seeds, noise.ATTACK))
-        axes = list(range(1, x.shape.rank))
-        return x_adv, threat.distance(x_adv, x), tf.reduce_min(x_adv, axes), tf.reduce_max(x_adv, axes)
-
-    return run
+def _predict(predict_fn, images, batch_size):
+    """float32 logits `[num_examples, num_classes]`."""
+    pieces = []
+    for start in range(0, len(images), batch_size):
+        packed = np.resize(np.arange(start, min(start + batch_size, len(images))), batch_size)
+        logits = predict_fn(tf.constant(images[packed], tf.float32) / 255.0).numpy()
+        pieces.append(logits[: len(images) - start].astype(np.float32))
+    return np.concatenate(pieces)
 
 
 def _is_correct(logits, labels):
@@ -250,22 +294,44 @@ def _check_logits(logits, labels):
         )
 
 
-def _check_inside(attack, threat, distance, low, high):
-    # NaN must count as outside.
-    if not (distance.max() <= _limit(threat) and low.min() >= 0.0 and high.max() <= 1.0):
+def _is_saturated(log_probabilities):
+    """Which examples have a probability of exactly 0 or 1, whose gradient is lost."""
+    lowest = np.log(np.finfo(np.float32).tiny)
+    return (log_probabilities.max(axis=-1) >= 0.0) | (log_probabilities.min(axis=-1) <= lowest + 1e-3)
+
+
+def _check_above_chance(correct, num_classes):
+    chance = 1 / num_classes
+    # As high as one in twenty blind guessers gets; with few examples nothing can be told.
+    limit = chance + 1.645 * math.sqrt(chance * (1 - chance) / len(correct))
+    if len(correct) >= 50 and correct.mean() <= limit:
         raise ValueError(
-            f"Expected images of {_name(attack)} within {threat.norm} {threat.epsilon_fraction} and [0, 1]. "
-            f"Received: a distance of {distance.max()}, pixels from {low.min()} to {high.max()}"
+            f"Expected clean accuracy above chance, {100 * chance:.2f} %. Received: {100 * correct.mean():.2f} % of "
+            f"{len(correct)} examples. Do --input_range, --input_layout, --logits_output and --dataset fit the model? "
+            "evaluate.allow_chance = True goes on all the same"
         )
 
 
+def _search(attack):
+    """The `Search` of an attack, None for a plain function."""
+    build = getattr(attack.func, "search", None)
+    return build(*attack.args, **attack.keywords) if build else None
+
+
 def _name(attack):
-    return attack.func.__name__
+    search = _search(attack)
+    return search.name if search else attack.func.__name__
 
 
 def _parameters(attack):
-    """Bound arguments as JSON can hold them; the threat model stands beside the attacks."""
-    return {name: _described(value) for name, value in attack.keywords.items() if name != "threat"}
+    """Arguments as JSON can hold them, defaults too; the threat model stands beside the attacks."""
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(attack.func).parameters.items()
+        if parameter.default is not inspect.Parameter.empty
+    }
+    arguments = {**defaults, **attack.keywords}
+    return {name: _described(value) for name, value in arguments.items() if name != "threat"}
 
 
 def _described(value):

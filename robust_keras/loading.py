@@ -52,6 +52,7 @@ def load_logits_fn(path, *, input_range=(0.0, 1.0), input_layout="NHWC", outputs
         y = tf.cast(_pick(call(x), logits_output), tf.float32)
         return tf.math.log(tf.maximum(y, np.finfo(np.float32).tiny)) if outputs == "probabilities" else y
 
+    logits_fn.name, logits_fn.outputs = path, outputs
     return logits_fn
 
 

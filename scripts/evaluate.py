@@ -1,7 +1,9 @@
 """Attacks a saved classifier and writes what was measured about it.
 
     python scripts/evaluate.py --saved_model=runs/at/saved_model --dataset=cifar10 \\
-        --gin_file=gin/eval/pgd40.gin --num_examples=1000 --workdir=runs/at/pgd40
+        --gin_file=gin/eval/autoattack.gin --num_examples=1000 --workdir=runs/at/autoattack
+
+An interrupted evaluation goes on where it was when the same command is given again.
 """
 
 from robust_keras.scripts import launcher  # isort: skip  Before TensorFlow is imported.
@@ -22,6 +24,7 @@ def run(
     split="test",
     data_dir=None,
     num_examples=None,
+    individual=False,
     input_range=(0.0, 1.0),
     input_layout="NHWC",
     outputs="logits",
@@ -38,6 +41,7 @@ def run(
         split: 'test' or 'train'.
         data_dir: where data sets are.
         num_examples: how many examples, the first ones; None for all.
+        individual: whether each attack runs on every correctly classified example.
         input_range: see `loading.load_logits_fn`, like the three after it.
         input_layout: see there.
         outputs: see there.
@@ -58,17 +62,34 @@ def run(
     evaluate = configurables.resolve(configurables.evaluate)
     config = configurables.operative_config()
     results_path = posixpath.join(workdir, "results.json")
-    subject = {
-        "model": {"path": saved_model, "sha256": loading.fingerprint(saved_model)},
-        "dataset": {"name": dataset, "split": split, "num_examples": num_examples},
+    reading = {
+        "input_range": list(input_range),
+        "input_layout": input_layout,
+        "outputs": outputs,
+        "logits_output": logits_output,
     }
-    finished = tf.io.gfile.exists(results_path)
-    configurables.claim(workdir, config, holds_results=finished)
+    subject = {
+        "model": {"path": saved_model, "sha256": loading.fingerprint(saved_model), **reading},
+        "dataset": {"name": dataset, "split": split, "num_examples": num_examples},
+        "individual": individual,
+    }
+    state = posixpath.join(workdir, "state")  # Of an evaluation under way.
+    subject_path = posixpath.join(state, "subject.json")
+    finished, begun = tf.io.gfile.exists(results_path), tf.io.gfile.exists(subject_path)
+    configurables.claim(workdir, config, holds_results=finished or begun)
+    for path in [results_path] * finished + [subject_path] * begun:
+        with tf.io.gfile.GFile(path) as file:
+            saved = json.loads(file.read())
+        if different := [key for key, value in subject.items() if saved[key] != value]:
+            raise ValueError(
+                f"Expected a workdir of this evaluation. Received: {workdir} of another, with {different[0]} = "
+                f"{saved[different[0]]}, not {subject[different[0]]}"
+            )
     if finished:
         with tf.io.gfile.GFile(results_path) as file:
             results = json.loads(file.read())
-        if any(results[key] != value for key, value in subject.items()):
-            raise ValueError(f"Expected a workdir without results of another evaluation. Received: {workdir}")
+        if begun:  # Interrupted after its last line but one.
+            tf.io.gfile.rmtree(state)
         print(f"Already finished: {results_path}")
         print(evaluation.summary(results))
         return results
@@ -81,12 +102,18 @@ def run(
         logits_output=logits_output,
     )
     source = sources.load(dataset, split, data_dir=data_dir)
-    results, examples = evaluate(logits_fn, source, num_examples=num_examples)
+    tf.io.gfile.makedirs(state)
+    with tf.io.gfile.GFile(subject_path, "w") as file:
+        file.write(json.dumps(subject))
+    results, examples = evaluate(
+        logits_fn, source, num_examples=num_examples, individual=individual, save_directory=state
+    )
     results = {**results, **subject, "versions": export.versions()}
     snapshots.write_arrays(posixpath.join(workdir, "examples.npz"), examples, compressed=True)
     # Written last: results.json marks a finished evaluation.
     with tf.io.gfile.GFile(results_path, "w") as file:
         file.write(json.dumps(results, indent=2) + "\n")
+    tf.io.gfile.rmtree(state)
     print(evaluation.summary(results))
     print(f"Results: {results_path}")
     return results
@@ -102,6 +129,7 @@ def define_flags(values):
         "gin_param", [], "Binding, such as \"EPSILON = '4/255'\"; any number of times.", flag_values=values
     )
     flags.DEFINE_integer("num_examples", None, "How many examples, the first ones; all by default.", flag_values=values)
+    flags.DEFINE_bool("individual", False, "Run each attack on every correctly classified example.", flag_values=values)
     flags.DEFINE_string("workdir", None, "Where results.json and examples.npz go.", flag_values=values)
     flags.DEFINE_list(
         "input_range", ["0", "1"], "The model's pixel values for black and white, low,high.", flag_values=values
@@ -128,6 +156,7 @@ def main(values):
         split=values.split,
         data_dir=values.data_dir,
         num_examples=values.num_examples,
+        individual=values.individual,
         input_range=input_range,
         input_layout=values.input_layout,
         outputs=values.outputs,
