@@ -336,7 +336,9 @@ def _parameters(attack):
 
 def _described(value):
     if isinstance(value, functools.partial):
-        arguments = ", ".join(f"{name}={_described(bound)}" for name, bound in value.keywords.items())
+        arguments = ", ".join(
+            f"{name}={_described(bound)}" for name, bound in value.keywords.items() if name != "threat"
+        )
         return value.func.__name__ + (f"({arguments})" if arguments else "")
     if callable(value) or hasattr(value, "name"):
         return getattr(value, "name", None) or value.__name__

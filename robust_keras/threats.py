@@ -166,15 +166,17 @@ def l1_nearest(delta, x, *, epsilon):
 
     def newton(amount, low, high, _):
         # The total falls piecewise linearly with the amount: the solution of the current piece, or half of the bracket
-        # where that lies outside. It is exact as soon as the piece is the right one.
+        # where there is none inside. It is exact as soon as the piece is the right one.
         left = length - amount
-        moving = (left > 0) & (left < room)
         excess = total(tf.clip_by_value(left, 0.0, room)) - epsilon
+        num_moving = total(tf.cast((left > 0) & (left < room), tf.float32))
         low, high = tf.where(excess > 0, amount, low), tf.where(excess > 0, high, amount)
-        rest = total(tf.where(moving, length, tf.where(left > 0, room, 0.0))) - epsilon
-        piece = tf.math.divide_no_nan(rest, total(tf.cast(moving, tf.float32)))
-        following = tf.where((piece >= low) & (piece <= high), piece, 0.5 * (low + high))
-        return following, low, high, tf.reduce_any(outside & (tf.abs(following - amount) > 1e-7 * high))
+        piece = amount + tf.math.divide_no_nan(excess, num_moving)
+        inside = (num_moving > 0) & (piece >= low) & (piece <= high)
+        following = tf.where(inside, piece, 0.5 * (low + high))
+        # Who is done stays put while others go on: an example's result is its own.
+        unfinished = outside & (tf.abs(excess) > 1e-6 * epsilon) & (following != amount)
+        return tf.where(unfinished, following, amount), low, high, tf.reduce_any(unfinished)
 
     outside = total(tf.minimum(length, room)) > epsilon
     high = tf.reduce_max(length, _image_axes(x), keepdims=True)

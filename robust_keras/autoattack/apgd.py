@@ -38,7 +38,7 @@ def apgd(
         shrinking_radius: L1 only: 30 % of the steps within three times the radius, 30 % within twice, 40 % within it.
 
     Raises:
-        ValueError: for counts under 1, or a shrinking radius with a norm other than L1.
+        ValueError: for counts under 1, or a shrinking radius with a norm other than L1 or fewer than three steps.
     """
     name = getattr(loss_fn, "func", loss_fn).__name__
     return _search(
@@ -118,6 +118,8 @@ def _search(*, name, num_runs, loss_fn, rank, threat, num_steps, num_restarts, e
         )
     if shrinking_radius and threat.norm != "L1":
         raise ValueError(f"Expected the norm L1 with shrinking_radius. Received: {threat.norm}")
+    if shrinking_radius and num_steps < 3:
+        raise ValueError(f"Expected num_steps >= 3 with shrinking_radius. Received: {num_steps}")
     norm = _NORMS[threat.norm]
     plan = _plan(norm, threat.epsilon, num_steps, shrinking_radius)
 
