@@ -110,11 +110,8 @@ def pgd(
         x_adv = threat.random_start(x, noise.fold_in(seeds, restart)) if random_start else x
 
         def step(k, x_adv, state):
-            with tf.GradientTape(watch_accessed_variables=False) as tape:
-                tape.watch(x_adv)
-                # An example's gradient is its own: the sum couples examples only through batch statistics.
-                loss = tf.reduce_sum(loss_fn(logits_fn(x_adv), targets))
-            direction, state = step_rule.update(tape.gradient(loss, x_adv), state, k, threat)
+            gradient = searches.value_and_gradient(logits_fn, x_adv, lambda logits: loss_fn(logits, targets))[2]
+            direction, state = step_rule.update(gradient, state, k, threat)
             x_adv = threat.project(x_adv + step_size_fn(k) * direction, x)
             # The gradient of a loaded model forgets the size of the batch.
             return k + 1, tf.ensure_shape(x_adv, x.shape), state

@@ -190,7 +190,8 @@ def claim(workdir, config, *, holds_results):
         if tf.io.gfile.exists(path):
             with tf.io.gfile.GFile(path) as file:
                 saved = file.read()
-        if different := differences(config, saved):
+        # An empty file is what an interrupted write left behind.
+        if different := differences(config, saved) if saved else []:
             raise ValueError(f"Expected a workdir of this run. Received: {workdir} of another, {'; '.join(different)}")
     tf.io.gfile.makedirs(workdir)
     with tf.io.gfile.GFile(path, "w") as file:

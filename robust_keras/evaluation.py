@@ -101,6 +101,7 @@ def evaluate(
                 f"Expected attacks on the threat model {threat.norm} {threat.epsilon_fraction}. "
                 f"Received: {_name(attack)} on {bound.norm} {bound.epsilon_fraction}"
             )
+    plan_searches = [_search(attack) for attack in plan]  # Bad settings show before any attack runs.
     images, labels = source.images[:num_examples], source.labels[:num_examples]
     if images.dtype != np.uint8 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"Expected uint8 images and integer labels. Received: {images.dtype} and {labels.dtype}")
@@ -118,7 +119,7 @@ def evaluate(
     judge = verdicts.Judge(predict_fn, images, labels, threat, batch_size)
     found = verdicts.Verdicts(len(plan), len(labels), save_directory)
     saved = found.restore()
-    if saved is not None:
+    if saved is not None and found.position < len(plan):
         print(f"Resuming from attack {found.position + 1} of {len(plan)}", flush=True)
     if diagnose and correct.any() and "diagnosis" not in found.notes:
         batch = packing.inputs(images, labels, np.flatnonzero(correct)[:32], seed)
@@ -130,7 +131,7 @@ def evaluate(
         before = slice(first, first if individual else max(position, first))
         active = np.flatnonzero(correct & ~found.broken[before].any(axis=0))
         found.attacked[position] = len(active)
-        search = _search(attack)
+        search = plan_searches[position]
         options = {"batch_size": batch_size, "seed": seed, "jit_compile": jit_compile}
         if search is None:
             work = packing.Batchwise(attack, sized_logits_fn, images, labels, active, **options)

@@ -14,6 +14,8 @@ from robust_keras import noise, searches
 
 # Steps between two looks at which examples have fallen.
 _STEPS = 10
+# Steps of examples that have to be saved by a smaller batch before it is compiled.
+_WORTH_COMPILING = 2000
 
 
 class Packing:
@@ -37,7 +39,7 @@ class Packing:
             labels: int `[num_examples]`.
             clean_logits: float32 `[num_examples, num_classes]`.
             indices: int `[n]`, the examples to attack.
-            batch_size: slots; fewer, by halves, where fewer runs are left.
+            batch_size: slots; fewer where fewer runs are left.
             seed: of the noise.
             jit_compile: whether to compile with XLA.
         """
@@ -127,7 +129,8 @@ class Packing:
         queued = self._queued()
         active = np.flatnonzero(self._slots[:, 0] >= 0)
         size = self._size(len(queued) + len(active))
-        if size != len(self._slots):
+        longest = self._search.num_steps - int(self._steps[active].min(initial=self._search.num_steps))
+        if not len(self._slots) or (len(self._slots) - size) * longest > _WORTH_COMPILING:
             # Full slots first; what is missing is filled up with copies of any slot, as empty ones.
             kept = np.resize(active, size) if len(active) else np.zeros(size, int)
             slots, steps = np.full((size, 2), -1), np.zeros(size, np.int64)
@@ -149,8 +152,8 @@ class Packing:
         self._batch = fresh if self._batch is None else self._merge(tf.constant(is_new), fresh, self._batch)
 
     def _size(self, num_left):
-        """The smallest of the batch size, its half, ... its eighth that holds what is left."""
-        sizes = [-(-self._batch_size // divisor) for divisor in (8, 4, 2, 1)]
+        """The smallest of the batch size and some of its fractions, down to an eighth, that holds what is left."""
+        sizes = [-(-self._batch_size * sixteenths // 16) for sixteenths in (2, 3, 4, 6, 8, 12, 16)]
         return next((size for size in sizes if size >= num_left), self._batch_size)
 
     def _fresh(self, slots):

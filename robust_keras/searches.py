@@ -113,7 +113,7 @@ def value_and_gradient(logits_fn, x_adv, loss_fn):
         tape.watch(x_adv)
         logits = logits_fn(x_adv)
         loss = loss_fn(logits)
-        # An example's gradient is its own: the sum couples none.
+        # An example's gradient is its own: the sum couples examples only through batch statistics.
         total = tf.reduce_sum(loss)
     gradient = tape.gradient(total, x_adv, unconnected_gradients=tf.UnconnectedGradients.ZERO)
     gradient.set_shape(x_adv.shape)  # That of a loaded model forgets the size of the batch.

@@ -75,19 +75,15 @@ def run(
     }
     state = posixpath.join(workdir, "state")  # Of an evaluation under way.
     subject_path = posixpath.join(state, "subject.json")
-    finished, begun = tf.io.gfile.exists(results_path), tf.io.gfile.exists(subject_path)
-    configurables.claim(workdir, config, holds_results=finished or begun)
-    for path in [results_path] * finished + [subject_path] * begun:
-        with tf.io.gfile.GFile(path) as file:
-            saved = json.loads(file.read())
-        if different := [key for key, value in subject.items() if saved[key] != value]:
+    results, begun = _read(results_path), _read(subject_path)
+    configurables.claim(workdir, config, holds_results=bool(results or begun))
+    for saved in filter(None, (results, begun)):
+        if different := [key for key, value in subject.items() if saved.get(key) != value]:
             raise ValueError(
                 f"Expected a workdir of this evaluation. Received: {workdir} of another, with {different[0]} = "
-                f"{saved[different[0]]}, not {subject[different[0]]}"
+                f"{saved.get(different[0])}, not {subject[different[0]]}"
             )
-    if finished:
-        with tf.io.gfile.GFile(results_path) as file:
-            results = json.loads(file.read())
+    if results:
         if begun:  # Interrupted after its last line but one.
             tf.io.gfile.rmtree(state)
         print(f"Already finished: {results_path}")
@@ -117,6 +113,17 @@ def run(
     print(evaluation.summary(results))
     print(f"Results: {results_path}")
     return results
+
+
+def _read(path):
+    """What a JSON file holds; None where there is none, or an empty one, which an interrupted write left behind."""
+    import tensorflow as tf
+
+    if not tf.io.gfile.exists(path):
+        return None
+    with tf.io.gfile.GFile(path) as file:
+        text = file.read()
+    return json.loads(text) if text else None
 
 
 def define_flags(values):

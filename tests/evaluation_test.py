@@ -1,12 +1,14 @@
 import functools
 import json
 import math
+import time
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from robust_keras import attacks, evaluation, losses, noise, threats
+from robust_keras import attacks, diagnosis, evaluation, losses, noise, packing, threats
+from robust_keras.autoattack import apgd, fab, square
 from robust_keras.data import sources
 
 EPSILON = threats.threat(norm="Linf", epsilon="8/255")
@@ -57,13 +59,16 @@ def attack(fn=shift, threat=EPSILON, **options):
 
 def evaluate(attacks, source=None, logits_fn=logits_fn, threat=EPSILON, batch_size=4, **options):
     source = source or make_source()
+    options.setdefault("diagnose", False)
     return evaluation.evaluate(
         logits_fn, source, attacks=attacks, threat=threat, batch_size=batch_size, progress=False, **options
     )
 
 
 def without_seconds(results):
-    return {**results, "attacks": [{k: v for k, v in a.items() if k != "seconds"} for a in results["attacks"]]}
+    records = {"attacks": results["attacks"], "baseline": [results["baseline"]] if "baseline" in results else []}
+    stripped = {key: [{k: v for k, v in r.items() if k != "seconds"} for r in rs] for key, rs in records.items()}
+    return {**results, **stripped}
 
 
 def assert_same(one, other):
@@ -194,14 +199,23 @@ def test_keys(random_evaluation):
         "epsilon",
         "epsilon_fraction",
         "attacks",
+        "individual",
         "confidence_interval_95",
         "warnings",
         "seed",
     }
-    assert results["attacks"][0].keys() == {"name", "parameters", "seconds", "examples_attacked", "examples_broken"}
+    assert results["attacks"][0].keys() == {
+        "name",
+        "parameters",
+        "seconds",
+        "examples_attacked",
+        "examples_broken",
+        "steps",
+        "steps_without_packing",
+    }
     assert results["robust_accuracy_after"][0].keys() == {"attack", "robust_accuracy"}
     assert (results["norm"], results["epsilon"], results["epsilon_fraction"]) == ("Linf", 8 / 255, "8/255")
-    assert results["warnings"] == [] and results["seed"] == 0
+    assert results["warnings"] == [] and results["seed"] == 0 and results["individual"] is False
     assert json.loads(json.dumps(results)) == results
     types = {name: (array.dtype, array.shape) for name, array in examples.items()}
     assert types == {
@@ -436,6 +450,267 @@ def test_all_broken_before_the_last_attack():
     assert calls == []
 
 
+# Each attack on every example.
+
+
+def test_individual(sequence):
+    calls = []
+    by = (2.0, 6.0, 4.0)
+    results, examples = evaluate([attack(by=by[0]), attack(by=by[1]), attack(by=by[2], calls=calls)], individual=True)
+    assert results["individual"] is True
+    assert [(r["examples_attacked"], r["examples_broken"]) for r in results["attacks"]] == [(8, 2), (8, 5), (8, 4)]
+    np.testing.assert_allclose([r["robust_accuracy"] for r in results["robust_accuracy_after"]], [0.6, 0.3, 0.3])
+    assert (results["robust_accuracy"], results["robust_accuracy_uint8"]) == (0.3, 0.3)
+    assert {int(k) for indices, *_ in calls for k in indices} == set(np.flatnonzero(BROKEN_BY_2_4_6 != 0))
+    np.testing.assert_array_equal(examples["robust"], sequence[0].examples["robust"])
+    # The first attack that breaks it counts, and its image, whatever the later ones found.
+    broken_by = np.minimum(BROKEN_BY_2_4_6, 2)
+    np.testing.assert_array_equal(examples["broken_by"], broken_by)
+    clean = make_source().images.astype(np.float64)
+    moved = np.abs(examples["adversarial"] * 255.0 - clean)[:, 0, 0, 0]
+    np.testing.assert_allclose(moved, np.array([0.0, *by, 0.0])[broken_by], atol=1e-4)
+
+
+# A baseline.
+
+
+@pytest.mark.parametrize("individual", [False, True])
+def test_a_baseline_does_not_count(individual):
+    calls = []
+    options = {"baseline": attack(by=2.0), "individual": individual}
+    results, examples = evaluate([attack(by=4.0, calls=calls), attack(by=1.0)], **options)
+    baseline = results["baseline"]
+    np.testing.assert_allclose(baseline.pop("robust_accuracy"), 0.6)
+    assert baseline.keys() == results["attacks"][0].keys()
+    assert (baseline["name"], baseline["parameters"]["by"]) == ("shift", 2.0)
+    assert (baseline["examples_attacked"], baseline["examples_broken"]) == (8, 2)
+    # What it broke is attacked again.
+    assert [r["examples_attacked"] for r in results["attacks"]] == [8, 8 if individual else 4]
+    assert [r["parameters"]["by"] for r in results["attacks"]] == [4.0, 1.0]
+    assert {int(k) for indices, *_ in calls for k in indices} == set(np.flatnonzero(BROKEN_BY_2_4_6 != 0))
+    np.testing.assert_allclose([r["robust_accuracy"] for r in results["robust_accuracy_after"]], [0.4, 0.4])
+    np.testing.assert_allclose(results["robust_accuracy"], 0.4)
+    # 40 %, and 60 % with the baseline.
+    assert results["warnings"] == ["baseline_gap_above_5_points"]
+    broken = (BROKEN_BY_2_4_6 == 1) | (BROKEN_BY_2_4_6 == 2)
+    np.testing.assert_array_equal(examples["broken_by"] == 1, broken)
+    moved = np.abs(examples["adversarial"] * 255.0 - make_source().images)[:, 0, 0, 0]
+    np.testing.assert_allclose(moved, np.where(broken, 4.0, 0.0), atol=1e-4)
+    line = "baseline shift alone: 60.00 %"
+    assert line in evaluation.summary({**results, "baseline": {**baseline, "robust_accuracy": 0.6}}).splitlines()
+
+
+def test_what_only_the_baseline_breaks_stands():
+    results, examples = evaluate([attack(by=2.0)], baseline=attack(by=6.0))
+    np.testing.assert_allclose((results["robust_accuracy"], results["robust_accuracy_uint8"]), 0.6)
+    np.testing.assert_allclose(results["baseline"]["robust_accuracy"], 0.3)
+    assert results["warnings"] == []
+    np.testing.assert_array_equal(examples["robust"], (BROKEN_BY_2_4_6 < 0) | (BROKEN_BY_2_4_6 > 1))
+    clean = make_source().images / np.float32(255)
+    np.testing.assert_array_equal(examples["adversarial"][examples["robust"]], clean[examples["robust"]])
+
+
+def test_a_baseline_alone():
+    results, examples = evaluate([], baseline=attack(by=6.0))
+    assert results["attacks"] == [] and results["robust_accuracy"] == 0.8 and results["warnings"] == []
+    np.testing.assert_allclose(results["baseline"]["robust_accuracy"], 0.3)
+    np.testing.assert_array_equal(examples["robust"], BROKEN_BY_2_4_6 != 0)
+
+
+def test_a_baseline_on_another_threat_is_refused():
+    with pytest.raises(ValueError, match="Linf 8/255. Received: shift on L2 1"):
+        evaluate([attack(by=2.0)], baseline=attack(threat=threats.threat(norm="L2", epsilon=1), by=0.0))
+
+
+# Interrupted and resumed.
+
+MIXED = (
+    attack(random_shift),
+    attack(apgd.apgd, num_steps=12, num_restarts=2),
+    attack(square.square, num_queries=25),
+)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def interrupt_after(monkeypatch, num_calls):
+    """Every call of `advance` after so many raises."""
+    left = [num_calls]
+    for kind in (packing.Packing, packing.Batchwise):
+
+        def advance(self, whole=kind.advance):
+            if left[0] == 0:
+                raise Interrupted
+            left[0] -= 1
+            return whole(self)
+
+        monkeypatch.setattr(kind, "advance", advance)
+
+
+def mixed(**options):
+    return evaluate(MIXED, baseline=attack(by=1.0), batch_size=3, **options)
+
+
+@pytest.fixture(scope="module")
+def undisturbed():
+    return mixed()
+
+
+def test_undisturbed(undisturbed):
+    # Every part has its share of what is to be resumed.
+    broken = [record["examples_broken"] for record in undisturbed.results["attacks"]]
+    assert broken[0] > 0 and sum(broken[1:]) > 0
+    assert undisturbed.results["robust_accuracy"] > 0
+
+
+@pytest.mark.parametrize("num_calls", [1, 6, 12])
+def test_interrupted_and_resumed(monkeypatch, capsys, tmp_path, undisturbed, num_calls):
+    options = {"save_directory": str(tmp_path / "state"), "save_every": 0}
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, num_calls)
+        with pytest.raises(Interrupted):
+            mixed(**options)
+    assert "Resuming" not in capsys.readouterr().out
+    resumed = mixed(**options)
+    assert capsys.readouterr().out.startswith("Resuming from attack")
+    assert_same(resumed, undisturbed)
+    np.testing.assert_array_equal([r["seconds"] >= 0 for r in resumed.results["attacks"]], True)
+
+
+def test_seconds_add_up(monkeypatch, tmp_path):
+    slow = attack(by=2.0, calls=type("Slow", (), {"append": staticmethod(lambda _: time.sleep(0.3))}))
+    options = {"save_directory": str(tmp_path), "save_every": 0, "batch_size": 4}
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 1)
+        with pytest.raises(Interrupted):
+            evaluate([slow], **options)
+    # Two batches of .3 seconds each, one before and one after.
+    assert evaluate([slow], **options).results["attacks"][0]["seconds"] >= 0.6
+
+
+def test_finished_and_asked_again(tmp_path):
+    # Interrupted after the last save: nothing is attacked again.
+    options = {"save_directory": str(tmp_path)}
+    calls = []
+    sequence = [attack(by=2.0, calls=calls), attack(by=4.0)]
+    one = evaluate(sequence, **options)
+    num_calls = len(calls)
+    other = evaluate(sequence, **options)
+    assert len(calls) == num_calls
+    assert other.results == one.results
+    assert_same(one, other)
+
+
+def test_what_was_diagnosed_is_kept(monkeypatch, tmp_path):
+    figures = {
+        "logits_spread": 0.0,
+        "zero_gradients": 0.25,
+        "gradient_mismatch": 0.0,
+        "margin": -1.0,
+        "margin_5_steps": 1.0,
+        "margin_50_steps": 1.0,
+    }
+    looks = []
+
+    def diagnose(logits_fn, x, labels, seeds, *, threat):
+        looks.append((len(x), labels.numpy().tolist()))
+        return figures
+
+    monkeypatch.setattr(diagnosis, "diagnose", diagnose)
+    options = {"diagnose": True, "save_directory": str(tmp_path), "save_every": 0}
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 1)
+        with pytest.raises(Interrupted):
+            evaluate([attack(by=2.0)], **options)
+    results = evaluate([attack(by=2.0)], **options).results
+    # At the examples that are classified correctly, once.
+    assert looks == [(8, LABELS[BROKEN_BY_2_4_6 != 0].tolist())]
+    assert results["diagnosis"] == figures and results["warnings"] == ["zero_gradients"]
+
+
+# Whether the settings fit the model.
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_labels_and_images_of_other_types(dtype):
+    made = make_source()
+    with pytest.raises(ValueError, match=f"integer labels. Received: uint8 and {np.dtype(dtype)}"):
+        evaluate([], made._replace(labels=made.labels.astype(dtype)))
+    with pytest.raises(ValueError, match=f"uint8 images and integer labels. Received: {np.dtype(dtype)} and int32"):
+        evaluate([], made._replace(images=(made.images / 255).astype(dtype)))
+
+
+def chance_source(num_examples, num_correct):
+    """All are class 1 to the model."""
+    return make_source(np.full(num_examples, 200), np.arange(num_examples) < num_correct)
+
+
+def test_clean_accuracy_at_chance():
+    # Of three classes and 60 examples: 1/3 + 1.645 sqrt(2/9 / 60) = 43.34 %; 26 of 60 are 43.33 %.
+    calls = []
+    attacks = [attack(by=2.0, calls=calls)]
+    with pytest.raises(ValueError, match=r"above chance, 33.33 %. Received: 43.33 % of 60 examples.*--input_range"):
+        evaluate(attacks, chance_source(60, 26))
+    assert calls == []
+    assert evaluate(attacks, chance_source(60, 27)).results["clean_accuracy"] == 0.45
+    assert evaluate(attacks, chance_source(60, 26), allow_chance=True).results["num_examples"] == 60
+
+
+@pytest.mark.parametrize("num_examples", [1, 49])
+def test_few_examples_tell_nothing_of_chance(num_examples):
+    assert evaluate([], chance_source(num_examples, 0)).results["clean_accuracy"] == 0.0
+    with pytest.raises(ValueError, match="chance"):
+        evaluate([], chance_source(50, 0))
+
+
+def of_probabilities(x):
+    """Logarithms of the two probabilities, from 0 at a byte of 117.5 to 1 at 137.5."""
+    p = tf.clip_by_value((x[:, 0, 0, :1] * 255 - 117.5) / 20, 0.0, 1.0)
+    return tf.math.log(tf.maximum(tf.concat([1.0 - p, p], axis=1), np.finfo(np.float32).tiny))
+
+
+def test_saturated_probabilities():
+    named = functools.partial(of_probabilities)
+    named.outputs = "probabilities"
+    results = evaluate([], logits_fn=named).results
+    assert results["saturated_examples"] == 5  # 140, 100, 140, 90, 200.
+    assert results["warnings"] == ["saturated_probabilities"]
+    results = evaluate([], make_source([129, 118, 137], [1, 0, 1]), named).results
+    assert results["saturated_examples"] == 0 and results["warnings"] == []
+    assert "saturated_examples" not in evaluate([], logits_fn=of_probabilities).results
+
+
+def test_settings_that_an_attack_refuses_are_refused_before_any_runs():
+    calls = []
+    with pytest.raises(ValueError, match="num_queries"):
+        evaluate([attack(by=2.0, calls=calls), attack(square.square, num_queries=0)])
+    assert calls == []
+
+
+def test_parameters_are_the_same_in_every_process():
+    def surrogate(x):
+        return logits_fn(x)
+
+    surrogate.name = "other"
+    inner = functools.partial(
+        attacks.pgd, threat=EPSILON, loss_fn=losses.margin, num_steps=1, step_size=functools.partial(tf.cast, dtype="x")
+    )
+    text = json.dumps(evaluation._parameters(attack(attacks.transfer, surrogate=surrogate, attack=inner)))
+    assert "0x" not in text
+    assert "num_steps=1" in text and "margin" in text and "other" in text
+
+
+def test_a_diagnosis_without_numbers_leaves_valid_json():
+    def undefined(x):
+        return logits_fn(x) + tf.where(x[:, 0, 0, :1] * 255 < 195, math.nan, 0.0)
+
+    # The attacks of the diagnosis go there.
+    results = evaluate([], make_source([200, 202], [1, 1]), undefined, diagnose=True).results
+    json.dumps(results, allow_nan=False)
+
+
 # With a real attack and network.
 
 
@@ -461,6 +736,8 @@ def test_pgd_on_a_network(tiny_model):
         "num_steps": 3,
         "step_size": "4/255",
         "step_rule": "steepest",
+        "num_restarts": 1,
+        "random_start": True,
     }
     json.dumps(results)
     np.testing.assert_allclose(results["clean_accuracy"], 10 / 11)
@@ -473,6 +750,46 @@ def test_pgd_on_a_network(tiny_model):
     rounded = np.round(adversarial * 255) / np.float32(255)
     expected = np.mean(np.argmax(network(rounded), axis=-1) == labels)
     np.testing.assert_allclose(results["robust_accuracy_uint8"], expected)
+
+
+@pytest.mark.parametrize(
+    "searching, name",
+    [
+        (attack(apgd.apgd, num_steps=8), "apgd-ce"),
+        (attack(apgd.apgd, loss_fn=losses.dlr, num_steps=8), "apgd-dlr"),
+        (attack(fab.fab, num_steps=8, num_restarts=1), "fab"),
+        (attack(square.square, num_queries=60), "square"),
+        (attack(attacks.multi_targeted, num_steps=8, num_restarts=1), "multi-targeted"),
+    ],
+)
+def test_searches_on_a_network(make_tiny_model, searching, name):
+    network = functools.partial(make_tiny_model(), training=False)
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3)).astype(np.uint8)
+    clean = images / np.float32(255)
+    labels = np.argmax(network(clean), axis=-1).astype(np.int32)
+    labels[2] = (labels[2] + 1) % 4  # Is wrong.
+    results, examples = evaluate([searching], sources.Source("made", images, labels, 4), network, batch_size=5)
+    (record,) = results["attacks"]
+    assert (record["name"], record["examples_attacked"]) == (name, 5)
+    assert record["examples_broken"] == 5 - examples["robust"].sum() >= 2
+    search = evaluation._search(searching)
+    assert record["steps_without_packing"] == 5 * search.num_runs(4) * search.num_steps
+    assert 5 <= record["steps"] <= record["steps_without_packing"]
+    if name == "square":
+        assert record["steps"] < record["steps_without_packing"]
+    adversarial, broken = examples["adversarial"], examples["broken_by"] == 1
+    assert np.abs(adversarial - clean).max() <= 8 / 255 + 1e-6
+    assert adversarial.min() >= 0 and adversarial.max() <= 1
+    np.testing.assert_array_equal(np.argmax(network(adversarial), axis=-1) == labels, examples["robust"])
+    np.testing.assert_array_equal((adversarial != clean).any((1, 2, 3)), broken)
+    json.dumps(results)
+
+
+def test_an_untargeted_attack_aims_at_no_class():
+    # Three classes are fewer than the nine targets that `fab` would take if it were targeted.
+    untargeted, targeted = (attack(fab.fab, num_steps=1, num_restarts=1, targeted=t) for t in (False, True))
+    assert "fewer_target_classes" not in evaluate([untargeted]).results["warnings"]
+    assert "fewer_target_classes" in evaluate([targeted]).results["warnings"]
 
 
 def test_correct_under_attack():

@@ -31,14 +31,23 @@ LEVELS = {
     "robust_keras.threats": 0.1,  # noise
     "robust_keras.data.sources": 0.2,  # data.pickles, data.published, data.tfds_sets
     "robust_keras.data.mixing": 0.3,  # data.sources, noise
-    "robust_keras.attacks": 1.0,
     "robust_keras.models": 1.0,
     "robust_keras.objectives": 1.0,
+    "robust_keras.searches": 1.0,
+    "robust_keras.attacks": 1.1,  # searches
     "robust_keras.loading": 1.1,  # models
-    "robust_keras.evaluation": 3.0,
+    "robust_keras.autoattack": 2.0,
+    "robust_keras.autoattack.apgd": 2.0,
+    "robust_keras.autoattack.fab": 2.0,
+    "robust_keras.autoattack.square": 2.0,
+    "robust_keras.autoattack.ensemble": 2.1,  # its siblings
+    "robust_keras.diagnosis": 3.0,
     "robust_keras.export": 3.0,
+    "robust_keras.packing": 3.0,
     "robust_keras.reporting": 3.0,
     "robust_keras.training": 3.0,
+    "robust_keras.verdicts": 3.0,
+    "robust_keras.evaluation": 3.1,  # diagnosis, packing, verdicts
     "robust_keras.configurables": 4.0,
     "robust_keras.scripts": 5.0,
     "robust_keras.scripts.launcher": 5.0,

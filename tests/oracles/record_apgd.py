@@ -31,9 +31,12 @@ of larger radii; the targeted loss aims at the class of the third highest logit:
                                           and after each step; with the schedule, of each radius in turn
     RUN/wrong                             bool [evaluations, 6], whether each of them is misclassified
 
-Steps are 30, but 50 in ``L1/ce``, whose checkpoints are two steps apart then. Where a loss no longer moves, or a pixel is
-left with a trace of rounding, the last bit of a number decides what upstream does next. The images are therefore those
-of NUM_CANDIDATES on which upstream goes the same ways when its logits and projections are off by that much.
+Steps are 30, but 50 in ``L1/ce``, whose checkpoints are two steps apart then.
+
+Where a loss no longer moves, or a pixel keeps a trace of rounding (which in L1 counts as a change), the last bit of a
+number decides what upstream does next. Images are therefore multiples of 1/8 and normal noise is one of 1/1024, so that
+a start has no such traces, and the images are those of NUM_CANDIDATES on which upstream goes the same ways when its
+logits and projections are off by about as much as another implementation's.
 """
 
 import sys
@@ -42,7 +45,7 @@ import numpy as np
 import torch
 
 EPSILONS = {"Linf": 0.03, "L2": 0.2, "L1": 0.6}
-NUM_CANDIDATES = 96
+NUM_CANDIDATES = 192
 SHAPE, NUM_EXAMPLES, NUM_CLASSES, NUM_HIDDEN = (5, 4, 3), 6, 5, 12
 # Norm, loss, steps, and whether the radius shrinks.
 RUNS = {
@@ -104,14 +107,20 @@ def draw(norm):
     return 2 * torch.rand(shape) - 1 if norm == "Linf" else torch.randn(shape)
 
 
+def on_a_grid(function):
+    return lambda *args, **kwargs: torch.round(1024 * function(*args, **kwargs)) / 1024
+
+
 def rounded(values, generator):
     """`values` with a last bit of their own."""
-    return values * (1 + 1e-7 * torch.randn(values.shape, generator=generator))
+    return values * (1 + 1e-7 * torch.normal(0.0, 1.0, values.shape, generator=generator))
 
 
 def rounded_projection(project, generator):
+    scale = 1 + 2e-6 * (2 * torch.rand((), generator=generator).item() - 1)
+
     def projection(x, delta, epsilon):
-        move = project(x, delta, epsilon)
+        move = project(x, delta, epsilon * scale)
         # What is taken away altogether, and what stays, is exact in any implementation.
         exact = (move.abs() == delta.abs()) | (move == 0)
         return torch.where(exact, move, rounded(move, generator))
@@ -171,6 +180,7 @@ def record(upstream_path):
     from autoattack import autopgd_base as upstream
 
     torch.set_num_threads(1)
+    torch.randn, torch.randn_like = on_a_grid(torch.randn), on_a_grid(torch.randn_like)
     rng = np.random.default_rng(0)
     arrays = record_projections(upstream.L1_projection, 27, 1.5, 16, rng)
     arrays |= record_projections(upstream.L1_projection, 192, 6.0, 8, rng)
@@ -179,7 +189,7 @@ def record(upstream_path):
         arrays |= record_losses(attack, num_classes, rng)
     weights, network = make_network(rng)
     arrays |= {f"network/{key}": value for key, value in weights.items()}
-    images = np.clip(rng.uniform(-0.1, 1.1, (NUM_CANDIDATES, *SHAPE)), 0.0, 1.0).astype(np.float32)
+    images = np.round(8 * np.clip(rng.uniform(-0.1, 1.1, (NUM_CANDIDATES, *SHAPE)), 0.0, 1.0)).astype(np.float32) / 8
     labels = network(torch.from_numpy(images)).argmax(1)
     runs, stable = record_stable_runs(upstream, network, torch.from_numpy(images), labels)
     print(f"{stable.sum()} of {NUM_CANDIDATES} images are stable")
