@@ -172,7 +172,7 @@ def l1_nearest(delta, x, *, epsilon):
         num_moving = total(tf.cast((left > 0) & (left < room), tf.float32))
         low, high = tf.where(excess > 0, amount, low), tf.where(excess > 0, high, amount)
         piece = amount + tf.math.divide_no_nan(excess, num_moving)
-        inside = (num_moving > 0) & (piece >= low) & (piece <= high)
+        inside = (num_moving > 0) & (piece > low) & (piece < high)
         following = tf.where(inside, piece, 0.5 * (low + high))
         # Who is done stays put while others go on: an example's result is its own.
         unfinished = outside & (tf.abs(excess) > 1e-6 * epsilon) & (following != amount)

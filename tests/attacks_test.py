@@ -9,7 +9,10 @@ from cleverhans.tf2.attacks.fast_gradient_method import fast_gradient_method
 from cleverhans.tf2.attacks.momentum_iterative_method import momentum_iterative_method
 from cleverhans.tf2.attacks.projected_gradient_descent import projected_gradient_descent
 
-from robust_keras import attacks, losses, noise, schedules, threats
+from robust_keras import attacks, losses, noise, schedules, searches, threats
+from robust_keras.autoattack.apgd import apgd, apgd_targeted
+from robust_keras.autoattack.fab import fab
+from robust_keras.autoattack.square import square
 from robust_keras.normalization import batch_norm_mode
 
 RADII = {"Linf": 0.06, "L2": 0.5}
@@ -454,6 +457,170 @@ def test_errors(arguments, message):
     threat = threats.threat(norm="Linf", epsilon=0.1)
     with pytest.raises(ValueError, match=message):
         attacks.pgd(linear, GREY, [0, 0], threat=threat, **{**valid, **arguments})
+
+
+# Attacks that are searches: they return misclassified images, and the clean ones where there are none.
+SEARCHES = {
+    "multi_targeted": (attacks.multi_targeted, "Linf", dict(num_steps=4, num_restarts=1, num_targets=2)),
+    "multi_targeted-L2": (
+        attacks.multi_targeted,
+        "L2",
+        dict(num_steps=4, num_restarts=1, num_targets=2, step_rule=attacks.steepest(), step_size=0.2),
+    ),
+    "apgd-ce": (apgd, "Linf", dict(num_steps=5)),
+    "apgd-dlr-L2": (apgd, "L2", dict(num_steps=5, loss_fn=losses.dlr)),
+    "apgd-t": (apgd_targeted, "Linf", dict(num_steps=5, num_targets=2)),
+    "apgd-ce-L1": (apgd, "L1", dict(num_steps=10, shrinking_radius=True)),
+    "fab-L2": (fab, "L2", dict(num_steps=3, num_restarts=1)),
+    "fab-t": (fab, "Linf", dict(num_steps=3, num_restarts=1, num_targets=2, targeted=True)),
+    "square": (square, "Linf", dict(num_queries=60)),
+}
+SEARCH_RADII = {**RADII, "L1": 4.0}
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_searches(name, network, tiny_images, labels):
+    attack, norm, settings = SEARCHES[name]
+    epsilon = SEARCH_RADII[norm]
+    attack = functools.partial(attack, network, threat=threats.threat(norm=norm, epsilon=epsilon), **settings)
+    compiled = tf.function(lambda x, labels, seeds: attack(x, labels, seeds=seeds), autograph=False)
+    x_adv = compiled(tiny_images, labels, seeds_of(range(8)))
+    assert x_adv.shape == tiny_images.shape and x_adv.dtype == tf.float32
+    distances = np.linalg.norm(
+        np.reshape(x_adv - tiny_images, (8, -1)), {"Linf": np.inf, "L2": 2, "L1": 1}[norm], axis=1
+    )
+    assert np.all(distances <= epsilon * (1 + 1e-5))
+    assert tf.reduce_min(x_adv) >= 0.0 and tf.reduce_max(x_adv) <= 1.0
+    broken = np.argmax(network(x_adv), axis=-1) != labels.numpy()
+    np.testing.assert_array_equal(broken, distances > 0)
+    assert accuracy(network, x_adv, labels) <= 0.5
+    np.testing.assert_array_equal(compiled(tiny_images, labels, seeds_of(range(8))), x_adv)
+    # Other places and neighbours change nothing.
+    indices = [5, 2, 5, 0, 7, 2, 1, 1]
+    again = compiled(tf.gather(tiny_images, indices), tf.gather(labels, indices), seeds_of(indices))
+    assert_alike(again, tf.gather(x_adv, indices))
+    # Other seeds do, but for the attack that starts at the image itself and draws nothing.
+    other = compiled(tiny_images, labels, seeds_of(range(8), run_seed=1))
+    assert np.any(other != x_adv) == (not name.startswith("fab"))
+
+
+@pytest.mark.parametrize("num_classes, num_targets", [(2, 1), (3, 2), (10, 9), (100, 9)])
+def test_multi_targeted_takes_every_target_and_then_again(num_classes, num_targets):
+    search = attacks.multi_targeted.search(threat=threats.threat(norm="Linf", epsilon=0.1), num_restarts=3)
+    assert search.name == "multi-targeted" and search.num_runs(num_classes) == 3 * num_targets
+    run = np.arange(3 * num_targets, dtype=np.int32)
+    clean_logits = np.random.default_rng(0).normal(size=(len(run), num_classes)).astype(np.float32)
+    labels = run % num_classes
+    x = tf.fill((len(run), 2, 2, 3), 0.5)
+    state = searches.begin(
+        search, x, labels, tf.constant(clean_logits), seeds_of([0] * len(run)), tf.constant(run)
+    ).state
+    falling = [[c for c in row if c != label] for row, label in zip(np.argsort(-clean_logits), labels)]
+    np.testing.assert_array_equal(state["target_classes"], [row[r % num_targets] for row, r in zip(falling, run)])
+    assert len(np.unique(state["x_adv"], axis=0)) == len(run)
+
+
+def test_multi_targeted_learning_rates():
+    # .1, then .01 from half of the 200 steps and 1e-4 from three quarters, on one batch of examples at other steps.
+    k = [0, 50, 99, 100, 149, 150, 199]
+    x, labels = tf.fill((len(k), 2, 2, 3), 0.5), tf.zeros(len(k), tf.int32)
+    settings = dict(threat=threats.threat(norm="Linf", epsilon=0.5), random_start=False, num_restarts=1)
+    for step_rule in (attacks.steepest(), None):
+        search = attacks.multi_targeted.search(**settings, step_rule=step_rule)
+        assert search.num_steps == 201  # 200 steps lead to 201 points
+        state = search.start(x, labels, linear(x), seeds_of(range(len(k))), labels)
+        state, x_adv, _ = search.step(linear, x, labels, state, tf.constant(k))
+        np.testing.assert_array_equal(x_adv, x)
+        moved = np.reshape(state["x_adv"] - x, (len(k), 12)) * UPHILL
+        if step_rule:
+            np.testing.assert_allclose(moved, np.outer([0.1, 0.1, 0.1, 0.01, 0.01, 1e-4, 1e-4], np.ones(12)), atol=1e-7)
+        else:  # Adam's first step is one of signs too.
+            np.testing.assert_allclose(moved[0], 0.1, atol=1e-6)
+    search = attacks.multi_targeted.search(**settings, step_rule=attacks.steepest(), num_steps=8, step_size="1/50")
+    state = search.start(x, labels, linear(x), seeds_of(range(len(k))), labels)
+    state, *_ = search.step(linear, x, labels, state, tf.zeros_like(labels))
+    np.testing.assert_allclose(np.reshape(state["x_adv"] - x, (len(k), 12)) * UPHILL, 0.02, atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", [None, "steepest"])
+def test_multi_targeted_walks_as_pgd_on_the_margin_of_its_target(rule, network, tiny_images, labels):
+    threat, num_steps = threats.threat(norm="Linf", epsilon=0.06), 6
+    step_rule = STEP_RULES[rule]() if rule else None
+    search = attacks.multi_targeted.search(
+        threat=threat, num_steps=num_steps, step_rule=step_rule, random_start=False, num_restarts=1
+    )
+    state = search.start(tiny_images, labels, network(tiny_images), seeds_of(range(8)), tf.fill((8,), 1))
+    classes = state["target_classes"]
+    points = []
+    for k in range(search.num_steps):
+        state, x_adv, broken = search.step(network, tiny_images, labels, state, tf.fill((8,), k))
+        points.append(x_adv)
+        np.testing.assert_array_equal(broken, np.argmax(network(x_adv), axis=-1) != labels)
+    np.testing.assert_array_equal(points[0], tiny_images)
+    pgd = functools.partial(
+        attacks.pgd,
+        network,
+        tiny_images,
+        labels,
+        threat=threat,
+        loss_fn=lambda logits, labels: losses.targeted_margin(logits, labels, classes),
+        step_size=functools.partial(schedules.piecewise_constant, boundaries=(3, 4), values=(0.1, 0.01, 1e-4)),
+        step_rule=step_rule or attacks.adam(),
+        seeds=seeds_of(range(8)),
+        random_start=False,
+    )
+    for num in (1, 4, 6):
+        assert_alike(points[num], pgd(num_steps=num))
+    assert np.abs(points[4] - points[3]).max() > 1e-4
+
+
+def test_multi_targeted_breaks_no_less_than_pgd(network):
+    x = tf.constant(np.random.default_rng(5).random((64, 8, 8, 3)), tf.float32)
+    labels = tf.argmax(network(x), axis=-1, output_type=tf.int32)
+    threat = threats.threat(norm="Linf", epsilon=0.012)
+    schedule = functools.partial(schedules.piecewise_constant, boundaries=(5, 7), values=(0.1, 0.01, 1e-4))
+    both = dict(threat=threat, num_steps=10, step_rule=attacks.steepest(), step_size=schedule, random_start=False)
+    pgd = attacks.pgd(network, x, labels, loss_fn=losses.margin, seeds=seeds_of(range(64)), **both)
+    attack = functools.partial(attacks.multi_targeted, network, num_restarts=1, **both)
+    targeted = tf.function(lambda: attack(x, labels, seeds=seeds_of(range(64))), autograph=False)()
+    broken_by_pgd = np.argmax(network(pgd), axis=-1) != labels.numpy()
+    broken = np.argmax(network(targeted), axis=-1) != labels.numpy()
+    assert 0 < broken_by_pgd.sum() < 64 and broken.sum() < 64
+    assert broken.sum() >= broken_by_pgd.sum()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"num_steps": 0}, "num_steps, num_restarts and num_targets >= 1. Received: 0, 10, 9"),
+        ({"num_restarts": 0}, "Received: 200, 0, 9"),
+        ({"num_targets": 0}, "Received: 200, 10, 0"),
+        ({"random_start": False}, "random_start=True .* Received: num_restarts=10, random_start=False"),
+        ({"step_size": 0}, "step_size > 0. Received: 0"),
+        ({"step_size": "abc"}, "Expected step_size as a finite number .* Received: 'abc'"),
+    ],
+)
+def test_multi_targeted_errors(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        attacks.multi_targeted.search(threat=threats.threat(norm="Linf", epsilon=0.1), **arguments)
+
+
+def test_transfer_attacks_the_surrogate_and_asks_no_other():
+    def untouchable(x):
+        raise AssertionError("asked")
+
+    asked = []
+
+    def surrogate(x):
+        asked.append(x)
+        return linear(x)
+
+    threat = threats.threat(norm="Linf", epsilon=0.1)
+    attack = functools.partial(attacks.pgd, threat=threat, loss_fn=losses.margin, num_steps=2, step_size=0.01)
+    x_adv = attacks.transfer(untouchable, GREY, [0, 1], threat=threat, surrogate=surrogate, attack=attack, seeds=SEEDS)
+    assert len(asked) == 2
+    # With these seeds too: the start is a random one.
+    np.testing.assert_array_equal(x_adv, attack(linear, GREY, [0, 1], seeds=SEEDS))
 
 
 # cleverhans, an implementation by other people.

@@ -13,7 +13,7 @@ from robust_keras.data import mixing, sources
 
 GIN = configurables.gin_directory()
 RECIPES = sorted(path.name for path in GIN.glob("*.gin") if path.name != "base.gin")
-EVALUATIONS = ["eval/pgd20.gin", "eval/pgd40.gin"]
+EVALUATIONS = ["eval/aa_mt.gin", "eval/autoattack.gin", "eval/pgd20.gin", "eval/pgd40.gin"]
 
 # Typed from Gowal et al. 2020, section 3.1, and where the paper is silent from the released code.
 AT = {
@@ -99,6 +99,66 @@ def test_every_evaluation_parses_and_uses_all_its_bindings(recipe):
     bound = configurables.resolve(configurables.evaluate).keywords
     assert bound["threat"].epsilon == 8 / 255
     assert all(attack.keywords["threat"].epsilon == 8 / 255 for attack in bound["attacks"])
+
+
+def attacks_of(evaluation_file, *params):
+    """`[(name, parameters)]` of what it runs, functions without their own bindings; and the norm."""
+    configurables.parse([evaluation_file], params)
+    bound = configurables.resolve(configurables.evaluate).keywords
+    rows = []
+    for attack in bound["attacks"]:
+        parameters = dict(attack.keywords)
+        threat = parameters.pop("threat")
+        assert (threat.norm, threat.epsilon) == (bound["threat"].norm, bound["threat"].epsilon)
+        if "loss_fn" in parameters:
+            parameters["loss_fn"] = getattr(parameters["loss_fn"], "func", parameters["loss_fn"])
+        rows.append((attack.func.search(**attack.keywords).name, parameters))
+    return rows, bound["threat"].norm
+
+
+def test_aa_mt_is_the_papers_evaluation():
+    # Gowal et al. 2020, section 3.2.
+    expected = [
+        ("apgd-ce", {"loss_fn": losses.cross_entropy, "num_steps": 100, "num_restarts": 5}),
+        ("apgd-dlr", {"loss_fn": losses.dlr, "num_steps": 100, "num_restarts": 5}),
+        ("multi-targeted", {"num_steps": 200, "num_restarts": 10, "num_targets": 9}),
+    ]
+    assert attacks_of("eval/aa_mt.gin") == (expected, "Linf")
+    assert attacks_of("eval/aa_mt.gin", "NORM = 'L2'", "EPSILON = '128/255'") == (expected, "L2")
+
+
+def test_autoattack_is_the_version_of_the_norm():
+    fab_t = ("fab-t", {"targeted": True, "num_restarts": 1})
+    standard = [("apgd-ce", {}), ("apgd-t", {}), fab_t, ("square", {})]
+    assert attacks_of("eval/autoattack.gin") == (standard, "Linf")
+    assert attacks_of("eval/autoattack.gin", "NORM = 'L2'", "EPSILON = 0.5") == (standard, "L2")
+    standard[0][1].update(num_restarts=5, shrinking_radius=True)
+    standard[1][1].update(num_targets=5, shrinking_radius=True)
+    assert attacks_of("eval/autoattack.gin", "NORM = 'L1'", "EPSILON = 12") == (standard, "L1")
+
+
+@pytest.mark.parametrize(
+    "params, names",
+    [
+        (["autoattack.version = 'plus'"], ["apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"]),
+        (["autoattack.version = 'rand'"], ["apgd-ce", "apgd-dlr"]),
+        (["autoattack.version = 'custom'", "autoattack.attacks = ['apgd-ce', 'square']"], ["apgd-ce", "square"]),
+    ],
+)
+def test_other_versions_of_autoattack(params, names):
+    rows, _ = attacks_of("eval/autoattack.gin", *params)
+    assert [name for name, _ in rows] == names
+    if "rand" in params[0]:
+        assert all(parameters["eot_steps"] == 20 for _, parameters in rows)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [["autoattack.version = 'Plus'"], ["autoattack.attacks = ['square']"], ["autoattack.version = 'custom'"]],
+)
+def test_versions_of_autoattack_that_do_not_exist(params):
+    with pytest.raises(ValueError, match="Expected .* Received: "):
+        attacks_of("eval/autoattack.gin", *params)
 
 
 def test_every_gin_file_is_part_of_a_recipe():

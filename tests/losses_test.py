@@ -1,4 +1,5 @@
 import math
+import pathlib
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from robust_keras import losses
 # Softmax probabilities 1/8, 2/8 and 5/8.
 LOGITS = [[math.log(1.0), math.log(2.0), math.log(5.0)]]
 SMOOTH = [[0.5, 0.25, 0.25]]
+# What upstream's AutoAttack computes; `record_apgd.py` says what is in it.
+UPSTREAM = dict(np.load(pathlib.Path(__file__).parent / "oracles" / "apgd.npz"))
 
 
 def gradient(function, *arguments):
@@ -154,7 +157,108 @@ def test_margin_gradient():
     np.testing.assert_array_equal(grad, [[0.0, 1.0, -1.0]])
 
 
-ALL = pytest.mark.parametrize("loss", [losses.cross_entropy, losses.kl_divergence, losses.margin])
+@pytest.mark.parametrize(
+    "logits, label, expected",
+    [
+        ([1.0, 3.0, 2.0, -1.0], 0, 1.0),  # (3 - 1) / (3 - 1)
+        ([1.0, 3.0, 2.0, -1.0], 1, -0.5),  # (2 - 3) / (3 - 1)
+        ([1.0, 3.0, 2.0, -1.0], 2, 0.5),
+        ([1.0, 3.0, 2.0, -1.0], 3, 2.0),
+        ([1.0, 3.0, 2.0], 1, -0.5),
+        ([-5.0, -1.0, -3.0], 0, 1.0),
+        ([2.0, 2.0, 1.0], 0, 0.0),
+        ([1.0, 4.0], 0, 3.0),  # two classes: the margin
+        ([1.0, 4.0], 1, -3.0),
+    ],
+)
+def test_dlr(logits, label, expected):
+    np.testing.assert_allclose(losses.dlr(tf.constant([logits]), tf.constant([label])), [expected], rtol=1e-6)
+
+
+def test_dlr_gradient():
+    # Of (z_2 - z_1) / (z_1 - z_0).
+    grad = gradient(lambda z: losses.dlr(z, tf.constant([1])), [[1.0, 3.0, 2.0, -1.0]])[0]
+    np.testing.assert_allclose(grad, [[-0.25, -0.25, 0.5, 0.0]], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "logits, label, target, expected_margin, expected_dlr",
+    [
+        ([1.0, 3.0, 2.0, -1.0], 1, 2, -1.0, -1 / 3),  # (2 - 3) / (3 - (1 - 1) / 2)
+        ([1.0, 3.0, 2.0, -1.0], 1, 3, -4.0, -4 / 3),
+        ([1.0, 3.0, 2.0, -1.0], 0, 1, 2.0, 2 / 3),
+        ([0.0, 4.0, 1.0, 2.0, -2.0], 1, 0, -4.0, -8 / 7),  # -4 / (4 - (1 + 0) / 2)
+        ([0.0, 4.0, 1.0, 2.0, -2.0], 4, 3, 4.0, 8 / 7),
+        ([1.0, 3.0, 2.0], 1, 0, -2.0, -2.0),  # three classes and two: the margin
+        ([1.0, 3.0, 2.0], 0, 2, 1.0, 1.0),
+        ([1.0, 4.0], 1, 0, -3.0, -3.0),
+    ],
+)
+def test_targeted_losses(logits, label, target, expected_margin, expected_dlr):
+    arguments = tf.constant([logits]), tf.constant([label]), tf.constant([target])
+    np.testing.assert_allclose(losses.targeted_margin(*arguments), [expected_margin], rtol=1e-6)
+    np.testing.assert_allclose(losses.targeted_dlr(*arguments), [expected_dlr], rtol=1e-6)
+
+
+def test_targeted_margin_gradient():
+    grad = gradient(lambda z: losses.targeted_margin(z, tf.constant([2]), tf.constant([0])), [[1.0, 3.0, 2.0]])[0]
+    np.testing.assert_array_equal(grad, [[1.0, 0.0, -1.0]])
+
+
+def test_losses_of_probabilities_are_those_of_the_most_probable_class():
+    logits = tf.constant([[0.0, 4.0, 1.0, 2.0, -2.0]] * 2)
+    targets, classes = tf.constant([[0.1, 0.5, 0.2, 0.1, 0.1], [0.2, 0.1, 0.1, 0.1, 0.5]]), tf.constant([0, 3])
+    np.testing.assert_allclose(losses.dlr(logits, targets), [-2 / 3, 2.0], rtol=1e-6)
+    np.testing.assert_allclose(losses.targeted_margin(logits, targets, classes), [-4.0, 4.0], rtol=1e-6)
+    np.testing.assert_allclose(losses.targeted_dlr(logits, targets, classes), [-8 / 7, 8 / 7], rtol=1e-6)
+
+
+@pytest.mark.parametrize("num_classes", [4, 10])
+def test_dlr_does_not_change_with_scale_and_shift(num_classes):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(50, num_classes)).astype(np.float32)
+    labels, classes = rng.integers(0, num_classes, 50), rng.integers(0, num_classes, 50)
+    for changed in (64.0 * logits, logits + 5.0, logits / 64.0 - 1.0):
+        np.testing.assert_allclose(losses.dlr(changed, labels), losses.dlr(logits, labels), rtol=1e-3, atol=1e-4)
+        actual, expected = (losses.targeted_dlr(z, labels, classes) for z in (changed, logits))
+        np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-4)
+    # What it is there for: the margin and the cross-entropy do change.
+    assert np.all(np.abs(losses.margin(64.0 * logits, labels)) > 10 * np.abs(losses.margin(logits, labels)))
+
+
+@pytest.mark.parametrize(
+    "num_classes, loss", [(3, "dlr"), (4, "dlr"), (10, "dlr"), (4, "dlr-targeted"), (10, "dlr-targeted")]
+)
+def test_dlr_agrees_with_upstream(num_classes, loss):
+    logits, labels, classes = (UPSTREAM[f"losses/{num_classes}/{key}"] for key in ("logits", "labels", "targets"))
+
+    def function(z):
+        return losses.dlr(z, labels) if loss == "dlr" else losses.targeted_dlr(z, labels, classes)
+
+    expected = UPSTREAM[f"losses/{num_classes}/{loss}/value"], UPSTREAM[f"losses/{num_classes}/{loss}/gradient"]
+    np.testing.assert_allclose(function(tf.constant(logits)), expected[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(gradient(function, logits)[0], expected[1], rtol=1e-5, atol=1e-5)
+
+
+def towards_class_0(loss):
+    def towards(logits, targets):
+        return loss(logits, targets, tf.zeros(logits.shape[0], tf.int32))
+
+    towards.__name__ = loss.__name__
+    return towards
+
+
+ALL = pytest.mark.parametrize(
+    "loss",
+    [
+        losses.cross_entropy,
+        losses.kl_divergence,
+        losses.margin,
+        losses.dlr,
+        towards_class_0(losses.targeted_margin),
+        towards_class_0(losses.targeted_dlr),
+    ],
+)
 
 
 @ALL

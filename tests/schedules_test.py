@@ -48,6 +48,15 @@ def test_piecewise_constant():
     np.testing.assert_allclose([at(k) for k in (0, 19, 20, 29, 30, 39)], [0.1, 0.1, 0.01, 0.01, 1e-4, 1e-4], rtol=1e-6)
 
 
+def test_piecewise_constant_of_a_vector_of_steps():
+    steps = tf.constant([[39, 0], [20, 19], [29, 30]])
+    rates = schedules.piecewise_constant(steps, boundaries=(20, 30), values=(0.1, 0.01, 1e-4))
+    assert rates.dtype == tf.float32
+    np.testing.assert_allclose(rates, [[1e-4, 0.1], [0.01, 0.1], [0.01, 1e-4]], rtol=1e-6)
+    rates = schedules.multistep(tf.constant([3, 4, 6], tf.int64), base=1.0, num_steps=8, factor=0.5)
+    np.testing.assert_array_equal(rates, [1.0, 0.5, 0.25])
+
+
 def test_piecewise_constant_of_a_python_step():
     np.testing.assert_allclose(schedules.piecewise_constant(5, boundaries=(5,), values=(0.1, 0.01)), 0.01, rtol=1e-6)
 

@@ -1,4 +1,5 @@
 import math
+import pathlib
 
 import numpy as np
 import pytest
@@ -6,7 +7,10 @@ import tensorflow as tf
 
 from robust_keras import noise, threats
 
-NORMS = ("Linf", "L2")
+NORMS = ("Linf", "L2", "L1")
+ORDERS = {"Linf": np.inf, "L2": 2, "L1": 1}
+# What upstream's AutoAttack computes; `record_apgd.py` says what is in it.
+UPSTREAM = dict(np.load(pathlib.Path(__file__).parent / "oracles" / "apgd.npz"))
 
 
 def image(*values):
@@ -19,8 +23,7 @@ def flat(x):
 
 
 def lengths(delta, norm):
-    delta = np.asarray(delta, np.float64).reshape(len(delta), -1)
-    return np.abs(delta).max(1) if norm == "Linf" else np.sqrt((delta**2).sum(1))
+    return np.linalg.norm(np.asarray(delta, np.float64).reshape(len(delta), -1), ORDERS[norm], axis=1)
 
 
 @pytest.mark.parametrize("gradient", [(3.0, -4.0, 0.0), (3e-30, -4e-30, 0.0), (3e30, -4e30, 0.0)])
@@ -29,6 +32,8 @@ def test_steepest_step(gradient):
     np.testing.assert_array_equal(flat(linf), [1.0, -1.0, 0.0])
     l2 = threats.threat(norm="L2", epsilon=0.1).steepest_step(image(*gradient))
     np.testing.assert_allclose(flat(l2), [0.6, -0.8, 0.0], rtol=1e-6)
+    l1 = threats.threat(norm="L1", epsilon=0.1).steepest_step(image(*gradient))
+    np.testing.assert_array_equal(flat(l1), [0.0, -1.0, 0.0])
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -37,7 +42,7 @@ def test_steepest_step_of_a_zero_gradient_is_zero(norm):
     np.testing.assert_array_equal(step, np.zeros((2, 3, 3, 1)))
 
 
-@pytest.mark.parametrize("norm, dual", [("Linf", 1), ("L2", 2)])
+@pytest.mark.parametrize("norm, dual", [("Linf", 1), ("L2", 2), ("L1", np.inf)])
 def test_steepest_step_reaches_the_dual_norm_for_every_example(norm, dual):
     gradient = np.random.default_rng(0).normal(size=(5, 4, 4, 3)).astype(np.float32)
     gradient *= np.array([1e-20, 1e-3, 1.0, 1e3, 1e20], np.float32)[:, None, None, None]
@@ -77,6 +82,85 @@ def test_l2_project_takes_each_example_alone():
     np.testing.assert_allclose(projected.reshape(2, 2), [[0.65, 0.7], [0.53, 0.46]], atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "x, x_adv, epsilon, expected",
+    [
+        ((0.5, 0.5, 0.5), (0.8, 0.3, 0.6), 0.3, (0.7, 0.4, 0.5)),  # sizes .3, .2, .1 less .1
+        ((0.5, 0.5), (0.55, 0.4), 0.2, (0.55, 0.4)),  # inside it stays
+        ((0.5, 0.5), (0.9, 0.9), 0.2, (0.6, 0.6)),
+        # The first has room for .05, which leaves .15 to the second: to scale or to clip afterwards would leave less.
+        ((0.95, 0.5), (1.35, 0.8), 0.2, (1.0, 0.65)),
+        ((0.05, 0.5), (-0.35, 0.2), 0.2, (0.0, 0.35)),
+        # Far outside of the box, but what is left of it fits.
+        ((0.95, 0.5), (3.0, 0.6), 0.2, (1.0, 0.6)),
+        ((1.0, 0.0), (1.5, -2.0), 0.2, (1.0, 0.0)),
+        ((0.5, 0.5), (0.9, 0.5), 0.0, (0.5, 0.5)),
+        # Sizes .4/3, .4/3, .6 and .4/3, room for .5 and .125 in the last two: less .1.
+        (
+            (0.5, 0.5, 0.5, 0.125),
+            (0.5 + 0.4 / 3, 0.5 - 0.4 / 3, -0.1, 0.125 - 0.4 / 3),
+            0.6,
+            (0.5 + 0.1 / 3, 0.5 - 0.1 / 3, 0.0, 0.125 - 0.1 / 3),
+        ),
+    ],
+)
+def test_l1_project(x, x_adv, epsilon, expected):
+    projected = threats.threat(norm="L1", epsilon=epsilon).project(image(*x_adv), image(*x))
+    np.testing.assert_allclose(flat(projected), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("dimension", [27, 192])
+def test_l1_project_agrees_with_upstream(dimension):
+    x, delta, expected = (
+        UPSTREAM[f"projection/{dimension}/{key}"].reshape(-1, dimension // 3, 1, 3)
+        for key in ("x", "delta", "projected")
+    )
+    threat = threats.threat(norm="L1", epsilon=float(UPSTREAM[f"projection/{dimension}/epsilon"]))
+    np.testing.assert_allclose(threat.project(x + delta, x), x + expected, rtol=0, atol=1e-5)
+    assert np.all(np.abs(delta - expected).max((1, 2, 3)) > 0.005)
+    # One example's amount is not another's.
+    np.testing.assert_allclose(threat.project((x + delta)[1:2], x[1:2]), (x + expected)[1:2], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "scale, epsilon, grid",
+    [
+        (0.02, 0.5, None),
+        (0.3, 0.5, None),
+        (3.0, 5.0, None),
+        (100.0, 1e-3, None),
+        (1.0, 0.75, 8),  # many sizes and amounts alike
+        (1.0, 2.0, 4),
+    ],
+)
+def test_l1_project_agrees_with_bisection(scale, epsilon, grid):
+    rng = np.random.default_rng(0)
+    shape = (2000, 1, 6, 1) if grid else (40, 6, 5, 3)
+    x = np.clip(rng.uniform(-0.2, 1.2, shape), 0, 1).astype(np.float32)
+    x_adv = x + (rng.normal(0.0, scale, x.shape) * (rng.random(x.shape) < 0.7)).astype(np.float32)
+    if grid:
+        x, x_adv = np.round(grid * x) / grid, np.round(grid * x_adv) / grid
+    delta = x_adv.astype(np.float64) - x
+    length, room = np.abs(delta), np.where(delta > 0, 1.0 - x.astype(np.float64), x)
+
+    def shrunk(amount):
+        return np.clip(length - amount, 0.0, room)
+
+    def total(sizes):
+        return sizes.sum((1, 2, 3), keepdims=True)
+
+    low, high = np.zeros((len(x), 1, 1, 1)), length.max((1, 2, 3), keepdims=True)
+    for _ in range(100):
+        middle = (low + high) / 2
+        outside = total(shrunk(middle)) > epsilon
+        low, high = np.where(outside, middle, low), np.where(outside, high, middle)
+    expected = x + np.sign(delta) * shrunk(np.where(total(shrunk(0.0)) > epsilon, high, 0.0))
+    projected = threats.threat(norm="L1", epsilon=epsilon).project(x_adv, x).numpy()
+    np.testing.assert_allclose(projected, expected, rtol=0, atol=1e-6 * max(1.0, scale))
+    assert projected.min() >= 0 and projected.max() <= 1
+    assert np.all(lengths(projected - x, "L1") <= epsilon + 1e-5)
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_project_lands_inside_and_is_idempotent(norm):
     rng = np.random.default_rng(0)
@@ -95,6 +179,8 @@ def test_distance():
     np.testing.assert_allclose(linf, [0.4, 0.1], rtol=1e-6)
     l2 = threats.threat(norm="L2", epsilon=1.0).distance(x_adv, x)
     np.testing.assert_allclose(l2, [0.5, 0.1], rtol=1e-6)
+    l1 = threats.threat(norm="L1", epsilon=1.0).distance(x_adv, x)
+    np.testing.assert_allclose(l1, [0.7, 0.1], rtol=1e-6)
 
 
 def test_linf_distance_of_arrays():
@@ -138,10 +224,29 @@ def test_l2_random_start_is_uniform_in_the_ball():
     assert np.abs(np.corrcoef(radius, delta[:, 0])[0, 1]) < 5 / math.sqrt(NUM)
 
 
-def test_l2_random_start_of_a_large_image_is_near_the_sphere():
+def test_l1_random_start_is_uniform_in_the_cross_polytope():
+    delta = starts("L1").reshape(NUM, 3).astype(np.float64) / EPSILON
+    total = lengths(delta, "L1")
+    assert total.max() <= 1 + 1e-5
+    shares = np.abs(delta) / total[:, None]
+    # The share of the volume within the radius is uniform. On the face of a sign every pixel's share s of the total is
+    # that of a point of a triangle: (1 - s)^2 is uniform.
+    for uniform in (total**3, *((1 - shares) ** 2).T):
+        counts = np.histogram(uniform, bins=16, range=(0.0, 1.0 + 1e-5))[0]
+        assert np.sum((counts - NUM / 16) ** 2) / (NUM / 16) < 55
+    # All eight signs alike: beyond 42 once in 10^6.
+    counts = np.bincount((delta > 0) @ [1, 2, 4], minlength=8)
+    assert np.sum((counts - NUM / 8) ** 2) / (NUM / 8) < 42
+    assert np.abs(np.corrcoef(delta.T) - np.eye(3)).max() < 5 / math.sqrt(NUM)
+    # The total is drawn apart from the shares.
+    assert np.abs(np.corrcoef(total, shares[:, 0])[0, 1]) < 5 / math.sqrt(NUM)
+
+
+@pytest.mark.parametrize("norm", ["L2", "L1"])
+def test_random_start_of_a_large_image_is_near_the_sphere(norm):
     x = tf.fill((64, 16, 16, 3), 0.5)
-    threat = threats.threat(norm="L2", epsilon=EPSILON)
-    radius = lengths(threat.random_start(x, noise.example_seeds(0, 0, tf.range(64))) - x, "L2")
+    threat = threats.threat(norm=norm, epsilon=EPSILON)
+    radius = lengths(threat.random_start(x, noise.example_seeds(0, 0, tf.range(64))) - x, norm)
     # P(radius < .99 epsilon) = .99^768 = 4e-4.
     assert np.mean(radius) == pytest.approx(EPSILON * 768 / 769, rel=1e-3)
 

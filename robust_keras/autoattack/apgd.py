@@ -71,8 +71,10 @@ def apgd_targeted(
         shrinking_radius: see there.
 
     Raises:
-        ValueError: see `apgd`.
+        ValueError: see `apgd`; for num_targets under 1.
     """
+    if num_targets < 1:
+        raise ValueError(f"Expected num_targets >= 1. Received: {num_targets}")
     return _search(
         name="apgd-t",
         num_runs=lambda num_classes: min(num_targets, num_classes - 1) * num_restarts,
