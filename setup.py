@@ -16,7 +16,13 @@ setuptools.setup(
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
     python_requires=">=3.10,<3.14",
-    packages=["robust_keras", "robust_keras.autoattack", "robust_keras.data", "robust_keras.scripts", "robust_keras.gin"],
+    packages=[
+        "robust_keras",
+        "robust_keras.autoattack",
+        "robust_keras.data",
+        "robust_keras.scripts",
+        "robust_keras.gin",
+    ],
     package_dir={"robust_keras.scripts": "scripts", "robust_keras.gin": "gin"},
     package_data={"robust_keras.data": ["digits.npz", "digits_LICENSE.txt"], "robust_keras.gin": ["*.gin", "*/*.gin"]},
     entry_points={
