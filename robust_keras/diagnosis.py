@@ -76,10 +76,11 @@ def flags(figures):
 
 
 def _did_not_rise(clean, few_steps, many_steps, zero_gradients):
-    if clean == few_steps == many_steps and not zero_gradients:
+    rounding = 1e-5 * max(abs(clean), 1.0)
+    if max(abs(few_steps - clean), abs(many_steps - clean)) <= rounding and not zero_gradients:
         return False  # A radius of zero.
     # Small steps may reach a little less than large ones (single pixels in L1), and far less only against the gradient.
-    return many_steps <= clean + 0.5 * max(few_steps - clean, 0.0)
+    return many_steps <= clean + max(0.5 * (few_steps - clean), rounding)
 
 
 def attack_flags(names, broken, standing, baseline_broken):
@@ -113,7 +114,7 @@ def class_flags(names, num_targets, num_classes):
         flags.append("dlr_fell_back_to_margin")
     if num_classes < 4 and "apgd-t" in names:
         flags.append("targeted_dlr_fell_back_to_margin")
-    aimed = [targets for name, targets in zip(names, num_targets) if name in TARGETED]
+    aimed = [targets for name, targets in zip(names, num_targets) if name in TARGETED and targets is not None]
     if any(targets > num_classes - 1 for targets in aimed):
         flags.append("fewer_target_classes")
     return flags

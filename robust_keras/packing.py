@@ -12,10 +12,10 @@ import tensorflow as tf
 
 from robust_keras import noise, searches
 
-# Steps between two looks at which examples have fallen.
+# Steps between two looks at which examples have fallen: so many, or one in a hundred of longer runs.
 _STEPS = 10
 # Steps of examples that have to be saved by a smaller batch before it is compiled.
-_WORTH_COMPILING = 2000
+_WORTH_COMPILING = 5000
 
 
 class Packing:
@@ -87,7 +87,9 @@ class Packing:
         if not active.any():
             return None
         x, labels, progress = self._batch
-        num_steps = min(_STEPS, self._search.num_steps - int(self._steps[active].max()))
+        num_steps = min(
+            max(_STEPS, self._search.num_steps // 100), self._search.num_steps - int(self._steps[active].max())
+        )
         progress = self._advance(x, labels, progress, tf.constant(num_steps))
         self._batch = x, labels, progress
         self._steps += num_steps
@@ -152,8 +154,8 @@ class Packing:
         self._batch = fresh if self._batch is None else self._merge(tf.constant(is_new), fresh, self._batch)
 
     def _size(self, num_left):
-        """The smallest of the batch size and some of its fractions, down to an eighth, that holds what is left."""
-        sizes = [-(-self._batch_size * sixteenths // 16) for sixteenths in (2, 3, 4, 6, 8, 12, 16)]
+        """The fewest sixteenths of the batch size, at least two, that hold what is left."""
+        sizes = [-(-self._batch_size * sixteenths // 16) for sixteenths in range(2, 17)]
         return next((size for size in sizes if size >= num_left), self._batch_size)
 
     def _fresh(self, slots):

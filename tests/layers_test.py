@@ -51,7 +51,8 @@ LEVELS = {
     "robust_keras.configurables": 4.0,
     "robust_keras.scripts": 5.0,
     "robust_keras.scripts.launcher": 5.0,
-    "robust_keras.scripts.evaluate": 5.1,  # launcher, as all of them
+    "robust_keras.scripts.benchmark_attacks": 5.1,  # launcher, as all of them
+    "robust_keras.scripts.evaluate": 5.1,
     "robust_keras.scripts.export": 5.1,
     "robust_keras.scripts.report": 5.1,
     "robust_keras.scripts.train": 5.1,

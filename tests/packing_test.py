@@ -225,7 +225,7 @@ def test_steps_left_never_rises():
     assert all(a > b for a, b in itertools.pairwise(left))
 
 
-@pytest.mark.parametrize("batch_size, sizes", [(8, [8, 6, 4, 3, 2, 1]), (3, [3, 2, 1]), (1, [1])])
+@pytest.mark.parametrize("batch_size, sizes", [(8, [8, 7, 6, 5, 4, 3, 2, 1]), (3, [3, 2, 1]), (1, [1])])
 def test_compiled_once_for_each_size(batch_size, sizes):
     traced, called = [], collections.Counter()
 

@@ -76,10 +76,10 @@ def test_projections_agree_with_upstream(norm, dimension):
     points, weights, gap = recorded_hyperplanes(dimension)
     moves = moves_of(points, weights, gap, norm)
     np.testing.assert_allclose(moves, RECORDED[f"projection/{dimension}/{norm}"], rtol=0, atol=1e-5)
-    # The same as images.
+    # The same as images, but for the order in which XLA adds.
     shape = (len(points), dimension // 3, 1, 3)
     as_images = moves_of(points.reshape(shape), weights.reshape(shape), gap, norm)
-    np.testing.assert_allclose(as_images.reshape(moves.shape), moves, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(as_images.reshape(moves.shape), moves, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("norm", NORMS)
