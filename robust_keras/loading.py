@@ -44,6 +44,7 @@ def load_logits_fn(path, *, input_range=(0.0, 1.0), input_layout="NHWC", outputs
     else:
         raise ValueError(f"Expected a SavedModel's folder or a .keras file. Received: {path}")
 
+    @tf.autograph.experimental.do_not_convert  # Errors keep their one line.
     def logits_fn(x):
         if (low, high) != (0.0, 1.0):
             x = low + x * (high - low)
@@ -90,6 +91,11 @@ def _signature(loaded, path):
     (name,) = inputs
 
     def call(x):
+        if not inputs[name].shape.is_compatible_with(x.shape):
+            raise ValueError(
+                f"Expected images of the model's shape {tuple(inputs[name].shape[1:])} and a free batch. "
+                f"Received: {tuple(x.shape)}; see --input_layout"
+            )
         return signature(**{name: tf.cast(x, inputs[name].dtype)})
 
     call.loaded = loaded  # A SavedModel's variables live as long as the loaded object.
