@@ -15,7 +15,7 @@ from robust_keras import noise, searches
 # Steps between two looks at which examples have fallen: so many, or one in a hundred of longer runs.
 _STEPS = 10
 # Steps of examples that have to be saved by a smaller batch before it is compiled.
-_WORTH_COMPILING = 5000
+_WORTH_COMPILING = 2000
 
 
 class Packing:
