@@ -97,11 +97,7 @@ def pgd(
     """
     if num_steps < 1 or num_restarts < 1:
         raise ValueError(f"Expected num_steps and num_restarts >= 1. Received: {num_steps}, {num_restarts}")
-    if num_restarts > 1 and not random_start:
-        raise ValueError(
-            "Expected random_start=True with num_restarts > 1: the restarts would all be alike. "
-            f"Received: num_restarts={num_restarts}, random_start=False"
-        )
+    _check_restarts(num_restarts, random_start)
     x = tf.convert_to_tensor(x, tf.float32)
     step_size_fn = step_size if callable(step_size) else _constant(step_size)
     step_rule = step_rule or steepest()
@@ -112,9 +108,7 @@ def pgd(
         def step(k, x_adv, state):
             gradient = searches.value_and_gradient(logits_fn, x_adv, lambda logits: loss_fn(logits, targets))[2]
             direction, state = step_rule.update(gradient, state, k, threat)
-            x_adv = threat.project(x_adv + step_size_fn(k) * direction, x)
-            # The gradient of a loaded model forgets the size of the batch.
-            return k + 1, tf.ensure_shape(x_adv, x.shape), state
+            return k + 1, threat.project(x_adv + step_size_fn(k) * direction, x), state
 
         return tf.while_loop(
             lambda k, *_: k < num_steps,
@@ -188,11 +182,7 @@ def multi_targeted(
             "Expected num_steps, num_restarts and num_targets >= 1. "
             f"Received: {num_steps}, {num_restarts}, {num_targets}"
         )
-    if num_restarts > 1 and not random_start:
-        raise ValueError(
-            "Expected random_start=True with num_restarts > 1: the restarts would all be alike. "
-            f"Received: num_restarts={num_restarts}, random_start=False"
-        )
+    _check_restarts(num_restarts, random_start)
     step_rule = step_rule or adam()
     if step_size is None:
         step_size = functools.partial(
@@ -223,6 +213,14 @@ def multi_targeted(
     return searches.Search(
         "multi-targeted", lambda num_classes: num_restarts * num_targets_of(num_classes), num_steps + 1, start, step
     )
+
+
+def _check_restarts(num_restarts, random_start):
+    if num_restarts > 1 and not random_start:
+        raise ValueError(
+            "Expected random_start=True with num_restarts > 1: the restarts would all be alike. "
+            f"Received: num_restarts={num_restarts}, random_start=False"
+        )
 
 
 def _constant(step_size):

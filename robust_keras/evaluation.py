@@ -94,14 +94,15 @@ def evaluate(
     if num_examples is not None and not 1 <= num_examples <= len(source.labels):
         raise ValueError(f"Expected num_examples from 1 to {len(source.labels)}. Received: {num_examples!r}")
     plan = [*([] if baseline is None else [baseline]), *attacks]
-    for attack in plan:
+    searches = [_search(attack) for attack in plan]  # Bad settings show before any attack runs.
+    names = [search.name if search else attack.func.__name__ for attack, search in zip(plan, searches)]
+    for attack, name in zip(plan, names):
         bound = attack.keywords["threat"]
         if (bound.norm, bound.epsilon) != (threat.norm, threat.epsilon):
             raise ValueError(
                 f"Expected attacks on the threat model {threat.norm} {threat.epsilon_fraction}. "
-                f"Received: {_name(attack)} on {bound.norm} {bound.epsilon_fraction}"
+                f"Received: {name} on {bound.norm} {bound.epsilon_fraction}"
             )
-    plan_searches = [_search(attack) for attack in plan]  # Bad settings show before any attack runs.
     images, labels = source.images[:num_examples], source.labels[:num_examples]
     if images.dtype != np.uint8 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"Expected uint8 images and integer labels. Received: {images.dtype} and {labels.dtype}")
@@ -131,7 +132,7 @@ def evaluate(
         before = slice(first, first if individual else max(position, first))
         active = np.flatnonzero(correct & ~found.broken[before].any(axis=0))
         found.attacked[position] = len(active)
-        search = plan_searches[position]
+        search = searches[position]
         options = {"batch_size": batch_size, "seed": seed, "jit_compile": jit_compile}
         if search is None:
             work = packing.Batchwise(attack, sized_logits_fn, images, labels, active, **options)
@@ -140,20 +141,22 @@ def evaluate(
         if saved:
             work.restore(saved)
             saved = None
-        _run(work, found, judge, _name(attack), save_every, progress)
+        _run(work, found, judge, names[position], save_every, progress)
         found.position = position + 1
         found.save({})
-    return _conclude(found, plan, first, correct, clean_logits, images, labels, threat, seed, individual, logits_fn)
+    return _conclude(
+        found, plan, names, first, correct, clean_logits, images, labels, threat, seed, individual, logits_fn
+    )
 
 
-def _conclude(found, plan, first, correct, clean_logits, images, labels, threat, seed, individual, logits_fn):
+def _conclude(found, plan, names, first, correct, clean_logits, images, labels, threat, seed, individual, logits_fn):
     """The `Evaluation` of finished verdicts; attacks before `first` do not count."""
     broken, broken_uint8 = found.broken[first:], found.broken_uint8[first:]
     standing = correct & ~broken.any(axis=0)
     parameters = [_parameters(attack) for attack in plan]
     records = [
         {
-            "name": _name(attack),
+            "name": names[k],
             "parameters": parameters[k],
             "seconds": round(float(found.seconds[k]), 3),
             "examples_attacked": int(found.attacked[k]),
@@ -163,7 +166,6 @@ def _conclude(found, plan, first, correct, clean_logits, images, labels, threat,
         }
         for k, attack in enumerate(plan)
     ]
-    names = [record["name"] for record in records]
     figures = found.notes.get("diagnosis")
     warnings = ["non_finite_logits"] if found.notes.get("non_finite_logits") else []
     warnings += diagnosis.flags(figures) if figures else []
@@ -317,11 +319,6 @@ def _search(attack):
     """The `Search` of an attack, None for a plain function."""
     build = getattr(attack.func, "search", None)
     return build(*attack.args, **attack.keywords) if build else None
-
-
-def _name(attack):
-    search = _search(attack)
-    return search.name if search else attack.func.__name__
 
 
 def _parameters(attack):

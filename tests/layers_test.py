@@ -148,11 +148,11 @@ def test_levels_within_a_layer_are_as_low_as_they_can_be(module):
 
 
 def test_training_knows_no_attack_objective_model_or_evaluation():
-    reached, todo = set(), ["robust_keras.training"]
-    while todo:
-        module = todo.pop()
+    reached, pending = set(), ["robust_keras.training"]
+    while pending:
+        module = pending.pop()
         reached.add(module)
-        todo += our_imports(module, SOURCES[module]) - reached
+        pending += our_imports(module, SOURCES[module]) - reached
     assert "robust_keras.normalization" in reached and "robust_keras.data.sources" in reached
     for name in ("attacks", "objectives", "models", "evaluation", "configurables"):
         assert f"robust_keras.{name}" not in reached
