@@ -107,7 +107,7 @@ def evaluate(
     if images.dtype != np.uint8 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"Expected uint8 images and integer labels. Received: {images.dtype} and {labels.dtype}")
     predict_fn = tf.function(logits_fn)
-    clean_logits = _predict(predict_fn, images, batch_size)
+    clean_logits = verdicts.predict(predict_fn, images, batch_size)
     _check_logits(clean_logits, labels)
     num_classes = clean_logits.shape[-1]
     correct = clean_logits.argmax(axis=-1) == labels
@@ -269,16 +269,6 @@ def wilson_interval(num_successes, num_trials):
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     return [max(centre - half, 0.0), min(centre + half, 1.0)]
-
-
-def _predict(predict_fn, images, batch_size):
-    """float32 logits `[num_examples, num_classes]`."""
-    pieces = []
-    for start in range(0, len(images), batch_size):
-        packed = np.resize(np.arange(start, min(start + batch_size, len(images))), batch_size)
-        logits = predict_fn(tf.constant(images[packed], tf.float32) / 255.0).numpy()
-        pieces.append(logits[: len(images) - start].astype(np.float32))
-    return np.concatenate(pieces)
 
 
 def _is_correct(logits, labels):

@@ -12,6 +12,17 @@ _TOLERANCE = 1e-6
 _SAVED = ("broken", "broken_uint8", "seconds", "attacked", "steps", "steps_without_packing")
 
 
+def predict(predict_fn, images, batch_size):
+    """float32 logits `[n, num_classes]` of `[n, ...]` images, n >= 1: uint8, or float32 in [0, 1]; in full batches."""
+    pieces = []
+    for start in range(0, len(images), batch_size):
+        packed = np.resize(np.arange(start, min(start + batch_size, len(images))), batch_size)
+        x = tf.constant(images[packed], tf.float32)
+        logits = predict_fn(x / 255.0 if images.dtype == np.uint8 else x).numpy()
+        pieces.append(logits[: len(images) - start].astype(np.float32))
+    return np.concatenate(pieces)
+
+
 class Judge:
     """Decides whether images that attacks propose count.
 
@@ -42,17 +53,16 @@ class Judge:
         clean = self._images[indices] / np.float32(255)
         self._check_inside(name, proposed, clean)
         rounded = _rounded(proposed, clean, self._threat)
-        wrong = np.zeros((2, len(indices)), bool)
-        for start in range(0, len(indices), self.batch_size):
-            rows = np.arange(start, min(start + self.batch_size, len(indices)))
-            packed = np.resize(rows, self.batch_size)
-            for k, x in enumerate((proposed, rounded)):
-                logits = self._predict_fn(tf.constant(x[packed], tf.float32)).numpy()[: len(rows)]
-                # A prediction that is no number is not right.
-                is_finite = np.isfinite(logits).all(axis=-1)
-                wrong[k, rows] = (logits.argmax(axis=-1) != self._labels[indices[rows]]) | ~is_finite
-                self.non_finite = self.non_finite or not is_finite.all()
-        return wrong[0], wrong[1]
+        return tuple(self._is_wrong(x, self._labels[indices]) for x in (proposed, rounded))
+
+    def _is_wrong(self, x, labels):
+        if not len(x):
+            return np.zeros(0, bool)
+        logits = predict(self._predict_fn, x, self.batch_size)
+        # A prediction that is no number is not right.
+        is_finite = np.isfinite(logits).all(axis=-1)
+        self.non_finite = self.non_finite or not is_finite.all()
+        return (logits.argmax(axis=-1) != labels) | ~is_finite
 
     def _check_inside(self, name, proposed, clean):
         if not len(proposed):
