@@ -38,7 +38,7 @@ def test_the_standard_ensemble_takes_any_classes_and_shapes(num_classes, shape, 
     few = {"apgd-ce": {"num_steps": 3}, "apgd-t": {"num_steps": 3}, "fab-t": {"num_steps": 2}}
     few["square"] = {"num_queries": 3}
     whole = ensemble.standard(threat=threat)
-    steps = [functools.partial(one, **few[evaluation._name(one)]) for one in whole]
+    steps = [functools.partial(one, **few[one.func.search(**one.keywords).name]) for one in whole]
     results, examples = evaluation.evaluate(
         network,
         sources.Source("made", images, labels, num_classes),
