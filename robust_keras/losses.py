@@ -4,6 +4,7 @@ Each is `loss(logits, targets) -> [batch]`. `targets` are class indices, int `[b
 probabilities, float `[batch, num_classes]`: a label, a smoothed or mixed label, or a prediction.
 """
 
+import numpy as np
 import tensorflow as tf
 
 
@@ -36,7 +37,8 @@ def kl_divergence(logits, targets):
     """
     logits = tf.cast(logits, tf.float32)
     targets = as_probabilities(targets, logits)
-    log_targets = tf.math.log(tf.where(targets > 0, targets, 1.0))
+    # Of smaller numbers the reciprocal, which the gradient takes, can overflow.
+    log_targets = tf.math.log(tf.where(targets > np.finfo(np.float32).tiny, targets, 1.0))
     return tf.reduce_sum(targets * (log_targets - tf.nn.log_softmax(logits)), axis=-1)
 
 
