@@ -1,17 +1,23 @@
-"""Learning rates and step sizes as functions of the step (an integer tensor, the first step is 0)."""
+"""Learning rates and step sizes as functions of the step (an integer tensor, the first step is 0).
+
+A learning rate is `(step, *, num_steps) -> float32 scalar`, where `num_steps` are those of the whole run, so the same
+schedule fits a run of any length. The defaults are the paper's values.
+"""
+
+import math
 
 import tensorflow as tf
 
 
-def multistep(step, *, base, num_steps, drops=(1 / 2, 3 / 4), factor=0.1):
+def multistep(step, *, num_steps, base=0.1, drops=(1 / 2, 3 / 4), factor=0.1):
     """`base`, multiplied by `factor` at each of the fractions `drops` of `num_steps` steps.
 
     The defaults are the paper's multistep schedule (section 3.1): ten times less half-way, and again at three quarters.
 
     Args:
         step: int scalar, from 0.
-        base: the first value.
         num_steps: steps of the whole run.
+        base: the first value.
         drops: fractions of `num_steps` in rising order.
         factor: of each drop.
 
@@ -20,6 +26,66 @@ def multistep(step, *, base, num_steps, drops=(1 / 2, 3 / 4), factor=0.1):
     """
     values = [base * factor**k for k in range(len(drops) + 1)]
     return piecewise_constant(step, boundaries=[drop * num_steps for drop in drops], values=values)
+
+
+def cosine(step, *, num_steps, base=0.1):
+    """`base * (1 + cos(pi * step / num_steps)) / 2`: from `base` to 0, without restarts (Loshchilov and Hutter 2017).
+
+    Args:
+        step: int scalar, from 0.
+        num_steps: steps of the whole run.
+        base: the first value.
+
+    Returns:
+        float32 scalar.
+    """
+    return base * (1.0 + tf.cos(math.pi * _fraction(step, num_steps))) / 2.0
+
+
+def exponential(step, *, num_steps, base=0.1, final_factor=0.01):
+    """`base * final_factor ** (step / num_steps)`.
+
+    Args:
+        step: int scalar, from 0.
+        num_steps: steps of the whole run.
+        base: the first value.
+        final_factor: what `base` is multiplied by in the end. The paper names the schedule only (Table 10); the default
+            ends where its multistep schedule does.
+
+    Returns:
+        float32 scalar.
+    """
+    return base * tf.exp(math.log(final_factor) * _fraction(step, num_steps))
+
+
+def warm_up(step, *, num_steps, schedule, num_warm_up_steps):
+    """A linear rise from 0 to the first value of `schedule`, which runs in the steps that are left.
+
+    Args:
+        step: int scalar, from 0.
+        num_steps: steps of the whole run.
+        schedule: `(step, *, num_steps)`.
+        num_warm_up_steps: steps of the rise.
+
+    Returns:
+        float32 scalar.
+
+    Raises:
+        ValueError: where the rise leaves no steps.
+    """
+    if not 0 <= num_warm_up_steps < num_steps:
+        raise ValueError(
+            f"Expected num_warm_up_steps from 0 to {num_steps - 1}, under the {num_steps} steps of the run. "
+            f"Received: {num_warm_up_steps!r}"
+        )
+    following = schedule(tf.maximum(step - num_warm_up_steps, 0), num_steps=num_steps - num_warm_up_steps)
+    if num_warm_up_steps:
+        following *= tf.minimum(_fraction(step, num_warm_up_steps), 1.0)
+    return following
+
+
+def _fraction(step, num_steps):
+    return tf.cast(step, tf.float32) / num_steps
 
 
 def piecewise_constant(step, *, boundaries, values):

@@ -1,5 +1,6 @@
 """Adversarial training: the compiled step, and the run around it."""
 
+import functools
 from typing import NamedTuple
 
 import keras
@@ -142,7 +143,7 @@ def train(
         objective: see `AdversarialModel`.
         attack: see `AdversarialModel`.
         validation: `(logits_fn, x, labels, *, seeds) -> (clean, robust)`: bool `[batch]` each, what is right.
-        learning_rate: a function of the step.
+        learning_rate: `(step, *, num_steps)`, one of `schedules`.
         train_steps: optimiser steps of the whole run.
         seed: of initial weights, order, augmentation and noise.
         data_dir: given to `data`.
@@ -183,6 +184,8 @@ def train(
     if not len(data.validation.labels):
         raise ValueError("Expected at least one image held out for validation. Received: 0")
     strategy = distribution.strategy(strategy)
+    learning_rate = functools.partial(learning_rate, num_steps=train_steps)
+    learning_rate(0)  # A bad setting shows now.
     keras.utils.set_random_seed(seed)
     with strategy.scope():
         network = _network(model, data)

@@ -1,3 +1,5 @@
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -77,3 +79,36 @@ def test_compiles_inside_a_loop(jit_compile):
 def test_lengths_that_do_not_fit(boundaries, values):
     with pytest.raises(ValueError, match=f"Received: {len(values)} and {len(boundaries)}"):
         schedules.piecewise_constant(0, boundaries=boundaries, values=values)
+
+
+@pytest.mark.parametrize("step, expected", [(0, 0.1), (25, 0.0853553), (50, 0.05), (75, 0.0146447), (100, 0.0)])
+def test_cosine(step, expected):
+    rate = schedules.cosine(tf.constant(step, tf.int64), num_steps=100)
+    assert rate.dtype == tf.float32 and float(rate) == pytest.approx(expected, abs=1e-7)
+
+
+@pytest.mark.parametrize("step, expected", [(0, 0.1), (50, 0.01), (100, 0.001)])
+def test_exponential_ends_where_multistep_does(step, expected):
+    assert float(schedules.exponential(tf.constant(step), num_steps=100)) == pytest.approx(expected, rel=1e-5)
+    assert float(schedules.exponential(tf.constant(50), num_steps=100, base=2.0, final_factor=0.25)) == pytest.approx(1)
+
+
+def test_warm_up_rises_to_the_schedule_which_fits_the_rest():
+    schedule = functools.partial(schedules.multistep, base=0.4, drops=(0.5,))
+    rates = [
+        float(schedules.warm_up(tf.constant(step), num_steps=12, schedule=schedule, num_warm_up_steps=4))
+        for step in range(12)
+    ]
+    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3] + [0.4] * 4 + [0.04] * 4)
+
+
+def test_no_warm_up_is_the_schedule():
+    for step in (0, 3, 7):
+        rate = schedules.warm_up(step, num_steps=8, schedule=schedules.cosine, num_warm_up_steps=0)
+        assert float(rate) == float(schedules.cosine(step, num_steps=8))
+
+
+@pytest.mark.parametrize("num_warm_up_steps", [-1, 8, 9])
+def test_warm_up_leaves_steps(num_warm_up_steps):
+    with pytest.raises(ValueError, match="Expected num_warm_up_steps from 0 to 7.* Received: "):
+        schedules.warm_up(0, num_steps=8, schedule=schedules.cosine, num_warm_up_steps=num_warm_up_steps)

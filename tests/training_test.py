@@ -48,7 +48,7 @@ def tiny_run(workdir, **changes):
         "objective": objectives.adversarial_training,
         "attack": attack,
         "validation": functools.partial(evaluation.correct_under_attack, attack=attack),
-        "learning_rate": functools.partial(schedules.multistep, base=0.1, num_steps=NUM_STEPS),
+        "learning_rate": functools.partial(schedules.multistep, base=0.1),
         "train_steps": NUM_STEPS,
         "seed": 0,
         "tau": 0.9,
