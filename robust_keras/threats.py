@@ -3,6 +3,7 @@
 A norm is a few small functions; `threat(norm=..., epsilon=...)` puts them together with a radius.
 """
 
+import decimal
 import fractions
 import functools
 import math
@@ -67,14 +68,19 @@ def threat(*, norm, epsilon):
 
 
 def parse_fraction(value, name):
-    """The float nearest to a number or to an exact fraction such as '8/255'.
+    """The float nearest to a number or to an exact fraction such as '8/255' or '8.8/255'.
 
     Raises:
         ValueError: where it is neither, or not finite.
     """
     try:
-        number = float(fractions.Fraction(value)) if isinstance(value, str) else float(value)
-    except (ValueError, TypeError, ZeroDivisionError, OverflowError):
+        if isinstance(value, str):
+            numerator, _, denominator = value.partition("/")
+            value = fractions.Fraction(decimal.Decimal(numerator)) / fractions.Fraction(
+                decimal.Decimal(denominator or 1)
+            )
+        number = float(value)
+    except (ValueError, TypeError, ArithmeticError):
         number = math.nan
     if not math.isfinite(number):
         raise ValueError(f"Expected {name} as a finite number or a fraction such as '8/255'. Received: {value!r}")

@@ -64,6 +64,8 @@ def batches(
     start_step=0,
     group_size=None,
     labelled_fraction=0.5,
+    label_smoothing=0.0,
+    extra_label_smoothing=0.0,
     augmentation=None,
 ):
     """A `tf.data.Dataset` of the batches of steps start_step, ..., num_steps - 1.
@@ -79,6 +81,8 @@ def batches(
         start_step: the first step to produce.
         group_size: examples in a group; None for the whole batch.
         labelled_fraction: share of labelled examples, used with extra data only; the paper's 3:7 is 0.3.
+        label_smoothing: s in targets of (1 - s) * one-hot + s / num_classes, of the labelled examples.
+        extra_label_smoothing: the same of the extra examples.
         augmentation: `(images, seeds) -> images`, or None.
 
     Returns:
@@ -86,13 +90,17 @@ def batches(
         float32 `[batch, num_classes]`, `seeds` int32 `[batch, 2]`.
 
     Raises:
-        ValueError: for a batch that is not a whole number of groups, or an impossible split of a group.
+        ValueError: for a batch that is not a whole number of groups, an impossible split of a group, or a smoothing
+            outside [0, 1].
     """
     group_size = group_size or batch_size
     if batch_size < 1 or batch_size % group_size:
         raise ValueError(
             f"Expected a batch_size that is a multiple of the group size {group_size}. Received: {batch_size}"
         )
+    smoothings = (label_smoothing, extra_label_smoothing)
+    if not all(0 <= smoothing <= 1 for smoothing in smoothings):
+        raise ValueError(f"Expected label smoothings from 0 to 1. Received: {label_smoothing}, {extra_label_smoothing}")
     num_groups = batch_size // group_size
     parts = [(data.labelled, group_size, 0)]  # (source, examples per group, index of its first example)
     if data.extra is not None:
@@ -110,6 +118,8 @@ def batches(
         images = [tf.constant(source.images) for source, _, _ in parts]
         labels = [tf.constant(source.labels, tf.int32) for source, _, _ in parts]
 
+    num_classes = data.labelled.num_classes
+
     def batch(step):
         parts_of_batch = []
         for k, (source, per_group, first_index) in enumerate(parts):
@@ -118,15 +128,16 @@ def batches(
             size = len(source.labels)
             passes = position // size
             index = _shuffled(position % size, size, (seed, k, passes))
-            part = (tf.gather(images[k], index), tf.gather(labels[k], index), first_index + index, passes - passes[0])
+            label = tf.gather(labels[k], index)
+            targets = tf.one_hot(label, num_classes) * (1 - smoothings[k]) + smoothings[k] / num_classes
+            part = (tf.gather(images[k], index), label, targets, first_index + index, passes - passes[0])
             parts_of_batch.append([tf.reshape(t, (num_groups, per_group, *t.shape[1:])) for t in part])
-        image, label, index, copies = (
+        image, label, targets, index, copies = (
             tf.reshape(tf.concat(pieces, axis=1), (batch_size, *pieces[0].shape[2:])) for pieces in zip(*parts_of_batch)
         )
         seeds = noise.example_seeds(seed, step, index, copies)
         if augmentation is not None:
             image = augmentation(image, seeds)
-        targets = tf.one_hot(label, data.labelled.num_classes)
         return {"image": image, "label": label, "targets": targets, "seeds": seeds}
 
     dataset = tf.data.Dataset.range(start_step, num_steps).map(batch, num_parallel_calls=tf.data.AUTOTUNE)

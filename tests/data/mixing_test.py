@@ -94,6 +94,16 @@ def test_labels_and_targets_belong_to_the_images():
     np.testing.assert_array_equal(batches["targets"], np.eye(7, dtype=np.float32)[labels])
 
 
+def test_labels_are_smoothed_for_each_kind_of_data():
+    batches = stream(
+        training_data(12, 7), batch_size=8, seed=1, num_steps=3, label_smoothing=0.35, extra_label_smoothing=0.7
+    )
+    one_hot = np.eye(7)[batches["label"]]
+    # (1 - s) * one-hot + s / 7.
+    expected = np.where(batches["is_extra"][..., None], 0.3 * one_hot + 0.1, 0.65 * one_hot + 0.05)
+    np.testing.assert_allclose(batches["targets"], expected, atol=1e-7)
+
+
 def test_a_later_start_gives_the_tail():
     data = training_data(13, 11)
     options = dict(batch_size=8, seed=2, num_steps=20, group_size=4, augmentation=augment)
@@ -224,6 +234,8 @@ def test_two_replicas_get_the_batch_of_one_device(mirrored):
         ({"batch_size": 8, "labelled_fraction": float("nan")}, "Received: nan and 8"),
         ({"batch_size": 8, "group_size": 1}, "Received: 0.5 and 1"),
         ({"batch_size": 1}, "Received: 0.5 and 1"),
+        ({"batch_size": 8, "label_smoothing": 1.1}, "Received: 1.1, 0.0"),
+        ({"batch_size": 8, "extra_label_smoothing": -0.1}, "Received: 0.0, -0.1"),
     ],
 )
 def test_errors(options, received):
