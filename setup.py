@@ -24,7 +24,10 @@ setuptools.setup(
         "robust_keras.gin",
     ],
     package_dir={"robust_keras.scripts": "scripts", "robust_keras.gin": "gin"},
-    package_data={"robust_keras.data": ["digits.npz", "digits_LICENSE.txt"], "robust_keras.gin": ["*.gin", "*/*.gin"]},
+    package_data={
+        "robust_keras.data": ["digits.npz", "digits_LICENSE.txt"],
+        "robust_keras.gin": ["*.gin", "*/*.gin", "study.csv"],
+    },
     entry_points={
         "console_scripts": [f"robust-keras-{name} = robust_keras.scripts.{name}:command" for name in COMMANDS]
     },

@@ -73,9 +73,14 @@ for _function, _given in {
     mixing.training_data: ("data_dir",),
     models.wide_resnet: ("num_classes", "mean", "std", "input_shape"),
     objectives.adversarial_training: (),
+    objectives.mart: (),
     objectives.standard_training: (),
-    schedules.multistep: (),
+    objectives.trades: (),
+    schedules.cosine: ("num_steps",),
+    schedules.exponential: ("num_steps",),
+    schedules.multistep: ("num_steps",),
     schedules.piecewise_constant: (),
+    schedules.warm_up: ("num_steps",),
     square.square: (),
 }.items():
     _register(_partial(_function), _given)

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from robust_keras import attacks, configurables, evaluation, losses, models, objectives
+from robust_keras import attacks, configurables, costs, evaluation, losses, models, objectives
 from robust_keras.data import mixing, sources
 
 GIN = configurables.gin_directory()
 RECIPES = sorted(path.name for path in GIN.glob("*.gin") if path.name != "base.gin")
-EVALUATIONS = ["eval/aa_mt.gin", "eval/autoattack.gin", "eval/pgd20.gin", "eval/pgd40.gin"]
+# For --gin_file=... after a recipe.
+OVERLAYS = ["presets/released_code.gin", "scales/mini.gin"]
+EVALUATIONS = ["eval/aa_mt.gin", "eval/aa_mt_mini.gin", "eval/autoattack.gin", "eval/pgd20.gin", "eval/pgd40.gin"]
 
 # Typed from Gowal et al. 2020, section 3.1, and where the paper is silent from the released code.
 AT = {
@@ -33,6 +35,9 @@ AT = {
     "epsilon": 8 / 255,
     "step_size": "2/255",
     "num_steps": 10,
+    "objective": objectives.adversarial_training,
+    "attack_loss": losses.cross_entropy,
+    "attack_target": "label",
     "group_size": 4,
     "tau": None,
     "weight_decay": 5e-4,
@@ -40,35 +45,80 @@ AT = {
     "depth": 28,
     "width": 10,
     "activation": "relu",
-    "num_parameters": 36_479_194,
     "num_validation": 1024,
     "dataset": "cifar10",
     "extra_data": None,
+    "labelled_per_group": None,
 }
+WITH_80MTI = {
+    "learning_rates": {
+        0: 0.1,
+        1: 0.1,
+        5_000: 0.1,
+        9_749: 0.1,
+        9_750: 0.01,
+        14_624: 0.01,
+        14_625: 0.001,
+        19_499: 0.001,
+    },
+    "images_per_step": 1024,
+    "train_steps": 19_500,
+    "group_size": 32,
+    "extra_data": "carmon",
+    "labelled_per_group": 16,
+}
+TRADES = {
+    "objective": objectives.trades,
+    "attack_loss": losses.kl_divergence,
+    "attack_target": "clean_prediction",
+}
+MART = {"objective": objectives.mart}
+# Section 5: TRADES, SiLU, tau .995, multistep without extra data; ratio 3:7 and cosine with it.
+BEST = {**AT, **TRADES, "tau": 0.995, "activation": "silu", "depth": 70, "width": 16}
+BEST_80MTI = {
+    **BEST,
+    **WITH_80MTI,
+    # .05 * (1 + cos(pi * step / 19,500)), by hand.
+    "learning_rates": {
+        0: 0.1,
+        3_250: 0.09330127,
+        4_875: 0.08535534,
+        6_500: 0.075,
+        9_750: 0.05,
+        13_000: 0.025,
+        14_625: 0.01464466,
+        19_499: 6.4894e-10,
+    },
+    "extra_data": "npz:80mti_500k.npz",
+    "labelled_per_group": 10,
+}
+L2 = {"norm": "L2", "epsilon": 128 / 255, "step_size": "15/255"}
 GOLDEN = {
     "at.gin": AT,
-    "at_80mti.gin": {
-        **AT,
-        "learning_rates": {
-            0: 0.1,
-            1: 0.1,
-            5_000: 0.1,
-            9_749: 0.1,
-            9_750: 0.01,
-            14_624: 0.01,
-            14_625: 0.001,
-            19_499: 0.001,
-        },
-        "images_per_step": 1024,
-        "train_steps": 19_500,
-        "group_size": 32,
-        "extra_data": "carmon",
+    "at_80mti.gin": {**AT, **WITH_80MTI},
+    "trades.gin": {**AT, **TRADES},
+    "trades_80mti.gin": {**AT, **WITH_80MTI, **TRADES},
+    "mart.gin": {**AT, **MART},
+    "mart_80mti.gin": {**AT, **WITH_80MTI, **MART},
+    "best_wrn70_16.gin": BEST,
+    "best_wrn34_20.gin": {**BEST, "depth": 34, "width": 20},
+    "best_wrn70_16_80mti.gin": BEST_80MTI,
+    "best_wrn28_10_80mti.gin": {**BEST_80MTI, "depth": 28, "width": 10},
+    "best_wrn70_16_l2.gin": {**BEST, **L2},
+    "best_wrn70_16_80mti_l2.gin": {**BEST_80MTI, **L2},
+    "best_wrn70_16_cifar100.gin": {**BEST, "dataset": "cifar100"},
+    "best_wrn70_16_80mti_cifar100.gin": {
+        **BEST_80MTI,
+        "dataset": "cifar100",
+        "extra_data": "npz:80mti_cifar100_500k.npz",
     },
 }
+NUM_PARAMETERS = {(28, 10): 36_479_194, (34, 20): 184_531_674, (70, 16): 266_796_506}  # With 10 classes.
+QUICKSTARTS = {"quickstart.gin", "quickstart_plain.gin"}
 
 
-def resolved(recipe, *params):
-    configurables.parse([recipe], params)
+def resolved(recipe, *params, preset=None):
+    configurables.parse([recipe, preset] if preset else [recipe], params)
     return configurables.resolve(configurables.train).keywords
 
 
@@ -78,6 +128,10 @@ def fake_data(num_extra=0):
 
     mean = std = (0.5, 0.5, 0.5)
     return mixing.TrainingData(source(50), source(5), source(num_extra) if num_extra else None, mean, std)
+
+
+def learning_rate(train, step):
+    return float(train["learning_rate"](tf.constant(step, tf.int64), num_steps=train["train_steps"]))
 
 
 def build(train, **changes):
@@ -173,29 +227,36 @@ def test_every_gin_file_is_part_of_a_recipe():
     for recipe in [*RECIPES, *EVALUATIONS]:
         read(recipe)
     on_disk = {path.relative_to(GIN).as_posix() for path in GIN.rglob("*.gin")}
-    # The L2 threat model is for --gin_file=... after a recipe.
-    assert on_disk - used == {"threats/l2.gin"}
+    assert on_disk - used == set(OVERLAYS)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_overlays_fit_every_recipe(overlay):
+    for recipe in GOLDEN:
+        resolved(recipe, preset=overlay)
 
 
 @pytest.mark.parametrize("recipe", GOLDEN)
 def test_the_recipes_numbers_are_the_papers(recipe):
     expected, train = GOLDEN[recipe], resolved(recipe)
     for step, rate in expected["learning_rates"].items():
-        assert float(train["learning_rate"](tf.constant(step, tf.int64))) == pytest.approx(rate, rel=1e-6), step
+        assert learning_rate(train, step) == pytest.approx(rate, rel=1e-6, abs=1e-8), step
     assert train["train_steps"] == expected["train_steps"]
     assert train["tau"] == expected["tau"]
     defaults = {name: p.default for name, p in inspect.signature(configurables.training.train).parameters.items()}
     assert train.get("weight_decay", defaults["weight_decay"]) == expected["weight_decay"]
     assert train.get("momentum", defaults["momentum"]) == expected["momentum"]
     attack = train["attack"]
-    assert attack.func is attacks.pgd and attack.keywords["loss_fn"].func is losses.cross_entropy
+    assert attack.func is attacks.pgd and attack.keywords["loss_fn"].func is expected["attack_loss"]
     assert attack.keywords["num_steps"] == expected["num_steps"]
     assert attack.keywords["step_size"] == expected["step_size"]
     assert attack.keywords["threat"].norm == expected["norm"]
     assert attack.keywords["threat"].epsilon == expected["epsilon"]
     assert attack.keywords.get("step_rule") is None and attack.keywords.get("random_start", True)
-    assert (train["attack_target"], train["attack_batch_norm"]) == ("label", "batch")
-    assert train["objective"].func is objectives.adversarial_training
+    assert (train["attack_target"], train["attack_batch_norm"]) == (expected["attack_target"], "batch")
+    assert train["objective"].func is expected["objective"]
+    beta = inspect.signature(expected["objective"]).parameters.get("beta")
+    assert beta is None or train["objective"].keywords.get("beta", beta.default) == 6
     assert train["validation"].func is evaluation.correct_under_attack
     validation = train["validation"].keywords["attack"].keywords
     assert validation["num_steps"] == 40 and validation["loss_fn"].func is losses.margin
@@ -211,19 +272,48 @@ def test_the_recipes_numbers_are_the_papers(recipe):
         expected[name] for name in ("depth", "width", "activation")
     ]
     assert model["statistics_group_size"] == expected["group_size"]
-    dataset = train["batches"](fake_data(30 if data["extra_data"] else 0), seed=0, num_steps=1)
+    made = fake_data(30 if data["extra_data"] else 0)
+    made.labelled.labels[:] = 1
+    dataset = train["batches"](made, seed=0, num_steps=1)
     assert dataset.element_spec["image"].shape[0] == expected["images_per_step"]
+    if expected["labelled_per_group"]:
+        labels = next(iter(dataset))["label"].numpy().reshape(-1, expected["group_size"])
+        assert ((labels == 1).sum(axis=1) == expected["labelled_per_group"]).all()
+    smoothings = [train["batches"].keywords.get(name, 0.0) for name in ("label_smoothing", "extra_label_smoothing")]
+    assert smoothings == [0, 0]
     assert train["batches"].keywords["group_size"] == expected["group_size"]
     augmentation = train["batches"].keywords["augmentation"]
     assert augmentation.keywords.get("padding", 4) == 4 and augmentation.keywords.get("flip", True)
 
 
-def test_the_80mti_batch_is_half_labelled_in_every_group():
+def test_every_recipe_has_golden_numbers():
+    assert GOLDEN.keys() | QUICKSTARTS == set(RECIPES)
+
+
+@pytest.mark.parametrize("size", NUM_PARAMETERS, ids=lambda size: "{}_{}".format(*size))
+def test_networks_have_the_papers_parameters(size):
+    recipe = {(28, 10): "at.gin", (34, 20): "best_wrn34_20.gin", (70, 16): "best_wrn70_16.gin"}[size]
+    keywords = resolved(recipe)["model"].keywords
+    assert costs.num_parameters(keywords["depth"], keywords["width"], num_classes=10) == NUM_PARAMETERS[size]
+
+
+def test_the_released_codes_preset():
+    # As `released_code_facts` have it: batch 1,024, 400 epochs, 10 of warm-up, .1 * 1024 / 256, 3:7, smoothing .1.
+    train = resolved("trades_80mti.gin", preset="presets/released_code.gin")
+    assert train["train_steps"] == 400 * 50_000 // 1024
+    rates = {0: 0.0, 244: 0.2, 488: 0.4, 488 + (19_531 - 488) // 2: 0.2, 19_530: 0.0}
+    assert {step: learning_rate(train, step) for step in rates} == pytest.approx(rates, abs=2e-5)
+    attack = train["attack"].keywords
+    assert attack["step_rule"].name == "adam(beta_1=0.9, beta_2=0.999, epsilon=1e-09)"
+    sizes = [float(attack["step_size"](tf.constant(k))) for k in range(10)]
+    assert sizes == pytest.approx([0.1] * 5 + [0.01] * 5)
     data = fake_data(30)
     data.labelled.labels[:], data.extra.labels[:] = 1, 2
-    batch = next(iter(resolved("at_80mti.gin")["batches"](data, seed=0, num_steps=1)))
-    groups = batch["label"].numpy().reshape(32, 32)
-    assert ((groups == 1).sum(axis=1) == 16).all() and ((groups == 2).sum(axis=1) == 16).all()
+    batch = next(iter(train["batches"](data, seed=0, num_steps=1)))
+    labels, targets = batch["label"].numpy().reshape(32, 32), batch["targets"].numpy()
+    assert ((labels == 1).sum(axis=1) == 10).all()
+    assert targets[labels.reshape(-1) == 1].max(axis=1) == pytest.approx(1.0)
+    assert targets[labels.reshape(-1) == 2].max(axis=1) == pytest.approx(0.91)
 
 
 # What each macro changes, seen from outside of gin: `(change, what to look at)`.
@@ -239,7 +329,7 @@ MUTATIONS = {
         "64",
         lambda train: train["batches"](fake_data(), seed=0, num_steps=1).element_spec["image"].shape[0],
     ),
-    "TRAIN_STEPS": ("100", lambda train: float(train["learning_rate"](60))),
+    "TRAIN_STEPS": ("100", lambda train: learning_rate(train, 60)),
     "TAU": ("0.9", lambda train: train["tau"]),
     "SEED": ("7", lambda train: train["seed"]),
     "STATISTICS_GROUP_SIZE": (

@@ -15,6 +15,7 @@ LEVELS = {
     "robust_keras": 0.0,
     "robust_keras.activations": 0.0,
     "robust_keras.averaging": 0.0,
+    "robust_keras.costs": 0.0,
     "robust_keras.data": 0.0,
     "robust_keras.data.pickles": 0.0,
     "robust_keras.data.published": 0.0,
@@ -25,6 +26,7 @@ LEVELS = {
     "robust_keras.optimizers": 0.0,
     "robust_keras.schedules": 0.0,
     "robust_keras.snapshots": 0.0,
+    "robust_keras.study": 0.0,
     "robust_keras.data.augmentation": 0.1,  # noise
     "robust_keras.data.tfds_sets": 0.1,  # data.published
     "robust_keras.recording": 0.1,  # snapshots
