@@ -7,7 +7,7 @@ import setuptools
 
 ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "robust_keras" / "__init__.py").read_text())[1]
-COMMANDS = ("train", "evaluate", "export", "report")
+COMMANDS = ("train", "evaluate", "export", "report", "reproduce")
 
 setuptools.setup(
     name="robust_keras",
@@ -37,7 +37,9 @@ setuptools.setup(
         "gin-config>=0.5",
         "importlib-resources",
         "keras>=3.5",
+        "matplotlib>=3.8",
         "numpy>=1.26",
+        "scipy>=1.11",
         "tensorboard>=2.18",
         "tensorflow-datasets>=4.9.6",
         "tqdm>=4.62",
@@ -48,7 +50,6 @@ setuptools.setup(
         # TensorFlow 2.20 made the gs:// file system an extra.
         "tpu": ["tensorflow-tpu[gcs-filesystem]>=2.18,<2.21"],
         "test": ["cleverhans>=4.0", "pytest>=8", "ruff==0.17.6"],
-        "colab": ["matplotlib"],
         "oracles": ["tensorflow-addons==0.23.0; python_version < '3.12'"],
     },
 )

@@ -15,6 +15,7 @@ LEVELS = {
     "robust_keras": 0.0,
     "robust_keras.activations": 0.0,
     "robust_keras.averaging": 0.0,
+    "robust_keras.comparison": 0.0,
     "robust_keras.costs": 0.0,
     "robust_keras.data": 0.0,
     "robust_keras.data.pickles": 0.0,
@@ -29,6 +30,7 @@ LEVELS = {
     "robust_keras.study": 0.0,
     "robust_keras.data.augmentation": 0.1,  # noise
     "robust_keras.data.tfds_sets": 0.1,  # data.published
+    "robust_keras.planning": 0.1,  # costs
     "robust_keras.recording": 0.1,  # snapshots
     "robust_keras.threats": 0.1,  # noise
     "robust_keras.data.sources": 0.2,  # data.pickles, data.published, data.tfds_sets
@@ -58,6 +60,7 @@ LEVELS = {
     "robust_keras.scripts.export": 5.1,
     "robust_keras.scripts.report": 5.1,
     "robust_keras.scripts.train": 5.1,
+    "robust_keras.scripts.reproduce": 5.2,  # evaluate, train
 }
 
 

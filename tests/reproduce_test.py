@@ -1,0 +1,157 @@
+"""scripts/reproduce.py on tiny images, from rows to tables."""
+
+import csv
+import json
+import re
+import types
+
+import numpy as np
+import pytest
+from robust_keras.scripts import evaluate, reproduce, train
+
+from robust_keras import planning, recording
+
+TINY = {
+    "BATCH_SIZE": "8",
+    "STATISTICS_GROUP_SIZE": "4",
+    "TRAIN_STEPS": "4",
+    "training_data.num_validation": "8",
+    "training/pgd.num_steps": "1",
+    "train.validate_every": "2",
+    "train.checkpoint_every": "2",
+    "train.validation_batch_size": "8",
+    "train.progress": "False",
+    "pgd40/pgd.num_steps": "2",
+}
+ROW = {"table": 7, "row": ["tau=0.995"], "setting": "cifar10"}
+
+
+@pytest.fixture(scope="module")
+def params(tmp_path_factory):
+    """Bindings for runs of seconds on 64 small images in 4 classes."""
+    path = tmp_path_factory.mktemp("data") / "images.npz"
+    random = np.random.RandomState(0)
+    np.savez(path, image=random.randint(0, 256, (64, 8, 8, 3)).astype(np.uint8), label=np.arange(64) % 4)
+    return [f"{name} = {value}" for name, value in {**TINY, "DATASET": f"'npz:{path}'"}.items()]
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Plans with an attack of seconds."""
+    for name, plan in list(planning.PLANS.items()):
+        changed = plan._replace(evaluation="eval/pgd40.gin", num_examples=12, size="mini", num_baseline_runs=2)
+        monkeypatch.setitem(planning.PLANS, name, changed)
+
+
+def lines(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_row_and_its_baseline_from_training_to_the_table(monkeypatch, tmp_path, params, small):
+    run = {**ROW, "scale": "mini", "workdir": str(tmp_path), "gin_params": params, "num_runs": 1}
+    paths = reproduce.run(**run)
+    assert [path.rpartition(".")[2] for path in paths] == ["md", "csv", "png"]
+    (line,) = lines(paths[1])
+    # The paper's Table 7: .995 gets 52.10 %, no averaging 50.80 %.
+    assert (line["row"], float(line["paper_robust"]), float(line["paper_difference"])) == ("tau=0.995", 52.1, 1.3)
+    assert line["seeds"] == "0"
+    assert line["verdict"] in ("shown", "contradicted", "not resolved")
+    folder = tmp_path / "mini-1runs" / "at-tau=0.995" / "seed0"
+    results = json.loads((folder / "evaluation" / "results.json").read_text())
+    assert float(line["measured_robust"]) == pytest.approx(100 * results["robust_accuracy"])
+    assert results["num_examples"] == 12
+    config = (tmp_path / "mini-1runs" / "at-tau=0.995" / "seed0" / "config.gin").read_text()
+    assert "TAU = 0.995" in config and "SEED = 0" in config and "DEPTH = 10" in config
+    baseline = (tmp_path / "mini-1runs" / "at" / "seed0" / "config.gin").read_text()
+    assert "TAU = None" in baseline
+    text = (tmp_path / "mini-1runs" / "table7.md").read_text()
+    assert "WRN-10-1 for the paper's WRN-28-10" in text and "| 52.10 " in text
+    assert (tmp_path / "mini-1runs" / "table7.png").read_bytes().startswith(b"\x89PNG")
+
+    # Again: nothing is trained, and the table is the same.
+    monkeypatch.setattr(train, "run", lambda **_: pytest.fail("trained again"))
+    assert reproduce.run(**run) == paths
+    assert (tmp_path / "mini-1runs" / "table7.md").read_text() == text
+
+    # Other settings in the same folder are another run.
+    with pytest.raises(ValueError, match="Expected a workdir of this run.*multistep.base"):
+        reproduce.run(**{**run, "gin_params": [*params, "multistep.base = 0.2"]})
+
+
+def test_the_papers_protocol_evaluates_the_better_of_two_by_validation(monkeypatch, tmp_path, small):
+    robust = {"at": [0.4, 0.5], "at-tau=0.995": [0.6, 0.3]}
+    evaluated = []
+
+    def trained(*, workdir, **_):
+        name, seed = workdir.split("/")[-2:]
+        card = {"validation": {"best": {"metrics": {"val_robust": robust[name][int(seed[4:])]}}}}
+        (tmp_path / "paper" / name / seed / "saved_model").mkdir(parents=True)
+        (tmp_path / "paper" / name / seed / "saved_model" / "model_card.json").write_text(json.dumps(card))
+
+    monkeypatch.setattr(train, "run", trained)
+    monkeypatch.setattr(evaluate, "run", lambda *, workdir, **_: evaluated.append(workdir.split("/")[-3:-1]))
+    monkeypatch.setattr(
+        "robust_keras.reporting.read_measured",
+        lambda *_, seed, **__: types.SimpleNamespace(
+            seed=seed, clean=1.0, pgd40=None, robust=1.0, stands=np.arange(12) < 3, curve=[]
+        ),
+    )
+    paths = reproduce.run(**ROW, workdir=str(tmp_path))
+    # Both models of the baseline, and of the row the one that validation prefers.
+    assert evaluated == [["at", "seed0"], ["at", "seed1"], ["at-tau=0.995", "seed0"]]
+    (line,) = lines(paths[1])
+    assert line["seeds"] == "0"
+
+
+def test_a_diverged_configuration_is_left_out(monkeypatch, tmp_path, capsys, small):
+    def diverges(**_):
+        raise recording.NonFiniteLoss("Expected a finite loss. Received: nan at step 3")
+
+    monkeypatch.setattr(train, "run", diverges)
+    paths = reproduce.run(**ROW, scale="mini", workdir=str(tmp_path))
+    (line,) = lines(paths[1])
+    assert line["measured_robust"] == "" and line["paper_robust"] == "52.1"
+    assert "at diverged and is left out" in capsys.readouterr().out
+
+
+def test_a_budgets_plan_is_kept(monkeypatch, tmp_path):
+    monkeypatch.setattr(reproduce, "_throughput", lambda: 1e11)
+    jobs = [planning.Job(28, 10, 64, 600, 10, "trades", True, 6, 256, 40, 3, 3)]
+    mini = planning.PLANS["mini"]
+    first = reproduce._within("5m", mini, jobs, str(tmp_path))
+    assert first.name == "mini-5m" and 0 < first.share < 1
+    monkeypatch.setattr(reproduce, "_throughput", lambda: pytest.fail("measured again"))
+    assert reproduce._within("5m", mini, jobs, str(tmp_path)) == first
+
+
+def test_throughput_is_measured():
+    assert 1e8 < reproduce._throughput(batch_size=8) < 1e15
+
+
+def test_list_and_dry_run(capsys):
+    reproduce.list_rows(table=5, setting="80mti")
+    listed = capsys.readouterr().out
+    assert "| 65.87 " in listed and "reference" in listed and "best_wrn70_16_80mti.gin" in listed
+    reproduce.dry_run(table=5, row=["Ours (WRN-70-16)"], setting="cifar10")
+    said = capsys.readouterr().out
+    assert "WRN-70-16" in said and "266,796,506" in said and "78,000" in said and "32 TPU v3 cores" in said
+
+
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        (["--table=11"], "Expected a table out of 1, 2, 3.*Received: 11"),
+        (["--table=7", "--row=tau=0.5"], "Expected a row of Table 7 out of no averaging,.*Received: tau=0.5"),
+        (["--table=7", "--budget=3 hours"], "Expected a budget such as 90m or 3h. Received: '3 hours'"),
+        (["--table=7", "--scale=tiny"], "tiny"),
+        (["--table=7", "--row=tau=0.95", "--budget=1s", "--scale=mini"], r"Expected a budget of \d+ s or more"),
+    ],
+)
+def test_bad_input(monkeypatch, capsys, tmp_path, flags, expected):
+    monkeypatch.setattr(reproduce, "_throughput", lambda: 1e9)
+    monkeypatch.setattr("sys.argv", ["reproduce", f"--workdir={tmp_path}", *flags])
+    with pytest.raises(SystemExit) as exit:
+        reproduce.command()
+    assert exit.value.code == 2
+    assert re.search(expected, capsys.readouterr().err)
