@@ -146,17 +146,22 @@ class Cost(NamedTuple):
         return self.training + self.evaluation
 
 
-def cost(plan, job):
-    """The `Cost` of a job at the plan's size of network and steps."""
-    forward = costs.forward_flops(*plan.network(job.depth, job.width))
-    training = costs.training_flops(
-        forward,
+def step_flops(plan, job):
+    """Operations of one training step of a job at the plan's size of network."""
+    return costs.training_flops(
+        costs.forward_flops(*plan.network(job.depth, job.width)),
         batch_size=job.batch_size,
-        num_steps=plan.steps(job.train_steps),
+        num_steps=1,
         attack_steps=job.attack_steps,
         objective=job.objective,
         clean_prediction=job.clean_prediction,
     )
+
+
+def cost(plan, job):
+    """The `Cost` of a job at the plan's size of network and steps."""
+    forward = costs.forward_flops(*plan.network(job.depth, job.width))
+    training = step_flops(plan, job) * plan.steps(job.train_steps)
     validations = job.validations if plan.share == 1 else min(job.validations, _VALIDATIONS)
     images = validations * plan.validation_images(job.validation_images)
     validation = costs.attack_flops(forward, num_images=images, num_passes=job.validation_passes)

@@ -29,6 +29,7 @@ class Configuration(NamedTuple):
         bindings: gin bindings, without the seed.
         job: the `planning.Job`.
         dataset: name of the data set.
+        extra_data: name of the extra data, or None.
         threat: gin bindings of the evaluation's threat model.
     """
 
@@ -36,6 +37,7 @@ class Configuration(NamedTuple):
     bindings: tuple
     job: Any
     dataset: str
+    extra_data: str | None
     threat: tuple
 
 
@@ -73,11 +75,15 @@ def run(
     import keras
 
     from robust_keras import recording, reporting, study
+    from robust_keras.data import sources
 
     manifest = study.read()
     chosen = _select(manifest, table, row, setting)
     plan = _plan(scale, num_runs)
     configurations = _configurations(manifest, chosen, plan, gin_params)
+    for extra_data in dict.fromkeys(each.extra_data for each in configurations.values()):
+        if extra_data is not None:  # Missing data shows now, not after hours of training something else.
+            sources.find_extra(extra_data, data_dir=data_dir)
     if budget is not None:
         plan = _within(budget, plan, [each.job for each in configurations.values()], workdir)
         configurations = _configurations(manifest, chosen, plan, gin_params)
@@ -114,7 +120,7 @@ def dry_run(*, table=None, row=(), setting=None, scale="paper", num_runs=None, g
 
     manifest, plan = study.read(), _plan(scale, num_runs)
     configurations = _configurations(manifest, _select(manifest, table, row, setting), plan, gin_params)
-    header = ("configuration", "network", "parameters", "steps", "models", "training", "evaluation, at most")
+    header = ("configuration", "network", "parameters", "steps", "a step", "models", "training", "evaluation, at most")
     lines = [(*header, *(f"hours on {device.title}" for device in costs.DEVICES.values()))]
     total = 0.0
     for name, configuration in configurations.items():
@@ -126,6 +132,7 @@ def dry_run(*, table=None, row=(), setting=None, scale="paper", num_runs=None, g
                 "WRN-{}-{}".format(*network),
                 f"{costs.num_parameters(*network):,}",
                 f"{plan.steps(job.train_steps):,}",
+                f"{planning.step_flops(plan, job):.4g} FLOP",
                 f"{job.num_runs}, {job.num_evaluated} evaluated",
                 f"{cost.training:.3g} FLOP",
                 f"{cost.evaluation:.3g} FLOP",
@@ -133,7 +140,7 @@ def dry_run(*, table=None, row=(), setting=None, scale="paper", num_runs=None, g
             )
         )
         total += cost.total
-    lines.append(("all", *[""] * 5, f"{total:.3g} FLOP", *(_hours(total, device) for device in costs.DEVICES.values())))
+    lines.append(("all", *[""] * 6, f"{total:.3g} FLOP", *(_hours(total, device) for device in costs.DEVICES.values())))
     print(reporting.markdown(lines))
     for device in costs.DEVICES.values():
         print(f"{device.title}: {device.flops_per_second:.2g} FLOP/s, {device.source}")
@@ -206,9 +213,9 @@ def _configuration(row, plan, gin_params, is_baseline):
         num_runs=num_runs,
         num_evaluated=num_runs if plan.evaluates_all or is_baseline else 1,
     )
-    threat = validation["threat"]
+    data, threat = train["data"].keywords, validation["threat"]
     evaluated = (f"NORM = {threat.norm!r}", f"EPSILON = {threat.epsilon_fraction!r}", "evaluate.allow_chance = True")
-    return Configuration(files, bindings, job, train["data"].keywords["dataset"], evaluated)
+    return Configuration(files, bindings, job, data["dataset"], data["extra_data"], evaluated)
 
 
 def _measure(plan, configuration, folder, data_dir):

@@ -1,10 +1,13 @@
+import math
+
+import keras
 import pytest
 
 from robust_keras import costs, models
 
 
 @pytest.mark.parametrize("depth, width, classes", [(10, 1, 10), (16, 2, 10), (10, 3, 7)])
-def test_parameters_are_those_of_the_network(depth, width, classes):
+def test_parameters_and_operations_are_those_of_the_network(depth, width, classes):
     network = models.wide_resnet(
         depth=depth,
         width=width,
@@ -14,6 +17,10 @@ def test_parameters_are_those_of_the_network(depth, width, classes):
         std=(0.5,) * 3,
         input_shape=(32, 32, 3),
     )
+    convolutions = [layer for layer in network.layers if isinstance(layer, keras.layers.Conv2D)]
+    multiplications = sum(math.prod(c.kernel.shape) * math.prod(c.output.shape[1:3]) for c in convolutions)
+    classifier = math.prod(network.layers[-1].kernel.shape)
+    assert costs.forward_flops(depth, width, num_classes=classes) == 2 * (multiplications + classifier)
     trainable = sum(int(weight.shape.num_elements()) for weight in (w.value for w in network.trainable_weights))
     assert costs.num_parameters(depth, width, num_classes=classes) == trainable
 

@@ -426,9 +426,10 @@ def test_range_layout_and_the_only_output(others, x):
     logits_fn = loading.load_logits_fn(others["scores"], input_range=(0.0, 255.0), input_layout="NCHW")
     assert_logits(logits_fn, x)
     # Each of the two matters.
-    for options in ({"input_layout": "NCHW"}, {"input_range": (0.0, 255.0)}):
-        wrong = loading.load_logits_fn(others["scores"], **options)(x)
-        assert np.abs(wrong - linear_logits(x)).max() > 0.1
+    wrong = loading.load_logits_fn(others["scores"], input_layout="NCHW")(x)
+    assert np.abs(wrong - linear_logits(x)).max() > 0.1
+    with pytest.raises(ValueError, match="Expected images of the model's shape .3, 4, 4.*Received: .*--input_layout"):
+        loading.load_logits_fn(others["scores"], input_range=(0.0, 255.0))(x)
 
 
 def test_range_that_does_not_start_at_zero(others, x):

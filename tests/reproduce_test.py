@@ -135,6 +135,8 @@ def test_list_and_dry_run(capsys):
     assert "| 65.87 " in listed and "reference" in listed and "best_wrn70_16_80mti.gin" in listed
     reproduce.dry_run(table=5, row=["Ours (WRN-70-16)"], setting="cifar10")
     said = capsys.readouterr().out
+    # TRADES at batch 128: clean prediction, ten steps of the attack, two passes with the weights' gradient.
+    assert f"{77_528_420_352 * 128 * (1 + 20 + 6):.4g} FLOP" in said
     assert "WRN-70-16" in said and "266,796,506" in said and "78,000" in said and "32 TPU v3 cores" in said
 
 
@@ -143,6 +145,11 @@ def test_list_and_dry_run(capsys):
     [
         (["--table=11"], "Expected a table out of 1, 2, 3.*Received: 11"),
         (["--table=7", "--row=tau=0.5"], "Expected a row of Table 7 out of no averaging,.*Received: tau=0.5"),
+        (["--table=4"], "Fetch it with"),
+        (
+            ["--table=5", "--setting=80mti", "--row=Ours (WRN-70-16, L2)"],
+            "npz:80mti_500k.npz.*`image`, uint8.*in each class",
+        ),
         (["--table=7", "--budget=3 hours"], "Expected a budget such as 90m or 3h. Received: '3 hours'"),
         (["--table=7", "--scale=tiny"], "tiny"),
         (["--table=7", "--row=tau=0.95", "--budget=1s", "--scale=mini"], r"Expected a budget of \d+ s or more"),
@@ -150,6 +157,8 @@ def test_list_and_dry_run(capsys):
 )
 def test_bad_input(monkeypatch, capsys, tmp_path, flags, expected):
     monkeypatch.setattr(reproduce, "_throughput", lambda: 1e9)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(train, "run", lambda **_: pytest.fail("trained"))
     monkeypatch.setattr("sys.argv", ["reproduce", f"--workdir={tmp_path}", *flags])
     with pytest.raises(SystemExit) as exit:
         reproduce.command()

@@ -92,3 +92,13 @@ def how_to_obtain(name, path):
         "or train on generated images instead; results are then not on the paper's data:\n"
         f"""{generated}  --gin_param="EXTRA_DATA = 'ddpm'"\nReceived: no such file"""
     )
+
+
+def how_to_make(name, error):
+    """What a missing npz file of extra data holds, and how one is made."""
+    return (
+        f"{error}. It holds `image`, uint8 [N, height, width, channels] like the labelled images, and `label`, "
+        "integers [N]: unlabelled images without duplicates of the test set, of which a plain classifier trained on "
+        "the labelled set keeps the N / classes that it scores highest in each class, with its own labels (section "
+        "4.3.1 of the paper). Other sets: --gin_param=\"EXTRA_DATA = 'carmon'\", 'ddpm' or 'npz:FILE'"
+    )

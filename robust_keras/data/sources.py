@@ -25,6 +25,7 @@ from robust_keras.data.published import (
     PUBLISHED,
     DataUnavailable,
     Published,
+    how_to_make,
     how_to_obtain,
     verify,
 )
@@ -84,7 +85,7 @@ def load(name, split, *, data_dir=None, num_classes=None):
         images, labels = _digits(split)
         known_classes = 10
     elif kind == "npz" and path:
-        images, labels = _npz(_file(name, path))
+        images, labels = _npz(_file(name, path, folder))
         known_classes = int(labels.max()) + 1
     elif tfds_sets.is_name(str(name)):
         images, labels, known_classes = tfds_sets.load(name, split, folder)
@@ -100,7 +101,8 @@ def load_extra(name, *, data_dir=None, num_classes, image_shape):
         name: 'carmon' or 'carmon:FILE', a pickled dict of `data` uint8 and `extrapolated_targets`;
             'ddpm', 'ddpm:FILE' or 'npz:FILE', an npz file of `image` uint8 and `label`.
         data_dir: where 'carmon' (`ti_500K_pseudo_labeled.pickle`) and 'ddpm' (`cifar10_ddpm.npz`)
-            look for their file. None for `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
+            look for their file, and FILE is looked for if it is not found as it is. None for
+            `$TFDS_DATA_DIR` or `~/tensorflow_datasets`.
         num_classes: classes of the labelled set.
         image_shape: (height, width, channels) of the labelled set.
 
@@ -112,16 +114,8 @@ def load_extra(name, *, data_dir=None, num_classes, image_shape):
             or bears a published file's name and is not that file.
         DataUnavailable: (a ValueError) where the file is missing; it says how to obtain it.
     """
-    folder = _data_dir(data_dir)
-    kind, colon, path = str(name).partition(":")
-    default = {"carmon": CARMON_FILE, "ddpm": DDPM_FILE}.get(kind)
-    if (colon and not path) or (default is None and not (kind == "npz" and path)):
-        raise ValueError(f"Expected {_EXTRA_SETS}. Received: {name!r}")
-    if not path:
-        path = os.path.join(folder, default)
-        if not tf.io.gfile.exists(path):
-            raise DataUnavailable(how_to_obtain(name, path))
-    path = _file(name, path)
+    kind = str(name).partition(":")[0]
+    path = find_extra(name, data_dir=data_dir)
     file = PUBLISHED.get(os.path.basename(path), Published(""))
     if file.num_classes not in (None, num_classes):
         raise ValueError(
@@ -137,6 +131,30 @@ def load_extra(name, *, data_dir=None, num_classes, image_shape):
             f"Received: {images.shape[1:]}"
         )
     return _source(name, images, labels, num_classes)
+
+
+def find_extra(name, *, data_dir=None):
+    """The path of the file of `load_extra(name, data_dir=data_dir)`, which is not read.
+
+    Raises:
+        ValueError: for an unknown name.
+        DataUnavailable: (a ValueError) where the file is missing; it says how to obtain or make it.
+    """
+    folder = _data_dir(data_dir)
+    kind, colon, path = str(name).partition(":")
+    default = {"carmon": CARMON_FILE, "ddpm": DDPM_FILE}.get(kind)
+    if (colon and not path) or (default is None and not (kind == "npz" and path)):
+        raise ValueError(f"Expected {_EXTRA_SETS}. Received: {name!r}")
+    if not path:
+        path = os.path.join(folder, default)
+        if not tf.io.gfile.exists(path):
+            raise DataUnavailable(how_to_obtain(name, path))
+    try:
+        return _file(name, path, folder)
+    except DataUnavailable as error:
+        if kind != "npz":
+            raise
+        raise DataUnavailable(how_to_make(name, error)) from error
 
 
 def is_paper_extra_data(name):
@@ -232,11 +250,13 @@ def _digits(split):
     return np.repeat(np.rint(enlarged * (255 / 16)).astype(np.uint8), 3, axis=-1), labels[chosen]
 
 
-def _file(name, path):
+def _file(name, path, folder):
+    """The path as it is, or in the folder of the data sets."""
     path = os.path.expanduser(path)
-    if not tf.io.gfile.exists(path):
-        raise DataUnavailable(f"Expected an existing file in {name!r}. Received: no {path}")
-    return path
+    for candidate in (path, os.path.join(folder, path)):
+        if tf.io.gfile.exists(candidate):
+            return candidate
+    raise DataUnavailable(f"Expected an existing file in {name!r}. Received: no {path}, neither here nor in {folder}")
 
 
 def _npz(path):
