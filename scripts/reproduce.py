@@ -85,7 +85,7 @@ def run(
         if extra_data is not None:  # Missing data shows now, not after hours of training something else.
             sources.find_extra(extra_data, data_dir=data_dir)
     if budget is not None:
-        plan = _within(budget, plan, [each.job for each in configurations.values()], workdir)
+        plan = _within(budget, plan, {name: each.job for name, each in configurations.items()}, workdir)
         configurations = _configurations(manifest, chosen, plan, gin_params)
     folder = posixpath.join(workdir, plan.name)
     measured = {}
@@ -98,10 +98,13 @@ def run(
         keras.backend.clear_session()
     paths = []
     for number in dict.fromkeys(each.table for each in chosen):
-        rows = [each for each in manifest if each.table == number and (each in chosen or not each.runnable)]
-        if setting:
-            rows = [each for each in rows if each.setting == setting]
-        compared = reporting.compare_rows(manifest, rows, measured)
+        rows = study.select(manifest, table=number, setting=setting)
+        # What earlier calls finished stays in the table.
+        for name, configuration in _configurations(manifest, rows, plan, gin_params).items():
+            if name not in measured and (finished := _finished(configuration, posixpath.join(folder, name))):
+                measured[name] = finished
+        shown = [each for each in rows if not each.runnable or study.run_name(each) in measured or each in chosen]
+        compared = reporting.compare_rows(manifest, shown, measured)
         paths += reporting.write_study(folder, number, compared, scale=_described(plan))
     print("\n".join(paths))
     return paths
@@ -257,8 +260,27 @@ def _measure(plan, configuration, folder, data_dir):
     return measured
 
 
+def _finished(configuration, folder):
+    """What a configuration has of finished evaluations: a list of `reporting.Measured`."""
+    import tensorflow as tf
+
+    from robust_keras import configurables, reporting
+
+    measured = []
+    for seed in range(configuration.job.num_runs):
+        workdir = posixpath.join(folder, f"seed{seed}")
+        evaluation = posixpath.join(workdir, "evaluation")
+        if tf.io.gfile.exists(posixpath.join(evaluation, "results.json")):
+            configurables.parse(configuration.files, [*configuration.bindings, f"SEED = {seed}"])
+            configurables.resolve(configurables.train)
+            saved = _read(posixpath.join(workdir, "config.gin"))
+            if not configurables.differences(configurables.operative_config(), saved):
+                measured.append(reporting.read_measured(evaluation, seed=seed, training=workdir))
+    return measured
+
+
 def _within(budget, plan, jobs, workdir):
-    """The plan that fits a budget: the one chosen by an earlier call, or by the measured throughput of this device."""
+    """The plan that fits `jobs`, by name, into a budget: an earlier call's, or by the throughput of this device."""
     import tensorflow as tf
 
     from robust_keras import planning
@@ -267,14 +289,20 @@ def _within(budget, plan, jobs, workdir):
     path = posixpath.join(workdir, name, "plan.json")
     if tf.io.gfile.exists(path) and (text := _read(path)):
         saved = json.loads(text)
-        fitted = plan._replace(size=saved["size"] if isinstance(saved["size"], str | None) else tuple(saved["size"]))
-        fitted = fitted._replace(share=saved["share"])
+        if saved["configurations"] != sorted(jobs):
+            raise ValueError(
+                f"Expected the configurations that {path} was made for, or another workdir. Received: {sorted(jobs)}, "
+                f"not {saved['configurations']}"
+            )
+        size = tuple(saved["size"]) if isinstance(saved["size"], list) else saved["size"]
+        fitted = plan._replace(size=size, share=saved["share"])
     else:
         speed = _throughput()
-        fitted = planning.fit(plan, jobs, seconds=_seconds(budget), flops_per_second=speed)
+        fitted = planning.fit(plan, list(jobs.values()), seconds=_seconds(budget), flops_per_second=speed)
         tf.io.gfile.makedirs(posixpath.dirname(path))
+        kept = {"size": fitted.size, "share": fitted.share, "flops_per_second": speed, "configurations": sorted(jobs)}
         with tf.io.gfile.GFile(path, "w") as file:
-            file.write(json.dumps({"size": fitted.size, "share": fitted.share, "flops_per_second": speed}) + "\n")
+            file.write(json.dumps(kept) + "\n")
     print(f"In {budget}: {_described(fitted)}", flush=True)
     return fitted._replace(name=name)
 

@@ -52,7 +52,8 @@ def test_a_row_and_its_baseline_from_training_to_the_table(monkeypatch, tmp_path
     run = {**ROW, "scale": "mini", "workdir": str(tmp_path), "gin_params": params, "num_runs": 1}
     paths = reproduce.run(**run)
     assert [path.rpartition(".")[2] for path in paths] == ["md", "csv", "png"]
-    (line,) = lines(paths[1])
+    baseline, line = lines(paths[1])
+    assert (baseline["row"], baseline["kind"], baseline["seeds"]) == ("no averaging", "baseline", "0")
     # The paper's Table 7: .995 gets 52.10 %, no averaging 50.80 %.
     assert (line["row"], float(line["paper_robust"]), float(line["paper_difference"])) == ("tau=0.995", 52.1, 1.3)
     assert line["seeds"] == "0"
@@ -63,16 +64,17 @@ def test_a_row_and_its_baseline_from_training_to_the_table(monkeypatch, tmp_path
     assert results["num_examples"] == 12
     config = (tmp_path / "mini-1runs" / "at-tau=0.995" / "seed0" / "config.gin").read_text()
     assert "TAU = 0.995" in config and "SEED = 0" in config and "DEPTH = 10" in config
-    baseline = (tmp_path / "mini-1runs" / "at" / "seed0" / "config.gin").read_text()
-    assert "TAU = None" in baseline
+    other = (tmp_path / "mini-1runs" / "at" / "seed0" / "config.gin").read_text()
+    assert "TAU = None" in other
     text = (tmp_path / "mini-1runs" / "table7.md").read_text()
     assert "WRN-10-1 for the paper's WRN-28-10" in text and "| 52.10 " in text
     assert (tmp_path / "mini-1runs" / "table7.png").read_bytes().startswith(b"\x89PNG")
 
-    # Again: nothing is trained, and the table is the same.
+    # Again, and with the baseline alone: nothing is trained, and the table is the same.
     monkeypatch.setattr(train, "run", lambda **_: pytest.fail("trained again"))
-    assert reproduce.run(**run) == paths
-    assert (tmp_path / "mini-1runs" / "table7.md").read_text() == text
+    for row in (["tau=0.995"], ["no averaging"]):
+        assert reproduce.run(**{**run, "row": row}) == paths
+        assert (tmp_path / "mini-1runs" / "table7.md").read_text() == text
 
     # Other settings in the same folder are another run.
     with pytest.raises(ValueError, match="Expected a workdir of this run.*multistep.base"):
@@ -100,8 +102,7 @@ def test_the_papers_protocol_evaluates_the_better_of_two_by_validation(monkeypat
     paths = reproduce.run(**ROW, workdir=str(tmp_path))
     # Both models of the baseline, and of the row the one that validation prefers.
     assert evaluated == [["at", "seed0"], ["at", "seed1"], ["at-tau=0.995", "seed0"]]
-    (line,) = lines(paths[1])
-    assert line["seeds"] == "0"
+    assert [line["seeds"] for line in lines(paths[1])] == ["0 1", "0"]
 
 
 def test_a_diverged_configuration_is_left_out(monkeypatch, tmp_path, capsys, small):
@@ -117,12 +118,14 @@ def test_a_diverged_configuration_is_left_out(monkeypatch, tmp_path, capsys, sma
 
 def test_a_budgets_plan_is_kept(monkeypatch, tmp_path):
     monkeypatch.setattr(reproduce, "_throughput", lambda: 1e11)
-    jobs = [planning.Job(28, 10, 64, 600, 10, "trades", True, 6, 256, 40, 3, 3)]
+    jobs = {"trades": planning.Job(28, 10, 64, 600, 10, "trades", True, 6, 256, 40, 3, 3)}
     mini = planning.PLANS["mini"]
     first = reproduce._within("5m", mini, jobs, str(tmp_path))
     assert first.name == "mini-5m" and 0 < first.share < 1
     monkeypatch.setattr(reproduce, "_throughput", lambda: pytest.fail("measured again"))
     assert reproduce._within("5m", mini, jobs, str(tmp_path)) == first
+    with pytest.raises(ValueError, match="Expected the configurations that .*plan.json was made for"):
+        reproduce._within("5m", mini, {"at": jobs["trades"]}, str(tmp_path))
 
 
 def test_throughput_is_measured():
