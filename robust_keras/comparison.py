@@ -22,14 +22,15 @@ class Comparison(NamedTuple):
         difference: the mean of `row - baseline`, a fraction of the images, positive where `row` is better.
         interval: (low, high), in which the true difference lies with the given confidence.
         verdict: 'shown' if the interval excludes 0 in the expected direction, 'contradicted' if in the other,
-            'not resolved' if it holds 0, and 'no expectation' where none was given, whatever the interval.
+            'not resolved' if it holds 0 or rests on one seed, and 'no expectation' where none was given, whatever the
+            interval.
         num_seeds: how many models of each configuration.
         num_images: how many images.
         needed: (num_images, num_seeds), both at least those at hand, with which the interval of a true difference of
             the observed size would be expected to exclude 0 (so that every other time, about, it does): the fewest
             seeds, then the fewest images, to two digits. A guess with two or three seeds, which hardly tell how much
             seeds matter. None if the interval excludes 0 already, or for the reason in `not_needed`.
-        not_needed: why `needed` is None although the interval holds 0; '' otherwise.
+        not_needed: why `needed` is None although nothing is resolved; '' otherwise.
         covers_seeds: whether the interval speaks of models trained with other seeds. False with one seed, where it is
             about other images only and too narrow for a claim about the configurations.
         confidence: of the interval.
@@ -106,9 +107,11 @@ def compare(row, baseline, *, expected=None, confidence=0.95):
         # with the estimate that is too low half the time.
         scale = (num_seeds - 1) / stats.chi2.ppf(0.5, num_seeds - 1) if num_seeds > 1 else 1.0
         needed, not_needed = _needed(_variances(d, scale), difference, num_seeds, num_images, confidence)
+    elif num_seeds == 1:
+        not_needed = "more seeds would have to agree"
     if not expected:
         verdict = "no expectation"
-    elif not is_resolved:
+    elif not is_resolved or num_seeds == 1:
         verdict = "not resolved"
     else:
         verdict = "shown" if (difference > 0) == (expected > 0) else "contradicted"

@@ -10,9 +10,6 @@ from typing import NamedTuple
 
 from robust_keras import costs
 
-# Under a budget networks get smaller before steps do, as long as both of these are left.
-_ENOUGH_STEPS = 600
-_ENOUGH_EXAMPLES = 500
 TEST_EXAMPLES = 10_000
 _FEWEST_STEPS = 20
 _FEWEST_EXAMPLES = 20
@@ -21,7 +18,7 @@ _VALIDATIONS = 6
 # Of a model's training and evaluation, to load data and to compile.
 _START_UP_SECONDS = 60
 _FEWEST_VALIDATION_IMAGES = 64
-# Depth less 18, width by 10, rounded so that larger networks stay larger.
+# Of about a tenth of the width, and chosen so that larger networks stay larger.
 _MINI_DEPTHS = {28: 10, 34: 16, 40: 22, 46: 28, 70: 34}
 _MINI_WIDTHS = {10: 1, 15: 2, 16: 2, 20: 3}
 
@@ -108,6 +105,7 @@ class Job(NamedTuple):
     Attributes:
         depth: of the paper's network.
         width: of it.
+        num_classes: of the data.
         batch_size: images per step.
         train_steps: of a run at this scale.
         attack_steps: of the inner attack, 0 without one.
@@ -122,6 +120,7 @@ class Job(NamedTuple):
 
     depth: int
     width: int
+    num_classes: int
     batch_size: int
     train_steps: int
     attack_steps: int
@@ -149,7 +148,7 @@ class Cost(NamedTuple):
 def step_flops(plan, job):
     """Operations of one training step of a job at the plan's size of network."""
     return costs.training_flops(
-        costs.forward_flops(*plan.network(job.depth, job.width)),
+        costs.forward_flops(*plan.network(job.depth, job.width), num_classes=job.num_classes),
         batch_size=job.batch_size,
         num_steps=1,
         attack_steps=job.attack_steps,
@@ -160,7 +159,7 @@ def step_flops(plan, job):
 
 def cost(plan, job):
     """The `Cost` of a job at the plan's size of network and steps."""
-    forward = costs.forward_flops(*plan.network(job.depth, job.width))
+    forward = costs.forward_flops(*plan.network(job.depth, job.width), num_classes=job.num_classes)
     training = step_flops(plan, job) * plan.steps(job.train_steps)
     validations = job.validations if plan.share == 1 else min(job.validations, _VALIDATIONS)
     images = validations * plan.validation_images(job.validation_images)
@@ -172,8 +171,9 @@ def cost(plan, job):
 def fit(plan, jobs, *, seconds, flops_per_second):
     """The plan, shrunk until all `jobs` fit.
 
-    Networks shrink first, to a half, a quarter and then the miniature's, then steps and test examples by the same
-    factor. Batches, ratios, radii and schedules (which are fractions of the steps) stay.
+    Networks shrink first, to a half, a quarter and then the miniature's, skipping sizes at which two of them would be
+    the same; then steps, held-out images and test examples do, by one factor. Batches, ratios, radii and schedules
+    (which are fractions of the steps) stay.
 
     Args:
         plan: a `Plan`.
@@ -195,20 +195,16 @@ def fit(plan, jobs, *, seconds, flops_per_second):
 
     if not jobs or total(plan) <= budget:
         return plan
-    longest = max(job.train_steps for job in jobs)
-
-    def has(plan, steps, examples):
-        return plan.steps(longest) >= min(steps, longest) and plan.examples >= min(
-            examples, plan._replace(share=1).examples
-        )
-
-    for size in [plan.size] if plan.size == "mini" else [plan.size, (1, 2), (1, 4), "mini"]:
-        shares = (plan._replace(size=size, share=thousandths / 1000) for thousandths in range(999, 0, -1))
-        smaller = next((shrunken for shrunken in shares if total(shrunken) <= budget), None)
-        if smaller and has(smaller, _ENOUGH_STEPS, _ENOUGH_EXAMPLES):
-            return smaller
-    if smaller and has(smaller, _FEWEST_STEPS, _FEWEST_EXAMPLES):
-        return smaller
-    least = max(_FEWEST_STEPS / longest, _FEWEST_EXAMPLES / plan.examples)
-    needed = starting + total(plan._replace(size="mini", share=least)) / flops_per_second
+    networks = {(job.depth, job.width) for job in jobs}
+    for size in () if plan.size == "mini" else ((1, 2), (1, 4), "mini"):
+        plan = plan._replace(size=size)
+        distinct = len({plan.network(*network) for network in networks}) == len(networks)
+        if distinct and total(plan) <= budget:
+            return plan
+    fewest = max(_FEWEST_STEPS / max(job.train_steps for job in jobs), _FEWEST_EXAMPLES / plan.examples)
+    for thousandths in range(999, math.ceil(1000 * fewest) - 1, -1):
+        shrunken = plan._replace(share=thousandths / 1000)
+        if total(shrunken) <= budget:
+            return shrunken
+    needed = starting + total(plan._replace(share=math.ceil(1000 * fewest) / 1000)) / flops_per_second
     raise ValueError(f"Expected a budget of {math.ceil(needed)} s or more. Received: {seconds:.0f} s")

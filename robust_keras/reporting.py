@@ -175,7 +175,9 @@ def write_study(directory, table, rows, *, scale):
     """
     title = f"Table {table}. Measured at {scale}"
     header = ("row", "setting", "paper: clean", "PGD-40", "robust", "measured: clean", "PGD-40", "robust", "models")
-    lines = [(*header, "paper: difference", "measured: difference of robust accuracy (upper bounds) to the baseline")]
+    lines = [
+        (*header, "compared with", "paper: difference", "measured: difference of robust accuracies (upper bounds)")
+    ]
     records = []
     for each in rows:
         row = each.row
@@ -188,6 +190,7 @@ def write_study(directory, table, rows, *, scale):
                 _spread(row.robust, row.robust_spread),
                 *(_spread(*_mean(each.measured, name)) for name in ("clean", "pgd40", "robust")),
                 str(len(each.measured)),
+                row.baseline,
                 _number(each.expected, "+.2f"),
                 comparison.summary(each.compared) if each.compared else each.row.kind,
             )
@@ -219,6 +222,7 @@ def _record(each):
         "row": row.row,
         "setting": row.setting,
         "kind": row.kind,
+        "compared_with": row.baseline,
         "paper_clean": row.clean,
         "paper_pgd40": row.pgd40,
         "paper_robust": row.robust,
@@ -258,13 +262,11 @@ def _spread(value, deviation):
 
 def _plot(rows, title, *, curves):
     """A PNG file's bytes: robust accuracies of the paper and measured, and where asked for, validation curves."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     settings = list(dict.fromkeys(each.row.setting for each in rows))
-    figure, axes = pyplot.subplots(1, len(settings) + curves, figsize=(7 * (len(settings) + curves), 5), squeeze=False)
+    figure = Figure(figsize=(7 * (len(settings) + curves), 5))
+    axes = figure.subplots(1, len(settings) + curves, squeeze=False)
     for axis, setting in zip(axes[0], settings):
         shown = [each for each in rows if each.row.setting == setting]
         positions = range(len(shown))
@@ -296,5 +298,4 @@ def _plot(rows, title, *, curves):
     figure.tight_layout()
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=120)
-    pyplot.close(figure)
     return image.getvalue()

@@ -58,30 +58,26 @@ def exponential(step, *, num_steps, base=0.1, final_factor=0.01):
     return base * tf.exp(math.log(final_factor) * _fraction(step, num_steps))
 
 
-def warm_up(step, *, num_steps, schedule, num_warm_up_steps):
+def warm_up(step, *, num_steps, schedule, fraction):
     """A linear rise from 0 to the first value of `schedule`, which runs in the steps that are left.
 
     Args:
         step: int scalar, from 0.
         num_steps: steps of the whole run.
         schedule: `(step, *, num_steps)`.
-        num_warm_up_steps: steps of the rise.
+        fraction: of all steps that the rise takes, rounded down to whole steps.
 
     Returns:
         float32 scalar.
 
     Raises:
-        ValueError: where the rise leaves no steps.
+        ValueError: for a fraction outside [0, 1).
     """
-    if not 0 <= num_warm_up_steps < num_steps:
-        raise ValueError(
-            f"Expected num_warm_up_steps from 0 to {num_steps - 1}, under the {num_steps} steps of the run. "
-            f"Received: {num_warm_up_steps!r}"
-        )
-    following = schedule(tf.maximum(step - num_warm_up_steps, 0), num_steps=num_steps - num_warm_up_steps)
-    if num_warm_up_steps:
-        following *= tf.minimum(_fraction(step, num_warm_up_steps), 1.0)
-    return following
+    if not 0 <= fraction < 1:
+        raise ValueError(f"Expected a warm-up of a fraction in [0, 1) of the steps. Received: {fraction!r}")
+    rise = int(fraction * num_steps)
+    following = schedule(tf.maximum(step - rise, 0), num_steps=num_steps - rise)
+    return following * tf.minimum(_fraction(step, rise), 1.0) if rise else following
 
 
 def _fraction(step, num_steps):

@@ -75,11 +75,10 @@ def parse_fraction(value, name):
     """
     try:
         if isinstance(value, str):
-            numerator, _, denominator = value.partition("/")
-            value = fractions.Fraction(decimal.Decimal(numerator)) / fractions.Fraction(
-                decimal.Decimal(denominator or 1)
-            )
-        number = float(value)
+            numerator, *denominator = (fractions.Fraction(decimal.Decimal(part)) for part in value.split("/", 1))
+            number = float(numerator / denominator[0] if denominator else numerator)
+        else:
+            number = float(value)
     except (ValueError, TypeError, ArithmeticError):
         number = math.nan
     if not math.isfinite(number):

@@ -72,9 +72,7 @@ def run(
     Raises:
         ValueError: for bad input, before anything is trained.
     """
-    import keras
-
-    from robust_keras import recording, reporting, study
+    from robust_keras import reporting, study
     from robust_keras.data import sources
 
     manifest = study.read()
@@ -91,11 +89,7 @@ def run(
     measured = {}
     for count, (name, configuration) in enumerate(configurations.items()):
         print(f"Configuration {count + 1} of {len(configurations)}: {name}", flush=True)
-        try:
-            measured[name] = _measure(plan, configuration, posixpath.join(folder, name), data_dir)
-        except recording.NonFiniteLoss as error:
-            print(f"{name} diverged and is left out. {error}", flush=True)
-        keras.backend.clear_session()
+        measured[name] = _measure(plan, configuration, posixpath.join(folder, name), data_dir)
     paths = []
     for number in dict.fromkeys(each.table for each in chosen):
         rows = study.select(manifest, table=number, setting=setting)
@@ -123,7 +117,17 @@ def dry_run(*, table=None, row=(), setting=None, scale="paper", num_runs=None, g
 
     manifest, plan = study.read(), _plan(scale, num_runs)
     configurations = _configurations(manifest, _select(manifest, table, row, setting), plan, gin_params)
-    header = ("configuration", "network", "parameters", "steps", "a step", "models", "training", "evaluation, at most")
+    header = (
+        "configuration",
+        "network",
+        "parameters",
+        "steps",
+        "a step",
+        "models",
+        "training",
+        "evaluation, at most",
+        "in all",
+    )
     lines = [(*header, *(f"hours on {device.title}" for device in costs.DEVICES.values()))]
     total = 0.0
     for name, configuration in configurations.items():
@@ -133,17 +137,18 @@ def dry_run(*, table=None, row=(), setting=None, scale="paper", num_runs=None, g
             (
                 name,
                 "WRN-{}-{}".format(*network),
-                f"{costs.num_parameters(*network):,}",
+                f"{costs.num_parameters(*network, num_classes=job.num_classes):,}",
                 f"{plan.steps(job.train_steps):,}",
                 f"{planning.step_flops(plan, job):.4g} FLOP",
                 f"{job.num_runs}, {job.num_evaluated} evaluated",
                 f"{cost.training:.3g} FLOP",
                 f"{cost.evaluation:.3g} FLOP",
+                f"{cost.total:.3g} FLOP",
                 *(_hours(cost.total, device) for device in costs.DEVICES.values()),
             )
         )
         total += cost.total
-    lines.append(("all", *[""] * 6, f"{total:.3g} FLOP", *(_hours(total, device) for device in costs.DEVICES.values())))
+    lines.append(("all", *[""] * 7, f"{total:.3g} FLOP", *(_hours(total, device) for device in costs.DEVICES.values())))
     print(reporting.markdown(lines))
     for device in costs.DEVICES.values():
         print(f"{device.title}: {device.flops_per_second:.2g} FLOP/s, {device.source}")
@@ -164,11 +169,11 @@ def _select(manifest, table, names, setting):
 def _plan(scale, num_runs):
     from robust_keras import planning
 
+    if scale not in planning.PLANS:
+        raise ValueError(f"Expected a scale out of {', '.join(planning.PLANS)}. Received: {scale!r}")
     plan = planning.PLANS[scale]
     if num_runs is not None:
-        plan = plan._replace(
-            name=f"{plan.name}-{num_runs}runs", num_runs=num_runs, num_baseline_runs=num_runs, evaluates_all=True
-        )
+        plan = plan._replace(num_runs=num_runs, num_baseline_runs=num_runs, evaluates_all=True)
     return plan
 
 
@@ -192,12 +197,12 @@ def _configuration(row, plan, gin_params, is_baseline):
         configurables.parse(files, bindings)
         return configurables.resolve(configurables.train).keywords
 
-    network = resolved(row.files, row.bindings)["model"].keywords
+    bindings, files = (*row.bindings, *gin_params), row.files + plan.overlay
+    network = resolved(row.files, bindings)["model"].keywords
     size = network["depth"], network["width"]
-    files = row.files + plan.overlay
-    scaled = resolved(files, row.bindings)
+    scaled = resolved(files, bindings)
     steps, num_validation = scaled["train_steps"], scaled["data"].keywords["num_validation"]
-    bindings = (*row.bindings, *plan.bindings(*size, steps, num_validation), *gin_params)
+    bindings += tuple(plan.bindings(*size, steps, num_validation))
     train = resolved(files, bindings)
     attack = train["attack"]
     validation = train["validation"].keywords["attack"].keywords
@@ -205,6 +210,7 @@ def _configuration(row, plan, gin_params, is_baseline):
     job = planning.Job(
         depth=size[0],
         width=size[1],
+        num_classes=100 if train["data"].keywords["dataset"] == "cifar100" else 10,
         batch_size=train["batches"].keywords["batch_size"],
         train_steps=steps,
         attack_steps=attack.keywords["num_steps"] if attack else 0,
@@ -223,40 +229,44 @@ def _configuration(row, plan, gin_params, is_baseline):
 
 def _measure(plan, configuration, folder, data_dir):
     """Trains and evaluates the models of a configuration: a list of `reporting.Measured`."""
-    import tensorflow as tf
+    import keras
     from robust_keras.scripts import evaluate, train
 
-    from robust_keras import configurables, reporting
+    from robust_keras import configurables, export, recording, reporting
 
-    workdirs = [posixpath.join(folder, f"seed{seed}") for seed in range(configuration.job.num_runs)]
-    validations = []
-    for seed, workdir in enumerate(workdirs):
+    validations, measured = {}, []
+    for seed in range(configuration.job.num_runs):
+        workdir = posixpath.join(folder, f"seed{seed}")
         bindings = [*configuration.bindings, f"SEED = {seed}"]
-        card_path = posixpath.join(workdir, "saved_model", "model_card.json")
-        if tf.io.gfile.exists(card_path):
-            configurables.parse(configuration.files, bindings)
-            configurables.resolve(configurables.train)
-            configurables.claim(workdir, configurables.operative_config(), holds_results=True)
-        else:
-            train.run(gin_files=configuration.files, gin_params=bindings, data_dir=data_dir, workdir=workdir)
-        card = json.loads(_read(card_path))
-        metrics = card["validation"]["best"]["metrics"]
-        validations.append(metrics.get("val_robust_averaged", metrics["val_robust"]))
-    # Of equals the first.
-    best = sorted(range(len(workdirs)), key=lambda seed: -validations[seed])
-    measured = []
+        saved_model = posixpath.join(workdir, "saved_model")
+        try:
+            if export.is_finished(saved_model):
+                configurables.parse(configuration.files, bindings)
+                configurables.resolve(configurables.train)
+                configurables.claim(workdir, configurables.operative_config(), holds_results=True)
+            else:
+                train.run(gin_files=configuration.files, gin_params=bindings, data_dir=data_dir, workdir=workdir)
+        except recording.NonFiniteLoss as error:
+            print(f"Seed {seed} diverged and is left out. {error}", flush=True)
+            continue
+        finally:
+            keras.backend.clear_session()
+        metrics = json.loads(_read(posixpath.join(saved_model, export.CARD)))["validation"]["best"]["metrics"]
+        validations[seed] = metrics.get("val_robust_averaged", metrics["val_robust"])
+    best = sorted(validations, key=lambda seed: -validations[seed])  # Of equals the first.
     for seed in sorted(best[: configuration.job.num_evaluated]):
-        directory = posixpath.join(workdirs[seed], "evaluation")
+        workdir = posixpath.join(folder, f"seed{seed}")
+        evaluation = posixpath.join(workdir, "evaluation")
         evaluate.run(
-            saved_model=posixpath.join(workdirs[seed], "saved_model"),
+            saved_model=posixpath.join(workdir, "saved_model"),
             dataset=configuration.dataset,
             gin_files=[plan.evaluation],
             gin_params=configuration.threat,
             data_dir=data_dir,
             num_examples=None if plan.num_examples is None and plan.share == 1 else plan.examples,
-            workdir=directory,
+            workdir=evaluation,
         )
-        measured.append(reporting.read_measured(directory, seed=seed, training=workdirs[seed]))
+        measured.append(reporting.read_measured(evaluation, seed=seed, training=workdir))
     return measured
 
 
@@ -285,22 +295,25 @@ def _within(budget, plan, jobs, workdir):
 
     from robust_keras import planning
 
+    jobs = {key: job._asdict() for key, job in jobs.items()}
     name = f"{plan.name}-{budget}"
     path = posixpath.join(workdir, name, "plan.json")
     if tf.io.gfile.exists(path) and (text := _read(path)):
         saved = json.loads(text)
-        if saved["configurations"] != sorted(jobs):
+        if saved["jobs"] != json.loads(json.dumps(jobs)):
             raise ValueError(
-                f"Expected the configurations that {path} was made for, or another workdir. Received: {sorted(jobs)}, "
-                f"not {saved['configurations']}"
+                f"Expected what {path} was made for, {', '.join(saved['jobs'])}, or another workdir. "
+                f"Received: {', '.join(jobs)}{' with other settings' if saved['jobs'].keys() == jobs.keys() else ''}"
             )
         size = tuple(saved["size"]) if isinstance(saved["size"], list) else saved["size"]
         fitted = plan._replace(size=size, share=saved["share"])
     else:
         speed = _throughput()
-        fitted = planning.fit(plan, list(jobs.values()), seconds=_seconds(budget), flops_per_second=speed)
+        fitted = planning.fit(
+            plan, [planning.Job(**job) for job in jobs.values()], seconds=_seconds(budget), flops_per_second=speed
+        )
         tf.io.gfile.makedirs(posixpath.dirname(path))
-        kept = {"size": fitted.size, "share": fitted.share, "flops_per_second": speed, "configurations": sorted(jobs)}
+        kept = {"size": fitted.size, "share": fitted.share, "flops_per_second": speed, "jobs": jobs}
         with tf.io.gfile.GFile(path, "w") as file:
             file.write(json.dumps(kept) + "\n")
     print(f"In {budget}: {_described(fitted)}", flush=True)
@@ -308,7 +321,19 @@ def _within(budget, plan, jobs, workdir):
 
 
 def _throughput(batch_size=64):
-    """Operations per second of this device in the attack of a training step, with a WRN-10-1."""
+    """Operations per second of this device in the attack of a training step.
+
+    Measured with a WRN-10-1, and where that is too little work for the device to show what it can, with a WRN-28-10.
+    """
+    for depth, width in ((10, 1), (28, 10)):
+        seconds, flops = _time_of_a_pass(depth, width, batch_size)
+        if seconds > 0.02:
+            break
+    return flops / seconds
+
+
+def _time_of_a_pass(depth, width, batch_size):
+    """Seconds and operations of a pass with the input's gradient, as in the attack of a training step."""
     import time
 
     import tensorflow as tf
@@ -316,8 +341,8 @@ def _throughput(batch_size=64):
     from robust_keras import costs, losses, models, normalization, searches
 
     network = models.wide_resnet(
-        depth=10,
-        width=1,
+        depth=depth,
+        width=width,
         num_classes=10,
         activation="silu",
         mean=(0.5,) * 3,
@@ -336,10 +361,12 @@ def _throughput(batch_size=64):
     gradient(x)
     passes, started = 0, time.perf_counter()
     while time.perf_counter() - started < 3.0:
-        gradient(x).numpy()
-        passes += 1
-    flops = costs.attack_flops(costs.forward_flops(10, 1), num_images=batch_size, num_passes=passes)
-    return flops / (time.perf_counter() - started)
+        for _ in range(10):
+            following = gradient(x)
+        following.numpy()  # Waits for all of them.
+        passes += 10
+    flops = costs.attack_flops(costs.forward_flops(depth, width), num_images=batch_size, num_passes=1)
+    return (time.perf_counter() - started) / passes, flops
 
 
 def _seconds(budget):
@@ -393,6 +420,8 @@ def main(values):
     scale = {"scale": values.scale, "num_runs": values.num_runs, "gin_params": values.gin_param}
     if values.budget is not None:
         _seconds(values.budget)
+        if values.list or values.dry_run:
+            raise ValueError("Expected --budget with neither --list nor --dry_run. Received: both")
     if values.list:
         list_rows(**rows)
     elif values.dry_run:

@@ -72,6 +72,12 @@ def test_hand_computed_with_one_seed():
     assert not found.covers_seeds
 
 
+def test_one_seed_shows_nothing():
+    found = compare(np.ones((1, 500), bool), np.zeros((1, 500), bool), expected=1.0)
+    assert found.interval[0] > 0.9 and found.verdict == "not resolved"
+    assert found.needed is None and found.not_needed == "more seeds would have to agree"
+
+
 def test_negative_components_count_as_zero():
     # d = [[1, -1], [-1, 1]] is all rest: the mean squares are images 0, seeds 0, rest 4, so images and seeds count as
     # the rest's 4, the images with the two halved ones' 2 more. Variance (6 + 4 - 4) / 4, of 1 degree of freedom.
@@ -159,11 +165,15 @@ def test_equal_arrays():
         # 500 images without a difference leave room for one on some others, but not for many.
         assert 0.001 < found.interval[1] < 0.02 and found.interval[0] == -found.interval[1]
         other = compare(same, ~same, expected=1.0)
-        assert other.verdict == "shown" and other.difference == other.interval[1] == 1.0 and other.interval[0] > 0.98
+        assert (
+            other.verdict == ("shown" if num_seeds > 1 else "not resolved")
+            and other.difference == other.interval[1] == 1.0
+            and other.interval[0] > 0.98
+        )
 
 
 def test_two_images_show_nothing():
-    row = np.ones((1, 2), bool)
+    row = np.ones((3, 2), bool)
     assert compare(row, ~row, expected=1.0).verdict == "not resolved"
 
 
@@ -181,7 +191,7 @@ def test_needed_is_about_right(num_seeds, seed):
     num_images, seeds = sorted(plans, key=lambda plan: plan[0] * plan[1])[20]
     assert (seeds == 1) == (num_seeds == 1) and seeds >= num_seeds and num_images >= 150
     row, baseline, _ = simulate(rng, 200, seeds, num_images, **effect)
-    assert 0.35 <= np.mean([f.verdict == "shown" for f in compare_all(row, baseline, expected=1)]) <= 0.85
+    assert 0.35 <= np.mean([f.interval[0] > 0 for f in compare_all(row, baseline, expected=1)]) <= 0.85
 
 
 def test_needed_is_the_least():
@@ -243,12 +253,13 @@ def test_summary():
         ": not resolved; no number would"
     )
     one = found._replace(
-        difference=-0.031, interval=(-0.05, -0.012), verdict="contradicted", num_seeds=1, num_images=10_000, needed=None,
-        covers_seeds=False, confidence=0.9,
+        difference=-0.031, interval=(-0.05, -0.012), verdict="not resolved", num_seeds=1, num_images=10_000, needed=None,
+        not_needed="more seeds would have to agree", covers_seeds=False, confidence=0.9,
     )  # fmt: skip
     assert (
         summary(one)
-        == "-3.1 points (90 %: -5.0 to -1.2, other seeds not covered), 1 seed x 10,000 images: contradicted"
+        == "-3.1 points (90 %: -5.0 to -1.2, other seeds not covered), 1 seed x 10,000 images: not resolved; "
+        "more seeds would have to agree"
     )
 
 

@@ -5,6 +5,7 @@ from robust_keras import costs, planning
 JOB = planning.Job(
     depth=28,
     width=10,
+    num_classes=10,
     batch_size=128,
     train_steps=78_000,
     attack_steps=10,
@@ -49,15 +50,25 @@ def test_what_fits_stays_as_it_is():
     assert PAPER.bindings(28, 10, 78_000, 1024) == []
 
 
-@pytest.mark.parametrize("factor, size", [(0.2, None), (1e-2, (1, 2)), (2e-3, (1, 4)), (1e-5, "mini")])
-def test_networks_shrink_before_steps_run_out(factor, size):
+@pytest.mark.parametrize("factor, size", [(0.2, (1, 2)), (0.01, (1, 4)), (2.5e-3, "mini"), (1e-4, "mini")])
+def test_networks_shrink_before_steps(factor, size):
     whole = planning.cost(PAPER, JOB).total
     plan = planning.fit(PAPER, [JOB], seconds=1000 + 120, flops_per_second=factor * whole / 1000)
     assert plan.size == size
     assert planning.cost(plan, JOB).total <= factor * whole
-    # It uses what there is: a little more would not fit.
-    if plan.share < 0.999:
+    assert (plan.share < 1) == (factor == 1e-4)
+    if plan.share < 1:  # It uses what there is: a little more would not fit.
         assert planning.cost(plan._replace(share=plan.share + 0.001), JOB).total > factor * whole
+
+
+def test_different_networks_stay_different():
+    jobs = [JOB, JOB._replace(depth=34)]
+    halved = PAPER._replace(size=(1, 2))
+    assert halved.network(28, 10) == halved.network(34, 10)
+    whole = sum(planning.cost(PAPER, job).total for job in jobs)
+    plan = planning.fit(PAPER, jobs, seconds=1000 + 240, flops_per_second=0.2 * whole / 1000)
+    assert plan.size not in (None, (1, 2))
+    assert plan.network(28, 10) != plan.network(34, 10)
 
 
 def test_a_shortened_run_keeps_its_validations():
@@ -73,5 +84,7 @@ def test_a_shortened_run_keeps_its_validations():
 
 
 def test_what_is_too_little():
-    with pytest.raises(ValueError, match=r"Expected a budget of \d+ s or more. Received: 130 s"):
+    with pytest.raises(ValueError, match=r"Expected a budget of \d+ s or more. Received: 130 s") as refusal:
         planning.fit(PAPER, [JOB], seconds=130, flops_per_second=1e9)
+    advised = int(str(refusal.value).split()[4])
+    assert planning.fit(PAPER, [JOB], seconds=advised, flops_per_second=1e9).size == "mini"

@@ -96,7 +96,7 @@ def test_exponential_ends_where_multistep_does(step, expected):
 def test_warm_up_rises_to_the_schedule_which_fits_the_rest():
     schedule = functools.partial(schedules.multistep, base=0.4, drops=(0.5,))
     rates = [
-        float(schedules.warm_up(tf.constant(step), num_steps=12, schedule=schedule, num_warm_up_steps=4))
+        float(schedules.warm_up(tf.constant(step), num_steps=12, schedule=schedule, fraction=1 / 3))
         for step in range(12)
     ]
     assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3] + [0.4] * 4 + [0.04] * 4)
@@ -104,11 +104,11 @@ def test_warm_up_rises_to_the_schedule_which_fits_the_rest():
 
 def test_no_warm_up_is_the_schedule():
     for step in (0, 3, 7):
-        rate = schedules.warm_up(step, num_steps=8, schedule=schedules.cosine, num_warm_up_steps=0)
+        rate = schedules.warm_up(step, num_steps=8, schedule=schedules.cosine, fraction=0)
         assert float(rate) == float(schedules.cosine(step, num_steps=8))
 
 
-@pytest.mark.parametrize("num_warm_up_steps", [-1, 8, 9])
-def test_warm_up_leaves_steps(num_warm_up_steps):
-    with pytest.raises(ValueError, match="Expected num_warm_up_steps from 0 to 7.* Received: "):
-        schedules.warm_up(0, num_steps=8, schedule=schedules.cosine, num_warm_up_steps=num_warm_up_steps)
+@pytest.mark.parametrize("fraction", [-0.1, 1, float("nan")])
+def test_warm_up_is_a_fraction(fraction):
+    with pytest.raises(ValueError, match="Expected a warm-up of a fraction in .0, 1. of the steps. Received: "):
+        schedules.warm_up(0, num_steps=8, schedule=schedules.cosine, fraction=fraction)

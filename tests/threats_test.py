@@ -312,7 +312,7 @@ def test_compiled_by_xla(norm):
         ("8/255", 8 / 255),
         ("2/255", 2 / 255),
         ("128/255", 128 / 255),
-        ("8.8/255", 8.8 / 255),
+        ("8.8/255", 44 / 1275),
         ("0.3", 0.3),
         ("1e-3", 1e-3),
         ("1", 1.0),
@@ -329,7 +329,7 @@ def test_parse_fraction_is_exact(typed, value):
     assert threat.epsilon_fraction == str(typed)
 
 
-BAD_NUMBERS = ["abc", "", "8/0", "8/255/2", "nan", "inf", float("nan"), float("inf"), None, [1.0]]
+BAD_NUMBERS = ["abc", "", "8/0", "8/", "/8", "8/255/2", "nan", "inf", float("nan"), float("inf"), None, [1.0]]
 OVERFLOWING = [pytest.param("1e400", id="'1e400'"), pytest.param(10**400, id="10**400")]
 
 

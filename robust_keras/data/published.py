@@ -100,5 +100,5 @@ def how_to_make(name, error):
         f"{error}. It holds `image`, uint8 [N, height, width, channels] like the labelled images, and `label`, "
         "integers [N]: unlabelled images without duplicates of the test set, of which a plain classifier trained on "
         "the labelled set keeps the N / classes that it scores highest in each class, with its own labels (section "
-        "4.3.1 of the paper). Other sets: --gin_param=\"EXTRA_DATA = 'carmon'\", 'ddpm' or 'npz:FILE'"
+        "4.3.1 of the paper). Another set: --gin_param=\"EXTRA_DATA = 'npz:FILE'\", or 'carmon', 'ddpm' for CIFAR-10"
     )
