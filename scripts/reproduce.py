@@ -237,15 +237,17 @@ def _measure(plan, configuration, folder, data_dir):
     validations, measured = {}, []
     for seed in range(configuration.job.num_runs):
         workdir = posixpath.join(folder, f"seed{seed}")
-        bindings = [*configuration.bindings, f"SEED = {seed}"]
         saved_model = posixpath.join(workdir, "saved_model")
         try:
             if export.is_finished(saved_model):
-                configurables.parse(configuration.files, bindings)
-                configurables.resolve(configurables.train)
-                configurables.claim(workdir, configurables.operative_config(), holds_results=True)
+                configurables.claim(workdir, _operative_config(configuration, seed), holds_results=True)
             else:
-                train.run(gin_files=configuration.files, gin_params=bindings, data_dir=data_dir, workdir=workdir)
+                train.run(
+                    gin_files=configuration.files,
+                    gin_params=_bindings(configuration, seed),
+                    data_dir=data_dir,
+                    workdir=workdir,
+                )
         except recording.NonFiniteLoss as error:
             print(f"Seed {seed} diverged and is left out. {error}", flush=True)
             continue
@@ -281,12 +283,22 @@ def _finished(configuration, folder):
         workdir = posixpath.join(folder, f"seed{seed}")
         evaluation = posixpath.join(workdir, "evaluation")
         if tf.io.gfile.exists(posixpath.join(evaluation, "results.json")):
-            configurables.parse(configuration.files, [*configuration.bindings, f"SEED = {seed}"])
-            configurables.resolve(configurables.train)
             saved = _read(posixpath.join(workdir, "config.gin"))
-            if not configurables.differences(configurables.operative_config(), saved):
+            if not configurables.differences(_operative_config(configuration, seed), saved):
                 measured.append(reporting.read_measured(evaluation, seed=seed, training=workdir))
     return measured
+
+
+def _bindings(configuration, seed):
+    return [*configuration.bindings, f"SEED = {seed}"]
+
+
+def _operative_config(configuration, seed):
+    from robust_keras import configurables
+
+    configurables.parse(configuration.files, _bindings(configuration, seed))
+    configurables.resolve(configurables.train)
+    return configurables.operative_config()
 
 
 def _within(budget, plan, jobs, workdir):

@@ -1,13 +1,13 @@
 import functools
-import math
 import pathlib
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from smooth_networks import pictures, predictions, seeds_of, smooth_network
 
-from robust_keras import losses, noise, searches, threats
+from robust_keras import losses, searches, threats
 from robust_keras.autoattack import apgd
 
 NORMS = ("Linf", "L2", "L1")
@@ -21,30 +21,9 @@ def lengths(delta, norm):
     return np.linalg.norm(np.asarray(delta, np.float64).reshape(len(delta), -1), ORDERS[norm], axis=1)
 
 
-def seeds_of(indices, run_seed=0):
-    return noise.example_seeds(run_seed, 0, tf.constant(np.array(indices, np.int32)))
-
-
-def smooth_network(shape, num_classes, seed=0):
-    """`tanh((x - 1/2) hidden) output`, images of any shape; its logits spread evenly over the classes."""
-    rng = np.random.default_rng(seed)
-    size = math.prod(shape)
-    hidden = tf.constant(rng.normal(0.0, 2.5 / size**0.5, (size, 24)), tf.float32)
-    output = tf.constant(rng.normal(size=(24, num_classes)), tf.float32)
-    return lambda x: tf.tanh(tf.reshape(x - 0.5, (-1, size)) @ hidden) @ output
-
-
 def constant_network(x):
     """Of which no loss ever rises."""
     return tf.tile(tf.constant([[1.0, 0.0, 0.5, -1.0]]), (tf.shape(x)[0], 1)) + 0.0 * tf.reduce_sum(x)
-
-
-def pictures(shape, num, seed=1):
-    return tf.constant(np.clip(np.random.default_rng(seed).uniform(-0.1, 1.1, (num, *shape)), 0, 1), tf.float32)
-
-
-def predictions(network, x):
-    return tf.argmax(network(x), axis=-1, output_type=tf.int32)
 
 
 class Case(NamedTuple):
