@@ -7,7 +7,7 @@ import setuptools
 
 ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "robust_keras" / "__init__.py").read_text())[1]
-COMMANDS = ("train", "evaluate", "export", "report", "reproduce")
+COMMANDS = ("train", "evaluate", "export", "report", "reproduce", "pseudo_label")
 
 setuptools.setup(
     name="robust_keras",
@@ -29,7 +29,9 @@ setuptools.setup(
         "robust_keras.gin": ["*.gin", "*/*.gin", "study.csv"],
     },
     entry_points={
-        "console_scripts": [f"robust-keras-{name} = robust_keras.scripts.{name}:command" for name in COMMANDS]
+        "console_scripts": [
+            f"robust-keras-{name.replace('_', '-')} = robust_keras.scripts.{name}:command" for name in COMMANDS
+        ]
     },
     # No TensorFlow: which variant is the installer's choice, and a plain requirement would replace a TPU wheel.
     install_requires=[

@@ -16,10 +16,20 @@ import tensorflow as tf
 import gin
 from robust_keras import attacks, evaluation, loading, losses, models, objectives, schedules, threats, training
 from robust_keras.autoattack import apgd, ensemble, fab, square
-from robust_keras.data import augmentation, mixing
+from robust_keras.data import augmentation, mixing, pseudo_labels
 
 # Bindings that do not identify a run: they may change when it is resumed.
-_NOT_THE_RECIPE = {"evaluate.progress", "evaluate.save_every"} | {
+_NOT_THE_RECIPE = {
+    "evaluate.progress",
+    "evaluate.save_every",
+    "label_pool.allow_chance",
+    "label_pool.batch_size",
+    "label_pool.cache_dir",
+    "label_pool.licence",
+    "label_pool.progress",
+    "label_pool.sizes",
+    "training_data.cache_dir",
+} | {
     f"train.{name}"
     for name in (
         "checkpoint_every",
@@ -69,7 +79,8 @@ for _function, _given in {
     losses.dlr: (),
     losses.kl_divergence: (),
     losses.margin: (),
-    mixing.batches: ("seed", "num_steps", "start_step"),
+    mixing.batches: ("seed", "num_steps", "start_step", "num_hosts", "host"),
+    mixing.cutmix: (),
     mixing.training_data: ("data_dir",),
     models.wide_resnet: ("num_classes", "mean", "std", "input_shape"),
     objectives.adversarial_training: (),
@@ -90,6 +101,9 @@ for _function in (attacks.adam, attacks.steepest, ensemble.autoattack, loading.l
     _register(_function)
 
 train = _register(_partial(training.train), ("workdir", "data_dir"))
+label_pool = _register(
+    _partial(pseudo_labels.label_pool), ("classifier", "workdir", "data_dir", "worker", "num_workers")
+)
 evaluate = _register(_partial(evaluation.evaluate), ("individual", "num_examples", "save_directory"))
 
 
@@ -116,8 +130,12 @@ def parse(gin_files, gin_params=()):
             raise ValueError(f"Expected a reference with parentheses, @{name}(), for {binding}. Received: @{name}")
 
 
-def resolve(configurable):
-    """Calls a configurable, such as `train`, and checks that every binding was used by it.
+def resolve(configurable, *, is_last=True):
+    """Calls a configurable, such as `train`, and checks that every binding was used.
+
+    Args:
+        configurable: what to call.
+        is_last: whether to check; False where bindings may be for another configurable that is resolved next.
 
     Returns:
         The function with all that is configured bound.
@@ -130,7 +148,7 @@ def resolve(configurable):
         bound = configurable()
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"Expected a complete configuration. Received: {' '.join(str(error).split())}") from error
-    if unused := unused_bindings():
+    if is_last and (unused := unused_bindings()):
         raise ValueError(f"Expected bindings that are used. Received: {', '.join(unused)}, which change nothing")
     return bound
 

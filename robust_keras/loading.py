@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from robust_keras import activations, models, normalization  # noqa: F401  A .keras file may name their classes.
+from robust_keras import activations, models, normalization, snapshots  # noqa: F401  A .keras file names their classes.
 
 gfile = tf.io.gfile
 
@@ -77,7 +77,7 @@ def fingerprint(path):
             for name in names
             if name != "model_card.json"
         ]
-    manifest = "".join(f"{_sha256(file)}  {name}\n" for name, file in sorted(files))
+    manifest = "".join(f"{snapshots.sha256(file)}  {name}\n" for name, file in sorted(files))
     return hashlib.sha256(manifest.encode()).hexdigest()
 
 
@@ -114,11 +114,3 @@ def _pick(outputs, name):
             f"Expected the logits' name with --logits_output, one of {', '.join(sorted(outputs))}. Received: {name!r}"
         )
     return outputs[name]
-
-
-def _sha256(path):
-    digest = hashlib.sha256()
-    with gfile.GFile(path, "rb") as file:
-        while block := file.read(1 << 24):
-            digest.update(block)
-    return digest.hexdigest()

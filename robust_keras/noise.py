@@ -15,6 +15,7 @@ import tensorflow as tf
 AUGMENTATION = 1
 ATTACK = 2
 VALIDATION = 3
+MIXING = 4
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA

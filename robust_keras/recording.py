@@ -23,6 +23,7 @@ METRICS = (
     "loss",
     "learning_rate",
     "examples_per_second",
+    "labelled_fraction",
     "val_clean",
     "val_robust",
     "val_clean_averaged",
@@ -190,7 +191,7 @@ class RunRecorder(keras.callbacks.Callback):
         if last or step % self._validate_every == 0:
             row = self._validate_now(step)
         if row or last or step % self._log_every == 0:
-            self._log(step, loss, row, pause)
+            self._log(step, {"loss": loss, "labelled_fraction": float(logs["labelled_fraction"])}, row, pause)
         if last or step % self._checkpoint_every == 0 or self._terminating:
             self._save(step)
         # The rate counts training steps alone, and not the first, which compiles.
@@ -216,8 +217,8 @@ class RunRecorder(keras.callbacks.Callback):
         self._bar.write(f"Step {step}: {shown}", file=sys.stderr)
         return metrics
 
-    def _log(self, step, loss, validation, now):
-        row = {"step": step, "loss": loss, "learning_rate": float(self._learning_rate(step - 1)), **validation}
+    def _log(self, step, logs, validation, now):
+        row = {"step": step, **logs, "learning_rate": float(self._learning_rate(step - 1)), **validation}
         if self._clock is not None and step > self._clock_step:
             row["examples_per_second"] = (step - self._clock_step) * self._batch_size / (now - self._clock)
         self._rows.append(row)

@@ -86,6 +86,13 @@ def table(results):
     return markdown(rows)
 
 
+def _examples(workdir):
+    """The arrays of an evaluation's examples but the images."""
+    with tf.io.gfile.GFile(posixpath.join(workdir, "examples.npz"), "rb") as file:
+        with np.load(io.BytesIO(file.read()), allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in ("index", "label", "clean_prediction", "robust")}
+
+
 def markdown(lines):
     """A Markdown table of lines of text cells, the first of which is the header."""
     widths = [max(map(len, column)) for column in zip(*lines)]
@@ -109,8 +116,6 @@ def read_measured(evaluation, *, seed, training):
         ValueError: for an evaluation that is not finished.
     """
     (results,) = read_results([evaluation])
-    with tf.io.gfile.GFile(posixpath.join(evaluation, "examples.npz"), "rb") as file:
-        stands = np.load(io.BytesIO(file.read()), allow_pickle=False)["robust"]
     with tf.io.gfile.GFile(posixpath.join(training, "metrics.csv")) as file:
         lines = [line for line in csv.DictReader(io.StringIO(file.read())) if line["val_robust"]]
     curve = [{name: float(value) for name, value in line.items() if value} for line in lines]
@@ -120,9 +125,37 @@ def read_measured(evaluation, *, seed, training):
         clean=100 * results["clean_accuracy"],
         pgd40=None if pgd40 is None else 100 * pgd40,
         robust=100 * results["robust_accuracy"],
-        stands=stands,
+        stands=_examples(evaluation)["robust"],
         curve=curve,
     )
+
+
+def compare_evaluations(workdirs, baselines):
+    """Compares models with others on the same images, pair by pair.
+
+    Args:
+        workdirs: folders of finished evaluations, one for each seed of a configuration.
+        baselines: those of the configuration to compare with, in the same order.
+
+    Returns:
+        `{"clean": Comparison, "robust": Comparison}`.
+
+    Raises:
+        ValueError: for folders that do not pair up, or evaluations of other images.
+    """
+    if len(workdirs) != len(baselines):
+        raise ValueError(f"Expected a baseline for each of {len(workdirs)} evaluations. Received: {len(baselines)}")
+    read_results([*workdirs, *baselines])  # All are there, and finished.
+    sides = [[_examples(workdir) for workdir in side] for side in (workdirs, baselines)]
+    first = sides[0][0]
+    for workdir, examples in zip([*workdirs, *baselines], sides[0] + sides[1]):
+        if not all(np.array_equal(examples[name], first[name]) for name in ("index", "label")):
+            raise ValueError(f"Expected evaluations of the images of {workdirs[0]}. Received: others in {workdir}")
+    right = {"clean": lambda one: one["clean_prediction"] == one["label"], "robust": lambda one: one["robust"]}
+    return {
+        name: comparison.compare(*(np.stack([is_right(one) for one in side]) for side in sides))
+        for name, is_right in right.items()
+    }
 
 
 def compare_rows(manifest, rows, measured):

@@ -45,19 +45,51 @@ def write(directory, step, arrays, info, *, keep=2):
         keep: how many to keep.
     """
     gfile.makedirs(directory)
-    data_path, marker_path = _paths(directory, step)
-    if gfile.exists(marker_path):  # An older write of this step: withdraw it before its data changes.
-        gfile.remove(marker_path)
-    sha256 = write_arrays(data_path, arrays)
-    with gfile.GFile(marker_path, "w") as file:
-        file.write(json.dumps({"step": step, "sha256": sha256, "info": info}, indent=1))
+    commit(_stem(directory, step), arrays, info)
     # Later steps are what a run left behind that was resumed from before them.
     taken = steps(directory)
     older = [s for s in taken if s <= step]
     for unwanted in older[:-keep] + [s for s in taken if s > step]:
-        for path in reversed(_paths(directory, unwanted)):
+        for path in reversed(_paths(_stem(directory, unwanted))):
             if gfile.exists(path):
                 gfile.remove(path)
+
+
+def commit(stem, arrays, info):
+    """Writes arrays to `<stem>.npz`, then the marker `<stem>.json` without which they do not exist.
+
+    Args:
+        stem: any `tf.io.gfile` path, without an ending.
+        arrays: NumPy arrays by name.
+        info: what else to keep, as JSON can hold it.
+    """
+    data_path, marker_path = _paths(stem)
+    if gfile.exists(marker_path):  # An older write: withdraw it before its data changes.
+        gfile.remove(marker_path)
+    marker = {"sha256": write_arrays(data_path, arrays), "info": info}
+    with gfile.GFile(marker_path, "w") as file:
+        file.write(json.dumps(marker, indent=1))
+
+
+def read_committed(stem):
+    """Reads and verifies what `commit` wrote.
+
+    Returns:
+        (arrays, info).
+
+    Raises:
+        ValueError: where it is incomplete or its SHA-256 differs.
+    """
+    data_path, marker_path = _paths(stem)
+    try:
+        with gfile.GFile(marker_path) as file:
+            marker = dict(json.loads(file.read()))
+        if sha256(data_path) != marker["sha256"]:
+            raise ValueError("its SHA-256 differs from the marker's")
+        with gfile.GFile(data_path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return dict(arrays), marker["info"]
+    except (ValueError, TypeError, KeyError, OSError, tf.errors.OpError) as error:
+        raise ValueError(f"Expected an intact snapshot at {data_path}. Received: {error}") from error
 
 
 def write_arrays(path, arrays, *, compressed=False):
@@ -98,24 +130,24 @@ def read(directory, step):
     Raises:
         ValueError: where it is incomplete or its SHA-256 differs.
     """
-    data_path, marker_path = _paths(directory, step)
-    try:
-        with gfile.GFile(marker_path) as file:
-            marker = dict(json.loads(file.read()))
-        digest = hashlib.sha256()
-        with gfile.GFile(data_path, "rb") as file:
-            while block := file.read(1 << 24):
-                digest.update(block)
-        if digest.hexdigest() != marker["sha256"]:
-            raise ValueError("its SHA-256 differs from the marker's")
-        with gfile.GFile(data_path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return Snapshot(marker["step"], marker["info"], dict(arrays))
-    except (ValueError, TypeError, KeyError, OSError, tf.errors.OpError) as error:
-        raise ValueError(f"Expected an intact snapshot at {data_path}. Received: {error}") from error
+    arrays, info = read_committed(_stem(directory, step))
+    return Snapshot(step, info, arrays)
 
 
-def _paths(directory, step):
-    stem = posixpath.join(str(directory), f"step-{step:08d}")
+def sha256(path):
+    """The SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with gfile.GFile(path, "rb") as file:
+        while block := file.read(1 << 24):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _stem(directory, step):
+    return posixpath.join(str(directory), f"step-{step:08d}")
+
+
+def _paths(stem):
     return f"{stem}.npz", f"{stem}.json"
 
 

@@ -70,7 +70,9 @@ class AdversarialModel(keras.Model):
         self.optimizer.apply(tape.gradient(replica_loss, weights), weights)
         for update in self.after_update:
             update(step)
-        return {"loss": tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, replica_loss)}
+        labelled_fraction = tf.reduce_mean(tf.cast(batch["is_labelled"], tf.float32)) / num_replicas
+        logs = {"loss": replica_loss, "labelled_fraction": labelled_fraction}
+        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, logs)
 
     def _attacked(self, logits_fn, x, labels, targets, seeds):
         if self.attack is None:
@@ -119,6 +121,7 @@ def train(
     weight_decay=5e-4,
     tau=None,
     averaging_warm_up=True,
+    best_by="robust",
     strategy="auto",
     validation_batch_size=128,
     validate_every=1000,
@@ -130,7 +133,7 @@ def train(
 ):
     """Trains a network, or continues training it where `workdir` shows an earlier call that was interrupted.
 
-    Writes snapshots to `workdir`/checkpoints, the best weights by validation robust accuracy to `workdir`/best,
+    Writes snapshots to `workdir`/checkpoints, the best weights on the validation images to `workdir`/best,
     `workdir`/metrics.csv and TensorBoard events to `workdir`/events.
 
     Args:
@@ -153,6 +156,8 @@ def train(
         weight_decay: factor of the L2 term.
         tau: decay rate of weight averaging, or None for none.
         averaging_warm_up: see `averaging.WeightAveraging`.
+        best_by: the validation accuracy that tells the best weights, 'robust' or 'clean'; of averaged weights where
+            there are some.
         strategy: name of a `distribution.strategy`.
         validation_batch_size: images in a batch of the validation attack, over all replicas.
         validate_every: steps between validations; the last step is validated too.
@@ -180,6 +185,8 @@ def train(
     for name, value in counts.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"Expected {name} as an integer >= 1. Received: {value!r}")
+    if best_by not in ("robust", "clean"):
+        raise ValueError(f"Expected best_by out of robust, clean. Received: {best_by!r}")
     data = data(data_dir=data_dir)
     if not len(data.validation.labels):
         raise ValueError("Expected at least one image held out for validation. Received: 0")
@@ -210,7 +217,7 @@ def train(
         state=_state(network, optimizer, twin),
         weights={w.path: f"{'averages' if twin else 'weights'}/{w.path}" for w in network.weights},
         validate=_validation(strategy, network, twin, data.validation, validation, validation_batch_size, seed),
-        best_metric="val_robust_averaged" if twin else "val_robust",
+        best_metric=f"val_{best_by}_averaged" if twin else f"val_{best_by}",
         description={
             "architecture": network.to_json(),
             "weights": "averaged" if twin else "raw",

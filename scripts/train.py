@@ -26,12 +26,18 @@ def run(*, gin_files, gin_params=(), data_dir=None, workdir=None):
     Raises:
         ValueError: for bad input, before training starts.
     """
-    from robust_keras import configurables, export, snapshots
+    from robust_keras import configurables
 
     workdir = workdir or f"runs/{pathlib.PurePath(gin_files[-1]).stem}"
     configurables.parse(gin_files, gin_params)
     train = configurables.resolve(configurables.train)
-    config = configurables.operative_config()
+    return train_and_export(train, configurables.operative_config(), data_dir=data_dir, workdir=workdir)
+
+
+def train_and_export(train, config, *, data_dir, workdir):
+    """What `run` does with the configured `train` and its operative configuration."""
+    from robust_keras import configurables, export, snapshots
+
     holds_results = bool(snapshots.steps(posixpath.join(workdir, "checkpoints")))
     configurables.claim(workdir, config, holds_results=holds_results)
     trained = train(workdir=workdir, data_dir=data_dir)

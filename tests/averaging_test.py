@@ -123,6 +123,7 @@ def batches(num_steps):
             "label": labels,
             "targets": np.eye(4, dtype=np.float32)[labels],
             "seeds": np.stack([noise.example_seeds(0, step, tf.range(8)) for step in range(num_steps)]),
+            "is_labelled": np.ones((num_steps, 8), np.int32),
         }
     ).with_options(unsharded())
 

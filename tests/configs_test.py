@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from robust_keras import attacks, configurables, costs, evaluation, losses, models, objectives
-from robust_keras.data import mixing, sources
+from robust_keras import attacks, configurables, costs, evaluation, losses, models, objectives, study
+from robust_keras.data import duplicates, mixing, record_sets, sources
 
 GIN = configurables.gin_directory()
-RECIPES = sorted(path.name for path in GIN.glob("*.gin") if path.name != "base.gin")
+LABELLING = "pseudo_label.gin"
+RECIPES = sorted(path.name for path in GIN.glob("*.gin") if path.name not in ("base.gin", LABELLING))
 # For --gin_file=... after a recipe.
-OVERLAYS = ["presets/released_code.gin", "scales/mini.gin"]
+OVERLAYS = ["data/cutmix.gin", "presets/released_code.gin", "scales/mini.gin"]
 EVALUATIONS = ["eval/aa_mt.gin", "eval/aa_mt_mini.gin", "eval/autoattack.gin", "eval/pgd20.gin", "eval/pgd40.gin"]
 
 # Typed from Gowal et al. 2020, section 3.1, and where the paper is silent from the released code.
@@ -89,7 +90,7 @@ BEST_80MTI = {
         14_625: 0.01464466,
         19_499: 6.4894e-10,
     },
-    "extra_data": "npz:80mti_500k.npz",
+    "extra_data": "tfrecord:80mti/500k/*.tfrecord",
     "labelled_per_group": 10,
 }
 L2 = {"norm": "L2", "epsilon": 128 / 255, "step_size": "15/255"}
@@ -110,7 +111,7 @@ GOLDEN = {
     "best_wrn70_16_80mti_cifar100.gin": {
         **BEST_80MTI,
         "dataset": "cifar100",
-        "extra_data": "npz:80mti_cifar100_500k.npz",
+        "extra_data": "tfrecord:80mti_cifar100/500k/*.tfrecord",
     },
 }
 NUM_PARAMETERS = {(28, 10): 36_479_194, (34, 20): 184_531_674, (70, 16): 266_796_506}  # With 10 classes.
@@ -224,7 +225,7 @@ def test_every_gin_file_is_part_of_a_recipe():
             if line.startswith("include "):
                 read(line.split("'")[1])
 
-    for recipe in [*RECIPES, *EVALUATIONS]:
+    for recipe in [*RECIPES, *EVALUATIONS, LABELLING]:
         read(recipe)
     on_disk = {path.relative_to(GIN).as_posix() for path in GIN.rglob("*.gin")}
     assert on_disk - used == set(OVERLAYS)
@@ -298,7 +299,8 @@ def test_networks_have_the_papers_parameters(size):
 
 
 def test_the_released_codes_preset():
-    # As `released_code_facts` have it: batch 1,024, 400 epochs, 10 of warm-up, .1 * 1024 / 256, 3:7, smoothing .1.
+    # As `released_code_facts` have it: batch 1,024, 400 epochs, 10 of warm-up, .1 * 1024 / 256, 3:7, smoothing .1, each
+    # labelled image four times.
     train = resolved("trades_80mti.gin", preset="presets/released_code.gin")
     assert train["train_steps"] == 400 * 50_000 // 1024
     rates = {0: 0.0, 244: 0.2, 488: 0.4, 488 + (19_531 - 488) // 2: 0.2, 19_530: 0.0}
@@ -311,9 +313,22 @@ def test_the_released_codes_preset():
     data.labelled.labels[:], data.extra.labels[:] = 1, 2
     batch = next(iter(train["batches"](data, seed=0, num_steps=1)))
     labels, targets = batch["label"].numpy().reshape(32, 32), batch["targets"].numpy()
-    assert ((labels == 1).sum(axis=1) == 10).all()
+    assert ((labels == 1).sum(axis=1) == 8).all()
+    assert train["batches"].keywords["num_repeats"] == 4
     assert targets[labels.reshape(-1) == 1].max(axis=1) == pytest.approx(1.0)
     assert targets[labels.reshape(-1) == 2].max(axis=1) == pytest.approx(0.91)
+
+
+def test_cutmix_mixes_images_and_what_the_attack_moves_away_from():
+    train = resolved("best_wrn28_10_80mti.gin", preset="data/cutmix.gin")
+    assert train["attack_target"] == "targets"
+    data = fake_data(30)
+    data.labelled.labels[:], data.extra.labels[:], data.extra.images[:] = 1, 2, 255
+    batch = next(iter(train["batches"](data, seed=0, num_steps=1)))
+    plain = next(iter(resolved("best_wrn28_10_80mti.gin")["batches"](data, seed=0, num_steps=1)))
+    assert (batch["label"].numpy() == plain["label"].numpy()).all()
+    assert (batch["targets"].numpy().max(axis=1) < 0.99).any() and (plain["targets"].numpy().max(axis=1) == 1).all()
+    assert (batch["image"].numpy() != plain["image"].numpy()).any()
 
 
 # What each macro changes, seen from outside of gin: `(change, what to look at)`.
@@ -381,6 +396,45 @@ def test_quickstart_twins_differ_in_the_attack_alone():
     assert robust["model"].keywords["activation"] == "silu"
     assert robust["attack"].keywords["num_steps"] == 10
     assert robust["train_steps"] == plain["train_steps"]
+
+
+def test_the_best_weights_are_those_of_what_is_trained_for():
+    assert [resolved(recipe)["best_by"] for recipe in ("at.gin", "trades.gin", "quickstart.gin")] == ["robust"] * 3
+    assert resolved("quickstart_plain.gin")["best_by"] == "clean"
+
+
+def labelling(*params):
+    """What `pseudo_label.py` runs: arguments of `label_pool`, and of `train` for its classifier."""
+    configurables.parse([LABELLING], params)
+    train = configurables.resolve(configurables.train, is_last=False)
+    return configurables.resolve(configurables.label_pool).keywords, train.keywords
+
+
+def test_the_papers_pseudo_labelled_sets():
+    # Gowal et al. 2020, section 4.3.1 and Table 4; of the classifier the paper says that it is a standard one.
+    label_pool, train = labelling()
+    assert label_pool["sizes"] == (200_000, 500_000, 1_000_000) and label_pool["test_set"] == "cifar10"
+    assert label_pool["near_duplicate"] == duplicates.THRESHOLD
+    assert train["attack"] is None and train["objective"].func is objectives.standard_training
+    assert train["best_by"] == "clean" and train["data"].keywords["extra_data"] is None
+    assert [train["model"].keywords[name] for name in ("depth", "width")] == [28, 10]
+    header = (GIN / LABELLING).read_text().split("\n\n")[0]
+    assert f"--gin_file=gin/{LABELLING}" in header
+
+
+def test_the_names_of_the_sets_are_what_the_recipes_train_on():
+    names = {record_sets.set_name(size) for size in labelling()[0]["sizes"]}
+    rows = [row for row in study.read() if row.table == 4 and "regenerated" in row.row]
+    bound = {binding for row in rows for binding in row.bindings}
+    assert bound == {f"EXTRA_DATA = 'tfrecord:80mti/{name}/*.tfrecord'" for name in names}
+
+
+def test_changing_a_binding_changes_the_labelling():
+    assert labelling("POOL = 'images:here'")[0]["pool"] == "images:here"
+    label_pool, train = labelling("DATASET = 'cifar100'")
+    assert label_pool["test_set"] == train["data"].keywords["dataset"] == "cifar100"
+    with pytest.raises(ValueError, match="label_pool.size"):
+        labelling("label_pool.size = (10,)")
 
 
 def test_no_keras_class_is_registered_with_gin():

@@ -78,6 +78,7 @@ class Run:
             "label": inputs["labels"].astype(np.int32),
             "targets": np.eye(given.NUM_CLASSES, dtype=np.float32)[inputs["labels"]],
             "seeds": np.zeros((given.NUM_STEPS, given.BATCH_SIZE, 2), np.int32),
+            "is_labelled": np.ones((given.NUM_STEPS, given.BATCH_SIZE), np.int32),
         }
         self.first_image = tf.constant(inputs["images"][0], tf.float32) / 255.0
         self.first_label = tf.constant(inputs["labels"][0], tf.int32)

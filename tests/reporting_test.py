@@ -1,8 +1,10 @@
 import json
 
+import numpy as np
 import pytest
+from robust_keras.scripts import report
 
-from robust_keras import reporting
+from robust_keras import comparison, reporting
 
 FIRST = {
     "num_examples": 1000,
@@ -53,3 +55,43 @@ def test_unfinished_evaluation(tmp_path):
     (tmp_path / "examples.npz").write_bytes(b"")
     with pytest.raises(ValueError, match=f"Received: {tmp_path}, without results.json"):
         reporting.read_results([str(tmp_path)])
+
+
+def evaluations(folder, robust, clean, index):
+    """Folders of evaluations, one for each line of bool `[seeds, images]`."""
+    for seed, (stands, is_right) in enumerate(zip(robust, clean)):
+        (folder / str(seed)).mkdir(parents=True)
+        (folder / str(seed) / "results.json").write_text(json.dumps(FIRST))
+        label = np.arange(len(index)) % 10
+        np.savez(
+            folder / str(seed) / "examples.npz",
+            index=index,
+            label=label,
+            clean_prediction=np.where(is_right, label, (label + 1) % 10),
+            robust=stands,
+            adversarial=np.zeros((len(index), 2, 2, 1), np.float32),
+        )
+    return [str(folder / str(seed)) for seed in range(len(robust))]
+
+
+def test_evaluations_are_compared_pair_by_pair_on_the_same_images(monkeypatch, capsys, tmp_path):
+    random = np.random.default_rng(0)
+    robust, clean = random.random((2, 2, 300)) < np.array([0.6, 0.8])[:, None, None]
+    worse, same = robust & (random.random((2, 300)) < 0.5), clean.copy()
+    ours = evaluations(tmp_path / "ours", robust, clean, np.arange(300))
+    others = evaluations(tmp_path / "others", worse, same, np.arange(300))
+    found = reporting.compare_evaluations(ours, others)
+    assert found == {
+        "clean": comparison.compare(clean, same),
+        "robust": comparison.compare(robust, worse),
+    }
+    assert found["robust"].interval[0] > 0.05 and found["clean"].difference == 0
+    flags = [*(f"--workdir={path}" for path in ours), *(f"--baseline={path}" for path in others)]
+    monkeypatch.setattr("sys.argv", ["report", *flags])
+    report.command()
+    assert f"robust: {comparison.summary(found['robust'])}" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="a baseline for each of 2 evaluations. Received: 1"):
+        reporting.compare_evaluations(ours, others[:1])
+    moved = evaluations(tmp_path / "moved", worse, same, np.arange(1, 301))
+    with pytest.raises(ValueError, match="Received: others in .*moved"):
+        reporting.compare_evaluations(ours, moved)

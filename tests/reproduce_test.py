@@ -164,7 +164,7 @@ def test_list_and_dry_run(capsys):
         (["--table=4"], "Fetch it with"),
         (
             ["--table=5", "--setting=80mti", "--row=Ours (WRN-70-16, L2)"],
-            "npz:80mti_500k.npz.*`image`, uint8.*in each class",
+            "tfrecord:80mti/500k.*scripts/pseudo_label.py",
         ),
         (["--table=7", "--budget=3 hours"], "Expected a budget such as 90m or 3h. Received: '3 hours'"),
         (["--table=7", "--scale=tiny"], "tiny"),

@@ -164,8 +164,8 @@ def test_labels_outside_the_models_classes_are_refused(monkeypatch, capsys, fini
 
 
 def test_a_run_leaves_its_files(finished):
-    columns = "step loss learning_rate examples_per_second val_clean val_robust val_clean_averaged val_robust_averaged"
-    assert list(rows(finished)[0]) == columns.split()
+    columns = "step loss learning_rate examples_per_second labelled_fraction val_clean val_robust"
+    assert list(rows(finished)[0]) == [*columns.split(), "val_clean_averaged", "val_robust_averaged"]
     assert [int(row["step"]) for row in rows(finished)] == [1, 2, 3, 4, 5, 6]
     assert [float(row["learning_rate"]) for row in rows(finished)] == pytest.approx([0.1] * 3 + [0.01, 0.01, 0.001])
     assert [bool(row["val_robust_averaged"]) for row in rows(finished)] == [False, False, True] * 2

@@ -75,7 +75,7 @@ def test_marker_holds_the_sha256_of_the_file_as_it_is_stored(tmp_path):
         marker = json.load(file)
     with open(data_path(tmp_path, 7), "rb") as file:
         content = file.read()
-    assert marker == {"step": 7, "sha256": hashlib.sha256(content).hexdigest(), "info": {"at": 7}}
+    assert marker == {"sha256": hashlib.sha256(content).hexdigest(), "info": {"at": 7}}
     # Any program that reads npz files can read it.
     with np.load(io.BytesIO(content), allow_pickle=False) as stored:
         np.testing.assert_array_equal(stored["weights/kernel"], np.full((2, 3), 7))

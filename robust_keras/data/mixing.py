@@ -1,11 +1,12 @@
 """Training batches from labelled and extra data, a pure function of (seed, step).
 
 Every batch is computed from its step alone, so a run continues anywhere without replaying, and the same examples reach
-the same step whatever the number of devices.
+the same step whatever the number of devices and hosts.
 """
 
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from robust_keras import noise
@@ -18,7 +19,7 @@ class TrainingData(NamedTuple):
     Attributes:
         labelled: a `sources.Source`, without the held-out images.
         validation: a `sources.Source` of held-out training images.
-        extra: a `sources.Source` of pseudo-labelled images, or None.
+        extra: a `sources.Source` of pseudo-labelled images, which may lie on disk, or None.
         mean: per channel, of pixels in [0, 1].
         std: per channel.
     """
@@ -30,7 +31,7 @@ class TrainingData(NamedTuple):
     std: tuple
 
 
-def training_data(*, dataset, num_validation, extra_data=None, data_dir=None):
+def training_data(*, dataset, num_validation, extra_data=None, data_dir=None, cache_dir=None):
     """Loads what a run trains on.
 
     Args:
@@ -38,6 +39,7 @@ def training_data(*, dataset, num_validation, extra_data=None, data_dir=None):
         num_validation: training images held out for validation.
         extra_data: name of the extra set, as `sources.load_extra` takes it, or None.
         data_dir: where TFDS data and extra files are; None for TFDS' own default.
+        cache_dir: where extra data that cannot be mapped into memory as it is gets a copy that can; None for beside it.
 
     Returns:
         A `TrainingData`.
@@ -50,7 +52,11 @@ def training_data(*, dataset, num_validation, extra_data=None, data_dir=None):
     extra = None
     if extra_data is not None:
         extra = sources.load_extra(
-            extra_data, data_dir=data_dir, num_classes=source.num_classes, image_shape=source.images.shape[1:]
+            extra_data,
+            data_dir=data_dir,
+            num_classes=source.num_classes,
+            image_shape=source.images.shape[1:],
+            cache_dir=cache_dir,
         )
     return TrainingData(labelled, validation, extra, *sources.channel_statistics(source))
 
@@ -64,87 +70,155 @@ def batches(
     start_step=0,
     group_size=None,
     labelled_fraction=0.5,
+    num_repeats=1,
     label_smoothing=0.0,
     extra_label_smoothing=0.0,
     augmentation=None,
+    mix=None,
+    num_hosts=1,
+    host=0,
 ):
     """A `tf.data.Dataset` of the batches of steps start_step, ..., num_steps - 1.
 
     With extra data, every group of `group_size` consecutive examples (a group of `BatchNorm`) holds the same number of
-    labelled examples: the nearest to `labelled_fraction`, and at least one of each kind.
+    labelled examples: the nearest to `labelled_fraction`, and at least one of each kind. Lengths are in steps; an
+    epoch, as the paper counts, is 50,000 images of either kind.
 
     Args:
         data: a `TrainingData`.
-        batch_size: examples in the batch over all replicas.
+        batch_size: examples in the batch over all replicas and hosts.
         seed: the run's seed.
         num_steps: steps of the whole run.
         start_step: the first step to produce.
         group_size: examples in a group; None for the whole batch.
         labelled_fraction: share of labelled examples, used with extra data only; the paper's 3:7 is 0.3.
+        num_repeats: how often a group holds each of its labelled images, each time augmented differently (Fort et al.
+            2021); 4 in the authors' later code, where extra images come once all the same. Labelled examples of a group
+            are then a multiple of it.
         label_smoothing: s in targets of (1 - s) * one-hot + s / num_classes, of the labelled examples.
         extra_label_smoothing: the same of the extra examples.
         augmentation: `(images, seeds) -> images`, or None.
+        mix: `(images, targets, seeds) -> (images, targets)` on groups, such as `cutmix`, or None. Attacks should then
+            move away from the 'targets'.
+        num_hosts: how many hosts read the batch, each its own groups of it.
+        host: which of them this is, from 0.
 
     Returns:
         A dataset of dictionaries: `image` uint8 `[batch, height, width, channels]`, `label` int32 `[batch]`, `targets`
-        float32 `[batch, num_classes]`, `seeds` int32 `[batch, 2]`.
+        float32 `[batch, num_classes]`, `seeds` int32 `[batch, 2]`, `is_labelled` int32 `[batch]`, 0 or 1; batch is
+        batch_size / num_hosts.
 
     Raises:
-        ValueError: for a batch that is not a whole number of groups, an impossible split of a group, or a smoothing
-            outside [0, 1].
+        ValueError: for a batch that is not a whole number of groups for each host, an impossible split of a group, or a
+            smoothing outside [0, 1].
     """
     group_size = group_size or batch_size
-    if batch_size < 1 or batch_size % group_size:
+    if batch_size < 1 or batch_size % (group_size * num_hosts):
+        of_hosts = f" times the {num_hosts} hosts" if num_hosts > 1 else ""
         raise ValueError(
-            f"Expected a batch_size that is a multiple of the group size {group_size}. Received: {batch_size}"
+            f"Expected a batch_size that is a multiple of the group size {group_size}{of_hosts}. Received: {batch_size}"
         )
+    if not 0 <= host < num_hosts:
+        raise ValueError(f"Expected a host from 0 to {num_hosts - 1}. Received: {host}")
     smoothings = (label_smoothing, extra_label_smoothing)
     if not all(0 <= smoothing <= 1 for smoothing in smoothings):
         raise ValueError(f"Expected label smoothings from 0 to 1. Received: {label_smoothing}, {extra_label_smoothing}")
     num_groups = batch_size // group_size
-    parts = [(data.labelled, group_size, 0)]  # (source, examples per group, index of its first example)
+    groups = tf.range(host * num_groups // num_hosts, (host + 1) * num_groups // num_hosts, dtype=tf.int64)
+    if num_repeats < 1 or group_size % num_repeats:
+        raise ValueError(f"Expected a num_repeats that divides the group size {group_size}. Received: {num_repeats}")
+    num_labelled = group_size if data.extra is None else _split(group_size, labelled_fraction, num_repeats)
+    # (source, its examples in a group, how often it repeats each, index of its first example)
+    parts = [(data.labelled, num_labelled, num_repeats, 0)]
     if data.extra is not None:
-        if not 0 < labelled_fraction < 1 or group_size < 2:
-            raise ValueError(
-                "Expected a labelled_fraction between 0 and 1 and groups of 2 or more with extra data. "
-                f"Received: {labelled_fraction} and {group_size}"
-            )
-        num_labelled = min(max(round(labelled_fraction * group_size), 1), group_size - 1)
-        parts = [
-            (data.labelled, num_labelled, 0),
-            (data.extra, group_size - num_labelled, len(data.labelled.labels)),
-        ]
-    with tf.device("CPU:0"):
-        images = [tf.constant(source.images) for source, _, _ in parts]
-        labels = [tf.constant(source.labels, tf.int32) for source, _, _ in parts]
-
+        parts.append((data.extra, group_size - num_labelled, 1, len(data.labelled.labels)))
     num_classes = data.labelled.num_classes
 
     def batch(step):
         parts_of_batch = []
-        for k, (source, per_group, first_index) in enumerate(parts):
-            count = num_groups * per_group
-            position = step * count + tf.range(count, dtype=tf.int64)
-            size = len(source.labels)
+        for k, (source, per_group, repeats, first_index) in enumerate(parts):
+            size, count = len(source.labels), per_group // repeats
+            first = step * num_groups * count
+            position = first + groups[:, None] * count + tf.range(count, dtype=tf.int64)
+            position = tf.reshape(tf.repeat(position, repeats, axis=1), (-1,))
             passes = position // size
             index = _shuffled(position % size, size, (seed, k, passes))
-            label = tf.gather(labels[k], index)
+            copies = (passes - first // size) * repeats
+            copies += tf.tile(tf.range(repeats, dtype=tf.int64), [len(groups) * count])
+            image, label = _read(source, index)
             targets = tf.one_hot(label, num_classes) * (1 - smoothings[k]) + smoothings[k] / num_classes
-            part = (tf.gather(images[k], index), label, targets, first_index + index, passes - passes[0])
-            parts_of_batch.append([tf.reshape(t, (num_groups, per_group, *t.shape[1:])) for t in part])
-        image, label, targets, index, copies = (
-            tf.reshape(tf.concat(pieces, axis=1), (batch_size, *pieces[0].shape[2:])) for pieces in zip(*parts_of_batch)
+            part = (image, label, targets, first_index + index, copies, tf.fill(tf.shape(index), int(k == 0)))
+            parts_of_batch.append([tf.reshape(t, (len(groups), per_group, *t.shape[1:])) for t in part])
+        image, label, targets, index, copies, is_labelled = (
+            tf.reshape(tf.concat(pieces, axis=1), (-1, *pieces[0].shape[2:])) for pieces in zip(*parts_of_batch)
         )
         seeds = noise.example_seeds(seed, step, index, copies)
         if augmentation is not None:
             image = augmentation(image, seeds)
-        return {"image": image, "label": label, "targets": targets, "seeds": seeds}
+        if mix is not None:
+            group_seeds = noise.fold_in(noise.example_seeds(seed, step, groups), noise.MIXING)
+            # Each copy of a labelled image meets the same copy of another.
+            grouped = [tf.reshape(t, (len(groups), -1, num_repeats, *t.shape[1:])) for t in (image, targets)]
+            image, targets = (tf.reshape(t, (-1, *t.shape[3:])) for t in mix(*grouped, group_seeds))
+        return {"image": image, "label": label, "targets": targets, "seeds": seeds, "is_labelled": is_labelled}
 
     dataset = tf.data.Dataset.range(start_step, num_steps).map(batch, num_parallel_calls=tf.data.AUTOTUNE)
     options = tf.data.Options()
     options.deterministic = True
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return dataset.with_options(options).prefetch(tf.data.AUTOTUNE)
+
+
+def cutmix(images, targets, seeds):
+    """Pastes a box of another image of the group into each, and mixes the targets by its area (Yun et al. 2019).
+
+    As in the code that the paper's authors released: alpha = beta = 1, and a group has one box, one share and one
+    permutation, which the copies of a repeated image have in common.
+
+    Args:
+        images: `[groups, examples, copies, height, width, channels]`.
+        targets: float32 `[groups, examples, copies, num_classes]`.
+        seeds: int32 `[groups, 2]`.
+
+    Returns:
+        (images, targets) like those given.
+    """
+    num_examples, height, width = images.shape[1], *images.shape[3:5]
+    # The side of the box before it is cut off at the edges: an area of 1 - lambda, lambda uniform.
+    scale = tf.sqrt(1.0 - noise.uniform(noise.fold_in(seeds, 0), ()))
+
+    def inside(size, number):
+        """Which of `size` rows or columns the boxes cover: bool `[groups, size]`."""
+        center = noise.integers(noise.fold_in(seeds, number), 1, size)
+        half = tf.cast(size * scale, tf.int32)[:, None] // 2
+        return (tf.range(size) >= center - half) & (tf.range(size) < center + half)
+
+    box = inside(height, 1)[:, :, None] & inside(width, 2)[:, None, :]
+    order = tf.argsort(tf.bitcast(noise.bits(noise.fold_in(seeds, 3), num_examples), tf.int32), stable=True)
+    share = tf.reduce_mean(tf.cast(box, tf.float32), axis=(1, 2))[:, None, None, None]
+    images = tf.where(box[:, None, None, :, :, None], tf.gather(images, order, batch_dims=1), images)
+    return images, targets * (1.0 - share) + tf.gather(targets, order, batch_dims=1) * share
+
+
+def _split(group_size, labelled_fraction, multiple):
+    """The labelled examples of a group: the nearest multiple to a fraction of it, and some of each kind."""
+    num_units = group_size // multiple
+    if not 0 < labelled_fraction < 1 or num_units < 2:
+        raise ValueError(
+            f"Expected a labelled_fraction between 0 and 1 and groups of {2 * multiple} or more with extra data. "
+            f"Received: {labelled_fraction} and {group_size}"
+        )
+    return multiple * min(max(round(labelled_fraction * num_units), 1), num_units - 1)
+
+
+def _read(source, index):
+    """Images uint8 and labels int32 of a `Source` at `index`; it may lie on disk."""
+
+    def read(index):
+        return np.ascontiguousarray(source.images[index]), source.labels[index].astype(np.int32)
+
+    image, label = tf.numpy_function(read, [index], (tf.uint8, tf.int32))
+    return tf.ensure_shape(image, (*index.shape, *source.images.shape[1:])), tf.ensure_shape(label, index.shape)
 
 
 def _shuffled(position, size, key):

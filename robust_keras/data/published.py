@@ -9,6 +9,7 @@ import tensorflow as tf
 
 CARMON_FILE = "ti_500K_pseudo_labeled.pickle"
 DDPM_FILE = "cifar10_ddpm.npz"
+HOW_TO_LABEL = "scripts/pseudo_label.py gives the images of a pool their labels"
 _CARMON_ID = "1LTw3Sb5QoiCCN-6Y5PEKkq9C9W60w-Hi"
 
 

@@ -79,6 +79,7 @@ def test_specification():
         "label": tf.TensorSpec((4,), tf.int32),
         "targets": tf.TensorSpec((4, 7), tf.float32),
         "seeds": tf.TensorSpec((4, 2), tf.int32),
+        "is_labelled": tf.TensorSpec((4,), tf.int32),
     }
     assert int(dataset.cardinality()) == 3
 
@@ -153,6 +154,7 @@ def test_split_of_every_group(fraction, group_size, num_labelled):
     groups = batches["is_extra"].reshape(4 * 3, group_size)
     expected = np.arange(group_size) >= num_labelled  # In each, labelled examples come first.
     np.testing.assert_array_equal(groups, np.tile(expected, (12, 1)))
+    np.testing.assert_array_equal(batches["is_labelled"], 1 - batches["is_extra"])
 
 
 def test_whole_batch_is_the_group_by_default():
@@ -223,6 +225,134 @@ def test_two_replicas_get_the_batch_of_one_device(mirrored):
             np.testing.assert_array_equal(np.concatenate(halves), full[name][step], err_msg=name)
 
 
+@pytest.mark.parametrize("num_hosts", [2, 4])
+def test_hosts_read_their_own_groups_of_the_same_batch(num_hosts):
+    data = training_data(13, 11)
+    options = dict(batch_size=16, seed=2, num_steps=9, group_size=4, num_repeats=2, augmentation=augment)
+    full = stream(data, **options)
+    hosts = [stream(data, num_hosts=num_hosts, host=host, **options) for host in range(num_hosts)]
+    assert_same({name: np.concatenate([each[name] for each in hosts], axis=1) for name in full}, full)
+
+
+class OnDisk:
+    """An array that counts what is read of it."""
+
+    def __init__(self, array):
+        self._array, self.shape, self.read = array, array.shape, []
+
+    def __len__(self):
+        return len(self._array)
+
+    def __getitem__(self, index):
+        self.read += list(index)
+        return self._array[index]
+
+
+def test_only_what_a_batch_holds_is_read_of_extra_data():
+    data = training_data(30, 40)
+    options = dict(batch_size=10, seed=3, num_steps=3)
+    expected = stream(data, **options)
+    on_disk = OnDisk(data.extra.images), OnDisk(data.extra.labels.astype(np.uint8))
+    data = data._replace(extra=data.extra._replace(images=on_disk[0], labels=on_disk[1]))
+    assert_same(stream(data, **options), expected)
+    for array in on_disk:
+        assert sorted(array.read) == sorted(expected["index"][expected["is_extra"]])
+
+
+def test_labelled_images_are_repeated_within_their_group_and_extra_ones_are_not():
+    # 3:7 of 32 in multiples of 4: 8 to 24, as in the released code.
+    batches = stream(
+        training_data(21, 500), batch_size=64, seed=0, num_steps=20, group_size=32, labelled_fraction=0.3, num_repeats=4
+    )
+    groups = {name: array.reshape(40, 32, *array.shape[2:]) for name, array in batches.items()}
+    np.testing.assert_array_equal(groups["is_labelled"], np.tile(np.arange(32) < 8, (40, 1)))
+    copies = groups["index"][:, :8].reshape(40, 2, 4)
+    np.testing.assert_array_equal(copies, np.repeat(copies[..., :1], 4, axis=-1))
+    # Still each image once in a pass: 80 images are three passes and 17 more.
+    assert sorted(np.bincount(copies[..., 0].ravel()))[:5] == [3, 3, 3, 3, 4]
+    assert len(np.unique(batches["index"][batches["is_extra"]])) > 400
+    for seeds in batches["seeds"]:
+        assert len(np.unique(seeds, axis=0)) == 64
+
+
+def test_seeds_of_repeated_images_are_unique_where_a_batch_reaches_into_the_next_pass():
+    batches = stream(training_data(3), batch_size=12, seed=0, num_steps=20, num_repeats=2)
+    assert all(len(np.unique(seeds, axis=0)) == 12 for seeds in batches["seeds"])
+
+
+def group_of_images(num, copies=1, size=(16, 12), num_groups=40):
+    """Constant images that hold 10 times their number and the copy's, and one-hot targets."""
+    shade = (10 * np.arange(num)[:, None] + np.arange(copies)).astype(np.uint8)
+    images = np.broadcast_to(shade[None, :, :, None, None, None], (num_groups, num, copies, *size, 2))
+    targets = np.broadcast_to(np.eye(num, dtype=np.float32)[None, :, None], (num_groups, num, copies, num))
+    return images, targets, noise.example_seeds(0, 0, tf.range(num_groups))
+
+
+def test_cutmix_pastes_one_box_and_mixes_targets_by_its_area():
+    images, targets, seeds = group_of_images(6, copies=3)
+    mixed, mixed_targets = (np.asarray(t) for t in mixing.cutmix(images, targets, seeds))
+    assert mixed.dtype == np.uint8 and mixed.shape == images.shape
+    partners_seen, boxes_seen = set(), set()
+    for before, after, target in zip(images, mixed, mixed_targets):
+        pasted = (before != after).any(axis=(0, 1, 4))
+        rows, columns = pasted.any(1), pasted.any(0)
+        np.testing.assert_array_equal(pasted, rows[:, None] & columns)
+        assert all(np.all(np.diff(np.flatnonzero(side)) == 1) for side in (rows, columns))
+        boxes_seen.add((tuple(rows), tuple(columns)))
+        if not pasted.any():
+            np.testing.assert_array_equal(target, targets[0])
+            continue
+        inside, outside = after[:, :, pasted], after[:, :, ~pasted]
+        assert (outside == before[:, :, ~pasted]).all()
+        partner = inside[..., 0, 0] // 10
+        # A permutation, the same for all copies, and each copy meets the same copy of the other image.
+        assert sorted(partner[:, 0]) == list(range(6)) and (partner == partner[:, :1]).all()
+        assert (inside == before[partner[:, 0]][:, :, pasted]).all()
+        partners_seen.add(tuple(partner[:, 0]))
+        area = pasted.mean()
+        expected = (1 - area) * np.eye(6) + area * np.eye(6)[partner[:, 0]]
+        np.testing.assert_allclose(target, np.repeat(expected[:, None], 3, axis=1), atol=1e-6)
+    assert len(partners_seen) > 20 and len(boxes_seen) > 30
+
+
+def test_boxes_of_cutmix_are_as_large_as_those_of_the_released_code():
+    images, targets, seeds = group_of_images(2, size=(32, 32), num_groups=4000)
+    mixed, mixed_targets = (np.asarray(t) for t in mixing.cutmix(images, targets, seeds))
+    areas, is_mixed = 1 - mixed_targets[:, 0, 0].max(-1), (mixed != images).any(axis=(1, 2, 3, 4, 5))
+    rng = np.random.default_rng(0)
+
+    def side():
+        cut, center = (32 * np.sqrt(1 - share)).astype(int), rng.integers(0, 32, 100_000)
+        return np.clip(center + cut // 2, 0, 32) - np.clip(center - cut // 2, 0, 32)
+
+    share = rng.uniform(size=100_000)
+    expected = side() * side() / 1024
+    expected = np.minimum(expected, 1 - expected)  # A target's larger share is all that is seen.
+    # Half of the permutations of two leave them where they are.
+    assert abs(is_mixed.mean() - 0.5 * (expected > 0).mean()) < 0.04
+    assert abs(areas[is_mixed].mean() - expected[expected > 0].mean()) < 4 * expected.std() / is_mixed.sum() ** 0.5
+
+
+def test_cutmix_stays_within_groups_and_is_the_same_on_every_layout():
+    labelled = sources.Source("a", np.full((8, 8, 8, 1), 50, np.uint8), np.zeros(8, np.int32), 2)
+    extra = sources.Source("b", np.full((8, 8, 8, 1), 90, np.uint8), np.ones(8, np.int32), 2)
+    data = mixing.TrainingData(labelled, labelled, extra, (0.5,), (1.0,))
+    options = dict(batch_size=16, seed=1, num_steps=12, group_size=8, num_repeats=2, mix=mixing.cutmix)
+    full = list(mixing.batches(data, **options))
+    halves = [list(mixing.batches(data, num_hosts=2, host=host, **options)) for host in range(2)]
+    boxes = set()
+    for step, batch in enumerate(full):
+        for name in batch:
+            parts = [half[step][name] for half in halves]
+            np.testing.assert_array_equal(tf.concat(parts, axis=0), batch[name], err_msg=name)
+        other_pixels = np.where(batch["is_labelled"], 90, 50)[:, None, None, None] == np.asarray(batch["image"])
+        share = other_pixels.mean(axis=(1, 2, 3))
+        targets = np.take_along_axis(np.asarray(batch["targets"]), 1 - np.asarray(batch["label"])[:, None], axis=1)
+        np.testing.assert_allclose(targets[:, 0], share, atol=1e-6)
+        boxes |= {image.tobytes() for image in other_pixels}
+    assert len(boxes) > 12
+
+
 @pytest.mark.parametrize(
     "options, received",
     [
@@ -234,6 +364,11 @@ def test_two_replicas_get_the_batch_of_one_device(mirrored):
         ({"batch_size": 8, "labelled_fraction": float("nan")}, "Received: nan and 8"),
         ({"batch_size": 8, "group_size": 1}, "Received: 0.5 and 1"),
         ({"batch_size": 1}, "Received: 0.5 and 1"),
+        ({"batch_size": 8, "num_repeats": 3}, "divides the group size 8. Received: 3"),
+        ({"batch_size": 8, "num_repeats": 0}, "Received: 0"),
+        ({"batch_size": 8, "num_repeats": 8}, "groups of 16 or more with extra data. Received: 0.5 and 8"),
+        ({"batch_size": 12, "group_size": 4, "num_hosts": 2}, "group size 4 times the 2 hosts. Received: 12"),
+        ({"batch_size": 8, "num_hosts": 2, "group_size": 4, "host": 2}, "host from 0 to 1. Received: 2"),
         ({"batch_size": 8, "label_smoothing": 1.1}, "Received: 1.1, 0.0"),
         ({"batch_size": 8, "extra_label_smoothing": -0.1}, "Received: 0.0, -0.1"),
     ],

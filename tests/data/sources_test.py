@@ -55,10 +55,18 @@ def test_refuses_a_name_that_tfds_does_not_know(tmp_path, name):
     assert all(known in message for known in ("'cifar10'", "'digits'", "npz:FILE"))
 
 
-@pytest.mark.parametrize("name", ["cifar10", "digits", "carmon:", "ddpm:", "npz:", "npz", "foo:bar", ""])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("cifar10", "digits", "carmon:", "ddpm:", "npz:", "npz", "foo:bar", "", "tfrecord", "tfrecord:", "images"),
+        *("images:", "tiny_images", "tiny_images:", None),
+    ],
+)
 def test_refuses_unknown_extra_data(name):
-    message = _fails("Received: ", _extra, name)
-    assert all(known in message for known in ("carmon", "ddpm", "npz:FILE")) and repr(name) in message
+    for function in (_extra, sources.open_pool, sources.find_extra):
+        message = _fails("Received: ", function, name)
+        kinds = ("'carmon'", "'ddpm'", "npz:FILE", "tfrecord:GLOB", "images:FOLDER", "tiny_images:FILE")
+        assert all(known in message for known in kinds) and message.endswith(f"Received: {name!r}")
 
 
 def test_refuses_other_splits():
@@ -137,7 +145,9 @@ def test_npz_through_another_file_system(tmp_path):
     with tf.io.gfile.GFile("ram://sources_test.npz", "wb") as file:
         file.write((tmp_path / "set.npz").read_bytes())
     np.testing.assert_array_equal(sources.load("npz:ram://sources_test.npz", "train").images, _IMAGES)
-    np.testing.assert_array_equal(_extra("npz:ram://sources_test.npz").images, _IMAGES)
+    extra = _extra("npz:ram://sources_test.npz", cache_dir=str(tmp_path / "cache"))
+    np.testing.assert_array_equal(extra.images, _IMAGES)
+    np.testing.assert_array_equal(extra.labels, _LABELS)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -262,6 +272,121 @@ def test_extra_data_has_to_fit_the_labelled_set(tmp_path):
     for name in (npz, _carmon(tmp_path / "extra.pickle")):
         _fails(r"images of shape \(32, 32, 3\).*Received: \(8, 6, 3\)", _extra, name, image_shape=(32, 32, 3))
         _fails("labels from 0 to 2 .*Received: 3 of 12 outside", _extra, name, num_classes=3)
+
+
+def _write_all_kinds(folder):
+    """The same images as every kind of set, with labels where it can have them."""
+    np.savez(folder / "stored.npz", image=_SQUARES, label=_LABELS)
+    np.savez_compressed(folder / "compressed.npz", image=_SQUARES, label=_LABELS)
+    _carmon(folder / "extra.pickle", images=_SQUARES)
+    _SQUARES.transpose(0, 3, 2, 1).tofile(folder / "tiny_images.bin")  # By columns: tested in formats_test.
+    with tf.io.TFRecordWriter(str(folder / "part-0.tfrecord")) as writer:
+        for image, label in zip(_SQUARES, _LABELS):
+            feature = {
+                "image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[image.tobytes()])),
+                "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
+            }
+            writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString())
+    for k, (image, label) in enumerate(zip(_SQUARES, _LABELS)):
+        path = folder / "images" / str(label) / f"{k:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(tf.io.encode_png(image).numpy())
+
+
+_SQUARES = np.random.RandomState(1).randint(0, 256, (12, 32, 32, 3)).astype(np.uint8)
+_BY_CLASS = np.argsort(_LABELS, kind="stable")
+_KINDS = {
+    "carmon": "extra.pickle",
+    "npz": "stored.npz",
+    "ddpm": "compressed.npz",
+    "tfrecord": "part-*.tfrecord",
+    "images": "images",
+    "tiny_images": "tiny_images.bin",
+}
+
+
+@pytest.mark.parametrize("kind, file", _KINDS.items())
+@pytest.mark.parametrize("is_relative", [False, True])
+def test_every_kind(tmp_path, monkeypatch, kind, file, is_relative):
+    monkeypatch.chdir("/")
+    folder, cache_dir = tmp_path / "data", tmp_path / "cache"
+    folder.mkdir()
+    _write_all_kinds(folder)
+    name = f"{kind}:{file}" if is_relative else f"{kind}:{folder / file}"
+    options = {"data_dir": str(folder)} if is_relative else {}
+    order = _BY_CLASS if kind == "images" else np.arange(12)
+    assert sources.find_extra(name, **options) == str(folder / file)
+
+    pool = sources.open_pool(name, cache_dir=str(cache_dir), image_shape=(32, 32, 3), **options)
+    assert pool.shape == (12, 32, 32, 3) and pool.dtype == np.uint8 and len(pool) == 12
+    np.testing.assert_array_equal(pool[2:5], _SQUARES[order[2:5]])
+    np.testing.assert_array_equal(pool[np.array([11, 0, 11])], _SQUARES[order[[11, 0, 11]]])
+    assert isinstance(pool[:3], np.ndarray) and isinstance(pool, np.ndarray) == (kind == "carmon")
+
+    def extra(**others):
+        return _extra(name, image_shape=(32, 32, 3), cache_dir=str(cache_dir), **options, **others)
+
+    if kind == "tiny_images":
+        _fails("scripts/pseudo_label.py gives the images of a pool their labels.* which has none", extra)
+    else:
+        source = extra()
+        assert (source.name, source.num_classes) == (name, 4)
+        np.testing.assert_array_equal(source.images, _SQUARES[order])
+        np.testing.assert_array_equal(source.labels, _LABELS[order])
+        assert type(source.labels) is (np.ndarray if kind == "carmon" else np.memmap)
+        _fails(
+            "classes, each a sub-folder|labels from 0 to 2 .*Received: 3 of 12 outside, such as .3.",
+            extra,
+            num_classes=3,
+        )
+    for function in (sources.open_pool, _extra if kind != "tiny_images" else sources.open_pool):
+        _fails("shape|bytes", function, name, image_shape=(16, 16, 3), cache_dir=str(cache_dir), **options)
+    assert not list(folder.glob("*.shards"))
+    converted = {"ddpm": 1, "tfrecord": 1, "images": 1}.get(kind, 0)
+    assert len(list(cache_dir.glob("*.shards/shards.json"))) == converted
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+def test_missing_extra_data(tmp_path, kind):
+    for function in (_extra, sources.open_pool, sources.find_extra):
+        for path in (tmp_path / "none", tmp_path / "none*"):
+            _fails(
+                f"Received: no {path}, neither".replace("*", ".*"),
+                function,
+                f"{kind}:{path}",
+                error=sources.DataUnavailable,
+            )
+    if kind == "images":
+        (tmp_path / "none").write_text("")
+        _fails("existing folder", _extra, f"images:{tmp_path / 'none'}", error=sources.DataUnavailable)
+
+
+def test_labels_are_checked_in_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "_LABELS_AT_ONCE", 5)
+    for dtype in (np.int8, np.uint64):
+        name = _npz(tmp_path / "set.npz", image=_IMAGES, label=_LABELS.astype(dtype))
+        assert _extra(name).labels.dtype == dtype
+    labels = _LABELS.copy()
+    labels[[4, 11]] = 9, -1
+    name = _npz(tmp_path / "set.npz", image=_IMAGES, label=labels)
+    _fails(r"labels from 0 to 3 .*Received: 2 of 12 outside, such as \[-1, 9\]$", _extra, name)
+    labels = _LABELS.astype(np.uint64)
+    labels[6] = 2**64 - 1
+    name = _npz(tmp_path / "set.npz", image=_IMAGES, label=labels)
+    _fails(rf"Received: 1 of 12 outside, such as \[{2**64 - 1}\]$", _extra, name)
+
+
+def test_a_pool_needs_no_labels(tmp_path):
+    np.testing.assert_array_equal(sources.open_pool(_npz(tmp_path / "set.npz", image=_IMAGES)), _IMAGES)
+    name = _npz(tmp_path / "set.npz", image=_IMAGES, label=_LABELS - 1)
+    np.testing.assert_array_equal(sources.open_pool(name), _IMAGES)
+    _fails("labels from 0 to 3", _extra, name)
+
+
+def test_what_cannot_be_read(tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "0.png").symlink_to(tmp_path / "nowhere")
+    _fails("able to read 'images:.*Received: .*0.png", sources.open_pool, f"images:{tmp_path / 'set'}")
 
 
 def test_how_to_obtain_the_default_files(tmp_path):

@@ -1,0 +1,378 @@
+"""Pseudo-labelled sets out of a pool of unlabelled images (section 4.3.1 of Gowal et al. 2020).
+
+What duplicates the test set is left out, a plain classifier labels and scores the rest, and of each class the images
+with the highest scores are kept, so that smaller sets are part of larger ones:
+
+    score(pool, logits_fn, directory="scores", test_images=test.images)
+    selection = select("scores", num_classes=10, sizes=(200_000, 500_000))
+    write_set(pool, selection.sets[500_000], "500k", manifest=selection.statistics)
+
+A pool is scored in chunks, each a file with a marker, and a set is written in parts, each with its checksum. What is
+there is kept, so each function goes on where it was killed, to the same bytes, and several processes share the work.
+"""
+
+import concurrent.futures
+import functools
+import hashlib
+import json
+import posixpath
+import time
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from robust_keras import snapshots
+from robust_keras.data import duplicates, sources
+from robust_keras.data.record_sets import Chosen, read_text, set_name, write_set, write_text, writing
+
+gfile = tf.io.gfile
+
+
+class Selection(NamedTuple):
+    """What `select` finds.
+
+    Attributes:
+        sets: a `Chosen` by the number of its images.
+        statistics: of the whole pool, as JSON can hold it.
+    """
+
+    sets: dict
+    statistics: dict
+
+
+def label_pool(
+    *,
+    classifier,
+    workdir,
+    pool,
+    test_set,
+    sizes,
+    near_duplicate=duplicates.THRESHOLD,
+    licence=None,
+    allow_chance=False,
+    batch_size=256,
+    chunk_size=16_384,
+    progress=True,
+    data_dir=None,
+    cache_dir=None,
+    worker=0,
+    num_workers=1,
+):
+    """Makes pseudo-labelled sets out of a pool: `workdir`/scores and a folder for each set, such as `workdir`/500k.
+
+    Args:
+        classifier: `() -> (logits_fn, identity)`: trains or loads a classifier, once all else has been checked; the
+            identity is JSON with a `sha256`.
+        workdir: any `tf.io.gfile` path.
+        pool: name of the pool, as `sources.open_pool` takes it.
+        test_set: name of the data set whose test split must not be in the sets, as `sources.load` takes it.
+        sizes: numbers of images of the sets, multiples of the number of classes.
+        near_duplicate: see `score`.
+        licence: what the manifests say of the rights in the images.
+        allow_chance: whether to go on with a classifier that is hardly right more often than chance.
+        batch_size: see `score`.
+        chunk_size: see `score`.
+        progress: see `score`.
+        data_dir: see `sources.load`.
+        cache_dir: see `sources.open_pool`.
+        worker: see `score` and `write_set`.
+        num_workers: see there; all of them wait until the whole pool is scored.
+
+    Returns:
+        The folders of the sets.
+
+    Raises:
+        ValueError: for bad input, before the classifier is trained; see also `score`, `select` and `write_set`.
+    """
+    test = sources.load(test_set, "test", data_dir=data_dir)
+    check_sizes(sizes, test.num_classes)
+    _check_settings(batch_size, chunk_size, worker, num_workers)
+    images = sources.open_pool(pool, data_dir=data_dir, image_shape=test.images.shape[1:], cache_dir=cache_dir)
+    if max(sizes) > len(images):
+        raise ValueError(f"Expected a pool of at least {max(sizes):,} images. Received: {len(images):,}")
+    logits_fn, identity = classifier()
+    accuracy = _accuracy(logits_fn, test, batch_size)
+    print(f"Accuracy of the classifier on the test images: {100 * accuracy:.2f} %", flush=True)
+    if accuracy < 2 / test.num_classes and not allow_chance:
+        raise ValueError(
+            "Expected a classifier that is right more often than chance, or label_pool.allow_chance = True. "
+            f"Received: one that is right on {100 * accuracy:.2f} % of the test images"
+        )
+    scores = posixpath.join(workdir, "scores")
+    score(
+        images,
+        logits_fn,
+        directory=scores,
+        test_images=test.images,
+        classifier=identity["sha256"],
+        near_duplicate=near_duplicate,
+        batch_size=batch_size,
+        chunk_size=chunk_size,
+        worker=worker,
+        num_workers=num_workers,
+        progress=progress,
+    )
+    while chunks := missing(scores):
+        workers = sorted({chunk % num_workers for chunk in chunks})
+        print(f"Waiting for {len(chunks):,} chunks of workers {', '.join(map(str, workers))}", flush=True)
+        time.sleep(10)
+    selection = select(scores, num_classes=test.num_classes, sizes=sizes)
+    folders = []
+    for size, chosen in selection.sets.items():
+        folders.append(posixpath.join(workdir, set_name(size)))
+        manifest = {
+            "pool": {"name": pool, **selection.statistics["pool"]},
+            "classifier": {**identity, "test_accuracy": accuracy},
+            "duplicates": {"of": f"{test_set}, test", **selection.statistics["duplicates"]},
+            "licence": licence,
+        }
+        is_complete = write_set(
+            images,
+            chosen,
+            folders[-1],
+            manifest=manifest,
+            worker=worker,
+            num_workers=num_workers,
+        )
+        print(f"{folders[-1]}{'' if is_complete else ', where other workers still write'}", flush=True)
+    return folders
+
+
+def score(
+    pool,
+    logits_fn,
+    *,
+    directory,
+    test_images,
+    classifier="",
+    near_duplicate=duplicates.THRESHOLD,
+    batch_size=256,
+    chunk_size=16_384,
+    worker=0,
+    num_workers=1,
+    progress=True,
+):
+    """Labels and scores a pool and finds what duplicates test images, from where an earlier call was interrupted.
+
+    Args:
+        pool: uint8 images `[N, height, width, channels]`, an array or what `sources.open_pool` returns.
+        logits_fn: images in [0, 1] to logits.
+        directory: where the scores go, any `tf.io.gfile` path.
+        test_images: uint8 `[T, height, width, channels]`.
+        classifier: what identifies `logits_fn`, such as a SHA-256.
+        near_duplicate: similarity, see `duplicates`, from which on an image is a duplicate.
+        batch_size: images in a batch of the classifier.
+        chunk_size: images in a file of scores: what an interruption can cost.
+        worker: which process this is, from 0; it does every num_workers-th chunk.
+        num_workers: processes that share the work.
+        progress: whether to show a progress bar.
+
+    Raises:
+        ValueError: for a pool that does not fit the test images, scores of another pool or by another classifier in the
+            directory, logits that are not finite, or where nothing more can be written; chunks written before stay.
+    """
+    if tuple(pool.shape[1:]) != tuple(test_images.shape[1:]):
+        raise ValueError(f"Expected a pool of images {tuple(test_images.shape[1:])}. Received: {tuple(pool.shape[1:])}")
+    _check_settings(batch_size, chunk_size, worker, num_workers)
+    identity = {
+        "num_images": len(pool),
+        "chunk_size": chunk_size,
+        "classifier": classifier,
+        "near_duplicate": near_duplicate,
+    }
+    _claim(directory, identity)
+    chunks = range(worker, _num_chunks(identity), num_workers)
+    todo = sorted(set(missing(directory)).intersection(chunks))
+    if len(todo) < len(chunks):
+        print(f"Resuming with {len(todo):,} of {len(chunks):,} chunks to score", flush=True)
+    if not todo:
+        return
+    index = duplicates.build_index(test_images)
+    on_batch = _scorer(logits_fn, index, (batch_size, *pool.shape[1:]))
+
+    def read(chunk):
+        images = np.ascontiguousarray(pool[chunk * chunk_size : (chunk + 1) * chunk_size])
+        return images, hashlib.sha256(images).hexdigest()
+
+    bar = tqdm(total=len(todo) * chunk_size, unit="image", unit_scale=True, disable=not progress, mininterval=1.0)
+    with concurrent.futures.ThreadPoolExecutor(1) as reader, bar:
+        coming = reader.submit(read, todo[0])
+        for chunk, following in zip(todo, [*todo[1:], None]):
+            images, sha256 = coming.result()
+            if following is not None:
+                coming = reader.submit(read, following)
+            padded = np.resize(images, (-(-len(images) // batch_size) * batch_size, *images.shape[1:]))
+            results = [on_batch(padded[k : k + batch_size]) for k in range(0, len(padded), batch_size)]
+            label, scores, neighbors, cosines = (np.concatenate(parts)[: len(images)] for parts in zip(*results))
+            if not np.isfinite(scores).all():
+                where = chunk * chunk_size + int(np.flatnonzero(~np.isfinite(scores))[0])
+                raise ValueError(f"Expected finite logits. Received: others for image {where} of the pool")
+            arrays = {"label": label, "score": scores}
+            arrays |= _duplicates(index, images, neighbors, cosines, near_duplicate)
+            with writing(stem := _chunk(directory, chunk)):
+                snapshots.commit(stem, arrays, {"images_sha256": sha256})
+            bar.update(len(images))
+
+
+def missing(directory):
+    """The chunks that are not scored yet: a list of their numbers."""
+    present = set(gfile.listdir(directory))
+    chunks = range(_num_chunks(_identity(directory)))
+    return [chunk for chunk in chunks if posixpath.basename(_chunk(directory, chunk)) + ".json" not in present]
+
+
+def select(directory, *, num_classes, sizes):
+    """The images of each class with the highest scores, without what duplicates a test image; memory holds those alone.
+
+    Args:
+        directory: where `score` has put the scores of the whole pool.
+        num_classes: classes of the task.
+        sizes: numbers of images, multiples of `num_classes`.
+
+    Returns:
+        A `Selection`.
+
+    Raises:
+        ValueError: for a pool that is not scored, a damaged file of scores, or a class with too few images.
+    """
+    check_sizes(sizes, num_classes)
+    if missing(directory):
+        raise ValueError(f"Expected a pool that is scored. Received: {len(missing(directory))} chunks that are not")
+    identity, per_class = _identity(directory), max(sizes) // num_classes
+    best = [Chosen(*(np.zeros(0, dtype) for dtype in (np.int64, np.int32, np.float32))) for _ in range(num_classes)]
+    counts, dropped = np.zeros(num_classes, np.int64), np.zeros(num_classes, np.int64)
+    num_exact, digest = 0, hashlib.sha256()
+    for chunk in range(_num_chunks(identity)):
+        arrays, info = snapshots.read_committed(_chunk(directory, chunk))
+        digest.update(bytes.fromhex(info["images_sha256"]))
+        index = chunk * identity["chunk_size"] + np.arange(len(arrays["label"]), dtype=np.int64)
+        is_duplicate = arrays["duplicate_of"] >= 0
+        num_exact += int(arrays["is_exact"].sum())
+        dropped += np.bincount(arrays["label"][is_duplicate], minlength=num_classes)
+        for label in range(num_classes):
+            places = np.flatnonzero((arrays["label"] == label) & ~is_duplicate)
+            counts[label] += len(places)
+            found = Chosen(index[places], arrays["label"][places], arrays["score"][places])
+            best[label] = Chosen(*(np.concatenate(pair) for pair in zip(best[label], found)))
+            if len(best[label].index) > 2 * per_class:
+                best[label] = _highest(best[label], per_class)
+    if (counts < per_class).any():
+        fewest = int(counts.argmin())
+        raise ValueError(
+            f"Expected at least {per_class:,} images in each class for a set of {max(sizes):,}. Received: "
+            f"{counts[fewest]:,} of class {fewest}, enough for {counts[fewest] * num_classes:,}; "
+            f"{dropped[fewest]:,} more duplicate test images"
+        )
+    best = [_highest(each, per_class) for each in best]
+    sets = {}
+    for size in sizes:
+        chosen = Chosen(*(np.concatenate([part[: size // num_classes] for part in parts]) for parts in zip(*best)))
+        order = np.argsort(chosen.index)
+        sets[size] = Chosen(*(part[order] for part in chosen))
+    statistics = {
+        "pool": {
+            "num_images": identity["num_images"],
+            "sha256": digest.hexdigest(),
+            "sha256_of": f"the SHA-256s of the pixels of every {identity['chunk_size']} images",
+            "images_per_class": counts.tolist(),
+        },
+        "duplicates": {
+            "measure": duplicates.MEASURE,
+            "threshold": identity["near_duplicate"],
+            "exact": num_exact,
+            "near": int(dropped.sum()) - num_exact,
+            "per_class": dropped.tolist(),
+        },
+    }
+    return Selection(sets, statistics)
+
+
+def check_sizes(sizes, num_classes):
+    """Refuses sizes that are no positive multiples of the number of classes."""
+    if not sizes or not all(isinstance(size, int) and size > 0 and size % num_classes == 0 for size in sizes):
+        raise ValueError(f"Expected sizes that are multiples of {num_classes}. Received: {sizes}")
+
+
+def _check_settings(batch_size, chunk_size, worker, num_workers):
+    if batch_size < 1 or chunk_size < 1 or not 0 <= worker < num_workers:
+        raise ValueError(
+            "Expected a batch_size and a chunk_size >= 1 and a worker from 0 to num_workers - 1. "
+            f"Received: {batch_size}, {chunk_size}, {worker} of {num_workers}"
+        )
+
+
+def _accuracy(logits_fn, test, batch_size):
+    """Share of a labelled set that a classifier gets right."""
+    num_right = 0
+    predict = tf.function(lambda images: tf.argmax(logits_fn(tf.cast(images, tf.float32) / 255.0), axis=-1))
+    for start in range(0, len(test.labels), batch_size):
+        chosen = np.arange(start, start + batch_size) % len(test.labels)
+        right = predict(test.images[chosen]).numpy() == test.labels[chosen]
+        num_right += int(right[: len(test.labels) - start].sum())
+    return num_right / len(test.labels)
+
+
+def _scorer(logits_fn, index, shape):
+    """A compiled function of uint8 images of a fixed shape: label, score, nearest test image and its cosine."""
+    nearest = tf.function(functools.partial(duplicates.nearest, index), jit_compile=True)
+
+    @tf.function(input_signature=[tf.TensorSpec(shape, tf.uint8)], autograph=False)
+    def on_batch(images):
+        x = tf.cast(images, tf.float32) / 255.0
+        logits = tf.cast(logits_fn(x), tf.float32)
+        label = tf.argmax(logits, axis=-1, output_type=tf.int32)
+        is_label = tf.one_hot(label, tf.shape(logits)[-1], on_value=True, off_value=False)
+        others = tf.reduce_logsumexp(tf.where(is_label, -np.inf, logits), axis=-1)
+        return label, tf.reduce_max(logits, axis=-1) - others, *nearest(images)
+
+    return on_batch
+
+
+def _duplicates(index, images, neighbors, cosines, near_duplicate):
+    """Of which test image each image is a duplicate, -1 for none, and whether it is an exact one."""
+    duplicate_of, is_exact = np.full(len(images), -1, np.int32), np.zeros(len(images), bool)
+    close = np.flatnonzero(cosines >= duplicates.COARSE_THRESHOLD)
+    similarities, exact = duplicates.similarity(index, images[close], neighbors[close])
+    found = similarities >= near_duplicate
+    duplicate_of[close[found]], is_exact[close[found]] = neighbors[close[found]], exact[found]
+    return {"duplicate_of": duplicate_of, "is_exact": is_exact}
+
+
+def _highest(chosen, num):
+    """The `num` with the highest scores, highest first, of equals the first in the pool."""
+    order = np.lexsort((chosen.index, -chosen.score))[:num]
+    return Chosen(*(part[order] for part in chosen))
+
+
+def _num_chunks(identity):
+    return -(-identity["num_images"] // identity["chunk_size"])
+
+
+def _chunk(directory, chunk):
+    return posixpath.join(directory, f"chunk-{chunk:08d}")
+
+
+def _claim(directory, identity):
+    """Says what the scores in a directory are of, or refuses those of something else."""
+    gfile.makedirs(directory)
+    path = posixpath.join(directory, "identity.json")
+    try:
+        saved = json.loads(read_text(path))
+    except ValueError:  # None yet, or what an interrupted write left behind.
+        with writing(path):
+            write_text(path, json.dumps(identity))
+        return
+    if saved != identity:
+        different = [
+            f"{name} {saved.get(name)}, not {value}" for name, value in identity.items() if saved.get(name) != value
+        ]
+        raise ValueError(f"Expected scores of this pool in {directory}. Received: those of {'; '.join(different)}")
+
+
+def _identity(directory):
+    path = posixpath.join(directory, "identity.json")
+    if not gfile.exists(path):
+        raise ValueError(f"Expected a folder with scores. Received: {directory}")
+    return json.loads(read_text(path))

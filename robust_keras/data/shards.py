@@ -1,0 +1,255 @@
+"""What cannot be memory-mapped as it is stored, converted once to files that can be.
+
+    <place>/shards.json               the marker, written last: which folder, of which source, how many images
+    <place>/<unique name>/            images-00000.npy, images-00001.npy, ... uint8, and labels.npy
+
+Every conversion writes to a folder of its own and nothing is renamed, so two at once do not touch each other's files.
+A folder that the marker does not name is what a killed conversion left behind, or of a source that has changed.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import uuid
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from robust_keras.data.mapped import MappedImages, Part, local_path
+
+SHARD_BYTES = 1 << 30
+_VERSION = 1
+_MARKER, _LABELS = "shards.json", "labels.npy"
+_NAME = re.compile("[0-9a-f]{32}")
+
+
+class Identity(NamedTuple):
+    """What a source is told by: a changed one is converted again.
+
+    Attributes:
+        num_files: how many files it consists of.
+        num_bytes: of all of them.
+        newest: when the newest was changed, in nanoseconds.
+        names: SHA-256 of their names, as a file that moves to the folder of another class changes nothing else.
+    """
+
+    num_files: int
+    num_bytes: int
+    newest: int
+    names: str
+
+
+def identity(paths):
+    """The `Identity` of a source that consists of some files; it stays the same where they all move elsewhere."""
+    num_bytes = newest = 0
+    names, num_common = hashlib.sha256(), len(os.path.commonpath([min(paths), max(paths)]))
+    for path in paths:
+        if local := local_path(path):
+            found = os.stat(local)
+            size, changed = found.st_size, found.st_mtime_ns
+        else:
+            found = tf.io.gfile.stat(path)
+            size, changed = found.length, found.mtime_nsec
+        num_bytes, newest = num_bytes + size, max(newest, changed)
+        names.update(f"{path[num_common:]}\0".encode())
+    return Identity(len(paths), num_bytes, newest, names.hexdigest())
+
+
+def place(path, cache_dir=None):
+    """The folder in which the shards of a source are kept.
+
+    Args:
+        path: of the source: a file, a folder, or a glob.
+        cache_dir: where it is to be, or None for beside the source.
+
+    Returns:
+        `<path>.shards`; of a glob, and in a cache_dir, `<name>-<hash of the path>.shards`.
+
+    Raises:
+        ValueError: where that is not on a local disk.
+    """
+    local = local_path(path)
+    path = str(path) if local is None else os.path.abspath(local)
+    folder, name = os.path.split(path.rstrip("/"))
+    wildcard = re.search(r"[*?\[]", path)
+    if wildcard:
+        folder = os.path.dirname(path[: wildcard.start()])
+        name = re.sub(r"[^\w.\-]+", "_", path[len(folder) + 1 :])
+    if wildcard or cache_dir is not None:
+        name += f"-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
+    if cache_dir is not None:
+        local = folder = local_path(os.path.expanduser(cache_dir))
+    if local is None:
+        raise ValueError(
+            f"Expected training_data.cache_dir to be a folder on a local disk, for a copy of {path} that can be "
+            f"memory-mapped. Received: {cache_dir}"
+        )
+    return os.path.join(folder, f"{name}.shards")
+
+
+def converted(source, where, identity, make_blocks, *, image_shape=None, labelled=False, total=None):
+    """The images and labels of a source, which are converted now unless they have been.
+
+    Args:
+        source: what to call the source in messages.
+        where: the folder that `place` names.
+        identity: the `Identity` of the source.
+        make_blocks: `(folder) -> iterator of (images, labels)`: uint8 `[n, height, width, channels]`, and integers
+            `[n]` or always None. It raises ValueError for bad data, and may keep files in `folder` while it runs.
+        image_shape: (height, width, channels) of the images that are wanted, or None for any. A conversion to another
+            shape does not count.
+        labelled: whether labels are wanted. A conversion without them does then not count.
+        total: how many images there are, if that is known.
+
+    Returns:
+        (images, labels): a `MappedImages`, and memory-mapped integers `[N]` or None.
+
+    Raises:
+        ValueError: what make_blocks raises; for a source without images; where shards cannot be written or read. A
+            conversion that fails leaves nothing behind.
+    """
+
+    def existing():
+        return _read(where, identity, image_shape, labelled)
+
+    if (found := existing()) is not None:
+        return found
+    name = uuid.uuid4().hex
+    folder = os.path.join(where, name)
+    try:
+        with _advice_where_it_fails(source, where):
+            others = [entry for entry in _listed(where) if _NAME.fullmatch(entry)]
+            os.makedirs(folder)
+            print(f"Converting {source} to {folder}, once", flush=True)
+            if others:
+                print(f"Unused there, unless another process is at work: {', '.join(others)}", flush=True)
+            marker = {"version": _VERSION, "folder": name, "source": identity._asdict()}
+            marker |= _write(folder, make_blocks(folder), source, total)
+            if (found := existing()) is not None:  # Another process was faster.
+                shutil.rmtree(folder, ignore_errors=True)
+                return found
+            with open(os.path.join(where, _MARKER), "w") as file:
+                file.write(json.dumps(marker, indent=1))
+            return _open(where, marker)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            os.rmdir(where)  # If nothing else is in it.
+        raise
+
+
+@contextlib.contextmanager
+def _advice_where_it_fails(source, where):
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"Expected to write {where}, a copy of {source} that can be memory-mapped; set training_data.cache_dir to "
+            f"a folder on a local disk with room for it. Received: {error}"
+        ) from error
+
+
+def _listed(folder):
+    return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+
+
+def _read(where, identity, image_shape, labelled):
+    """What `converted` returns, or None where there is no whole conversion that serves."""
+    try:
+        with open(os.path.join(where, _MARKER)) as file:
+            marker = json.loads(file.read())
+        serves = (
+            (marker["version"], Identity(**marker["source"])) == (_VERSION, identity)
+            and (marker["labelled"] or not labelled)
+            and image_shape in (None, tuple(marker["image_shape"]))
+        )
+        return _open(where, marker) if serves else None
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        return None
+    except OSError as error:
+        raise ValueError(f"Expected to be able to read {where}. Received: {error}") from error
+
+
+def _open(where, marker):
+    if not _NAME.fullmatch(marker["folder"]):
+        raise ValueError(f"Expected the name of a folder of shards. Received: {marker['folder']}")
+    folder = os.path.join(where, marker["folder"])
+    shape = tuple(marker["image_shape"])
+    parts = []
+    for k, count in enumerate(marker["num_images"]):
+        path = _images_path(folder, k)
+        with open(path, "rb") as file:
+            np.lib.format.read_magic(file)
+            if np.lib.format.read_array_header_1_0(file) != ((count, *shape), False, np.dtype(np.uint8)):
+                raise ValueError(f"Expected {count} images of shape {shape}. Received: {path}")
+            parts.append(Part(path, file.tell(), count))
+    images, labels = MappedImages(parts, shape), None
+    if marker["labelled"]:
+        labels = np.load(os.path.join(folder, _LABELS), mmap_mode="r", allow_pickle=False)
+        if labels.shape != (len(images),):
+            raise ValueError(f"Expected {len(images)} labels. Received: {len(labels)}")
+    return images, labels
+
+
+def _write(folder, blocks, source, total):
+    """Writes images and labels, and returns what the marker says of them."""
+    shape, counts, append_labels = None, [], None
+    bar = tqdm(desc="converting", unit="image", unit_scale=True, total=total, delay=5, mininterval=1)
+    with contextlib.ExitStack() as labels_file, contextlib.ExitStack() as shard, bar:
+        for images, labels in blocks:
+            if shape is None:
+                shape = images.shape[1:]
+                images_per_shard = max(1, SHARD_BYTES // math.prod(shape))
+                if labels is not None:
+                    new = _npy_file(os.path.join(folder, _LABELS), (), labels.dtype)
+                    append_labels = labels_file.enter_context(new)
+            if append_labels is not None:
+                append_labels(labels)
+            bar.update(len(images))
+            while len(images):
+                if not counts or counts[-1] == images_per_shard:
+                    shard.close()
+                    new = _npy_file(_images_path(folder, len(counts)), shape, images.dtype)
+                    append_images = shard.enter_context(new)
+                    counts.append(0)
+                fitting = images[: images_per_shard - counts[-1]]
+                append_images(fitting)
+                counts[-1] += len(fitting)
+                images = images[len(fitting) :]
+    if not counts:
+        raise ValueError(f"Expected images in {source}. Received: none")
+    return {"image_shape": shape, "num_images": counts, "labelled": append_labels is not None}
+
+
+def _images_path(folder, k):
+    return os.path.join(folder, f"images-{k:05d}.npy")
+
+
+@contextlib.contextmanager
+def _npy_file(path, row_shape, dtype):
+    """A function that appends rows to a new `.npy` file; the header gets their number at the end."""
+    num_rows = 0
+
+    def write_header():
+        description = np.lib.format.dtype_to_descr(dtype)
+        header = {"descr": description, "fortran_order": False, "shape": (num_rows, *row_shape)}
+        np.lib.format.write_array_header_1_0(file, header)  # Padded, so it has the same length for any number.
+
+    def append(rows):
+        nonlocal num_rows
+        file.write(np.ascontiguousarray(rows, dtype).data)
+        num_rows += len(rows)
+
+    with open(path, "xb") as file:
+        write_header()
+        yield append
+        file.seek(0)
+        write_header()
+        file.flush()
+        os.fsync(file.fileno())  # The marker is not to be older than the images.

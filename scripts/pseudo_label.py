@@ -1,0 +1,132 @@
+"""Makes pseudo-labelled sets out of a pool of unlabelled images, or goes on where it was interrupted.
+
+python scripts/pseudo_label.py --gin_file=gin/pseudo_label.gin --gin_param="POOL = 'tiny_images:tiny_images.bin'" \
+  --data_dir=DIR --workdir=80mti
+
+Several processes, one for each accelerator or host, share the work: give each the same command with --num_workers=N and
+its own --worker from 0 to N - 1.
+"""
+
+from robust_keras.scripts import launcher  # isort: skip  Before TensorFlow is imported.
+
+import contextlib
+import posixpath
+import signal
+import time
+
+from absl import flags
+from robust_keras.scripts import train
+
+
+def run(
+    *, gin_files, gin_params=(), data_dir=None, workdir="runs/pseudo_label", saved_model=None, worker=0, num_workers=1
+):
+    """Trains a plain classifier or takes a saved one, labels the pool with it, and writes the sets.
+
+    Args:
+        gin_files: recipes, read in order.
+        gin_params: further bindings.
+        data_dir: where data sets are.
+        workdir: where the classifier, the scores and the sets go.
+        saved_model: a classifier to use; None to train one.
+        worker: which process this is, from 0; the first trains the classifier.
+        num_workers: processes that share the work.
+
+    Returns:
+        The folders of the sets.
+
+    Raises:
+        ValueError: for bad input, before anything is trained.
+    """
+    import tensorflow as tf
+
+    from robust_keras import configurables, loading
+
+    configurables.parse(gin_files, gin_params)
+    train_classifier = configurables.resolve(configurables.train, is_last=False)
+    training_config = configurables.operative_config()
+    label_pool = configurables.resolve(configurables.label_pool)
+    config = configurables.operative_config()
+
+    def classifier():
+        if worker == 0:
+            scored = tf.io.gfile.exists(posixpath.join(workdir, "scores"))
+            configurables.claim(workdir, config, holds_results=scored)
+        if saved_model is not None:
+            return loading.load_logits_fn(saved_model), {
+                "path": saved_model,
+                "sha256": loading.fingerprint(saved_model),
+            }
+        folder = posixpath.join(workdir, "classifier")
+        if worker == 0:
+            train.train_and_export(train_classifier, training_config, data_dir=data_dir, workdir=folder)
+        return _trained(folder)
+
+    with _stopping_on_sigterm():
+        return label_pool(
+            classifier=classifier, workdir=workdir, data_dir=data_dir, worker=worker, num_workers=num_workers
+        )
+
+
+def _trained(folder):
+    """The classifier that the first worker trains, once it has, and what identifies it."""
+    from robust_keras import export, loading, snapshots
+
+    saved_model = posixpath.join(folder, "saved_model")
+    while not export.is_finished(saved_model):
+        print("Waiting for worker 0 to train the classifier", flush=True)
+        time.sleep(10)
+    # Of the weights: TensorFlow never writes the same SavedModel twice.
+    best = posixpath.join(folder, "best")
+    (step,) = snapshots.steps(best)
+    weights = posixpath.join(best, f"step-{step:08d}.npz")
+    identity = {"path": "classifier/saved_model", "sha256": snapshots.sha256(weights), "sha256_of": "its weights"}
+    return loading.load_logits_fn(saved_model), identity
+
+
+@contextlib.contextmanager
+def _stopping_on_sigterm():
+    """Inside the context SIGTERM raises `recording.Terminated`: what is finished is on disk at any time."""
+    from robust_keras import recording
+
+    def stop(signum, frame):
+        raise recording.Terminated("Stopped by SIGTERM; what is finished is kept")
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def define_flags(values):
+    train.define_flags(values)
+    values.set_default("workdir", "runs/pseudo_label")
+    flags.DEFINE_string(
+        "saved_model",
+        None,
+        "A classifier: a SavedModel's folder or a .keras file. None to train one.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer("worker", 0, "Which process this is, from 0.", flag_values=values)
+    flags.DEFINE_integer("num_workers", 1, "Processes that share the work.", lower_bound=1, flag_values=values)
+
+
+def main(values):
+    run(
+        gin_files=values.gin_file,
+        gin_params=values.gin_param,
+        data_dir=values.data_dir,
+        workdir=values.workdir,
+        saved_model=values.saved_model,
+        worker=values.worker,
+        num_workers=values.num_workers,
+    )
+
+
+def command():
+    launcher.launch(main, define_flags, __doc__)
+
+
+if __name__ == "__main__":
+    command()

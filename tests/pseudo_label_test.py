@@ -1,0 +1,206 @@
+"""The command that makes pseudo-labelled sets, from a pool to training on what it wrote."""
+
+import json
+import pathlib
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from robust_keras.scripts import pseudo_label, train
+
+from robust_keras import export, snapshots
+from robust_keras.data import sources
+
+ROOT = pathlib.Path(__file__).parent.parent
+SETTINGS = {
+    "DEPTH": "10",
+    "WIDTH": "1",
+    "BATCH_SIZE": "8",
+    "STATISTICS_GROUP_SIZE": "4",
+    "TRAIN_STEPS": "4",
+    "training_data.num_validation": "8",
+    "train.validation_batch_size": "8",
+    "train.progress": "False",
+    "pgd40/pgd.num_steps": "1",
+    "label_pool.sizes": "(8, 40)",
+    "label_pool.chunk_size": "50",
+    "label_pool.batch_size": "16",
+    "label_pool.allow_chance": "True",
+    "label_pool.progress": "False",
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory, make_tiny_model):
+    """64 labelled images, a pool of 300 of which 6 are copies of those, and a saved classifier of 4 classes."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    # A class is a colour, which can be learnt in few steps, and noise.
+    shade = 60 * np.eye(4)[:, None, None, :3]
+    image, pool = (
+        (rng.integers(0, 196, (num, 8, 8, 3)) + shade[np.arange(num) % 4]).astype(np.uint8) for num in (64, 300)
+    )
+    pool[[5, 6, 7, 100, 200, 299]] = image[10:16]
+    np.savez(folder / "labelled.npz", image=image, label=np.arange(64) % 4)
+    np.savez(folder / "pool.npz", image=pool)
+    export.export(make_tiny_model(), folder / "saved_model", card={})
+    return folder
+
+
+def arguments(data, workdir, *extra, **changes):
+    settings = {"POOL": f"'npz:{data}/pool.npz'", "DATASET": f"'npz:{data}/labelled.npz'", **SETTINGS, **changes}
+    flags = [f"--gin_param={name} = {value}" for name, value in settings.items()]
+    return ["--gin_file=gin/pseudo_label.gin", f"--workdir={workdir}", *flags, *extra]
+
+
+def call(monkeypatch, script, *flags):
+    monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, flags)])
+    script.command()
+
+
+def contents(workdir):
+    """Scores and sets, every byte of them; not the classifier, which TensorFlow writes differently each time."""
+    paths = [path for name in ("scores", "8", "40") for path in (workdir / name).glob("*")]
+    # What is trained on gets a folder beside it, which can be mapped into memory.
+    return {str(path.relative_to(workdir)): path.read_bytes() for path in paths if path.suffix != ".shards"}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        call(monkeypatch, pseudo_label, *arguments(data, workdir, f"--saved_model={data}/saved_model"))
+    return workdir
+
+
+def test_a_pool_becomes_sets_with_manifests(data, undisturbed):
+    manifests = [json.loads((undisturbed / name / "manifest.json").read_text()) for name in ("8", "40")]
+    assert [manifest["num_images"] for manifest in manifests] == [8, 40]
+    for manifest in manifests:
+        assert manifest["pool"]["name"] == f"npz:{data}/pool.npz" and manifest["pool"]["num_images"] == 300
+        assert manifest["duplicates"]["exact"] == 6 and manifest["duplicates"]["of"].endswith("labelled.npz, test")
+        assert manifest["classifier"]["path"] == f"{data}/saved_model" and len(manifest["classifier"]["sha256"]) == 64
+        assert "Torralba" in manifest["licence"]
+    with np.load(data / "pool.npz") as arrays:
+        pool = arrays["image"]
+    found = [
+        sources.load_extra(f"tfrecord:{undisturbed}/{name}/*.tfrecord", num_classes=4, image_shape=(8, 8, 3))
+        for name in ("8", "40")
+    ]
+    small, large = ({image.tobytes() for image in extra.images[:]} for extra in found)
+    assert len(small) == 8 and len(large) == 40 and small < large
+    assert large <= {image.tobytes() for image in np.delete(pool, [5, 6, 7, 100, 200, 299], axis=0)}
+    assert np.bincount(found[1].labels[:]).tolist() == [10] * 4
+
+
+def test_a_classifier_is_trained_without_attack_and_used(monkeypatch, data, tmp_path):
+    trained = arguments(data, tmp_path, **{"label_pool.sizes": "(4,)", "TRAIN_STEPS": "40", "multistep.base": "0.02"})
+    call(monkeypatch, pseudo_label, *trained)
+    assert "train.attack = None" in (tmp_path / "classifier" / "config.gin").read_text()
+    assert "label_pool" not in (tmp_path / "classifier" / "config.gin").read_text()
+    (step,) = snapshots.steps(tmp_path / "classifier" / "best")
+    manifest = json.loads((tmp_path / "4" / "manifest.json").read_text())
+    weights = tmp_path / "classifier" / "best" / f"step-{step:08d}.npz"
+    assert manifest["classifier"]["sha256"] == snapshots.sha256(str(weights))
+    # The same command changes nothing.
+    before = {path: path.read_bytes() for path in (tmp_path / "4").glob("*")}
+    call(monkeypatch, pseudo_label, *trained)
+    assert {path: path.read_bytes() for path in (tmp_path / "4").glob("*")} == before
+
+
+def test_one_binding_trains_on_a_set(monkeypatch, data, undisturbed, tmp_path):
+    settings = {
+        "DATASET": f"'npz:{data}/labelled.npz'",
+        "EXTRA_DATA": f"'tfrecord:{undisturbed}/40/*.tfrecord'",
+        **{name: value for name, value in SETTINGS.items() if not name.startswith("label_pool")},
+        "training/pgd.num_steps": "1",
+        "train.log_every": "1",
+    }
+    flags = [f"--gin_param={name} = {value}" for name, value in settings.items()]
+    call(monkeypatch, train, "--gin_file=gin/at_80mti.gin", f"--workdir={tmp_path}", *flags)
+    header, *rows = (tmp_path / "metrics.csv").read_text().splitlines()
+    column = header.split(",").index("labelled_fraction")
+    assert [float(row.split(",")[column]) for row in rows] == [0.5] * 4
+
+
+def test_more_sets_of_the_same_scores(monkeypatch, capsys, data, undisturbed):
+    before = contents(undisturbed)
+    more = arguments(data, undisturbed, f"--saved_model={data}/saved_model", **{"label_pool.sizes": "(20,)"})
+    call(monkeypatch, pseudo_label, *more)
+    assert "Resuming with 0 of 6 chunks" in capsys.readouterr().out
+    assert json.loads((undisturbed / "20" / "manifest.json").read_text())["num_images"] == 20
+    assert contents(undisturbed) == before
+
+
+def test_workers_share_the_work(monkeypatch, data, undisturbed, tmp_path):
+    workers = [
+        subprocess.Popen(
+            [
+                *(sys.executable, ROOT / "scripts" / "pseudo_label.py"),
+                *arguments(
+                    data, tmp_path, f"--saved_model={data}/saved_model", f"--worker={worker}", "--num_workers=2"
+                ),
+            ]
+        )
+        for worker in range(2)
+    ]
+    assert [worker.wait(timeout=240) for worker in workers] == [0, 0]
+    assert contents(tmp_path) == contents(undisturbed)
+
+
+def test_a_killed_command_continues_to_the_same_bytes(monkeypatch, data, undisturbed, tmp_path):
+    flags = arguments(data, tmp_path, f"--saved_model={data}/saved_model")
+    process = subprocess.Popen([sys.executable, ROOT / "scripts" / "pseudo_label.py", *flags])
+    deadline = time.monotonic() + 240
+    while not list(tmp_path.glob("scores/chunk-*.json")) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    call(monkeypatch, pseudo_label, *flags)
+    assert contents(tmp_path) == contents(undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"POOL": "'npz:nowhere.npz'"}, "nowhere.npz"),
+        ({"POOL": "'digits'"}, "'digits'"),
+        ({"label_pool.sizes": "(6,)"}, "multiples of 4. Received: (6,)"),
+        ({"label_pool.sizes": "(400,)"}, "at least 400 images. Received: 300"),
+        ({"label_pool.test_set": "'digits'", "label_pool.sizes": "(10,)"}, "(32, 32, 3)"),
+        ({"label_pool.near_duplicates": "0.5"}, "near_duplicates"),
+        ({"label_pool.chunk_size": "0"}, "chunk_size"),
+        ({"train.train_step": "3"}, "train_step"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_trained(monkeypatch, capsys, data, tmp_path, changes, message):
+    with pytest.raises(SystemExit) as exit:
+        call(monkeypatch, pseudo_label, *arguments(data, tmp_path, **changes))
+    said = capsys.readouterr().err
+    assert exit.value.code == 2 and said.count("error: Expected") == 1 and message in said
+    assert not (tmp_path / "classifier").exists()
+
+
+def test_a_classifier_at_chance_is_refused(monkeypatch, capsys, data, tmp_path):
+    chance = {"label_pool.allow_chance": "False"}
+    with pytest.raises(SystemExit) as exit:
+        call(monkeypatch, pseudo_label, *arguments(data, tmp_path, f"--saved_model={data}/saved_model", **chance))
+    assert exit.value.code == 2 and "right more often than chance" in capsys.readouterr().err
+
+
+def test_another_pool_or_classifier_is_refused(monkeypatch, capsys, data, undisturbed, make_tiny_model, tmp_path):
+    export.export(make_tiny_model(seed=3), tmp_path / "other", card={})
+    with np.load(data / "pool.npz") as arrays:
+        np.savez(tmp_path / "pool.npz", image=arrays["image"][:250])
+    for extra, changes, message in (
+        ([f"--saved_model={tmp_path}/other"], {}, "classifier"),
+        ([f"--saved_model={data}/saved_model"], {"POOL": f"'npz:{tmp_path}/pool.npz'"}, "POOL"),
+        ([f"--saved_model={data}/saved_model"], {"label_pool.near_duplicate": "0.9"}, "near_duplicate"),
+        ([f"--saved_model={tmp_path}/none"], {}, "none"),
+        ([f"--saved_model={data}/saved_model", "--worker=2", "--num_workers=2"], {}, "2 of 2"),
+    ):
+        with pytest.raises(SystemExit) as exit:
+            call(monkeypatch, pseudo_label, *arguments(data, undisturbed, *extra, **changes))
+        assert exit.value.code == 2 and message in capsys.readouterr().err.partition("error: ")[2]
