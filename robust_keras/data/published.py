@@ -95,11 +95,10 @@ def how_to_obtain(name, path):
     )
 
 
-def how_to_make(name, error):
-    """What a missing npz file of extra data holds, and how one is made."""
+def how_to_make(error):
+    """How a set of extra data that is missing is made, or replaced."""
     return (
-        f"{error}. It holds `image`, uint8 [N, height, width, channels] like the labelled images, and `label`, "
-        "integers [N]: unlabelled images without duplicates of the test set, of which a plain classifier trained on "
-        "the labelled set keeps the N / classes that it scores highest in each class, with its own labels (section "
-        "4.3.1 of the paper). Another set: --gin_param=\"EXTRA_DATA = 'npz:FILE'\", or 'carmon', 'ddpm' for CIFAR-10"
+        f"{error}. scripts/pseudo_label.py makes such a set out of unlabelled images (--gin_file=gin/pseudo_label.gin, "
+        "--workdir for its place); another one, such as 'npz:FILE', or 'carmon' or 'ddpm' for CIFAR-10: "
+        "--gin_param=\"EXTRA_DATA = 'npz:FILE'\""
     )

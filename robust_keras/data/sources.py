@@ -180,16 +180,14 @@ def find_extra(name, *, data_dir=None):
         path = os.path.join(folder, default)
         if not tf.io.gfile.exists(path):
             raise DataUnavailable(how_to_obtain(name, path))
-    if kind == "tfrecord":
-        return _file(name, path, folder, tfrecords.list_files)
     if kind == "images":
         return _file(name, path, folder, tf.io.gfile.isdir, "folder")
     try:
-        return _file(name, path, folder)
+        return _file(name, path, folder, tfrecords.list_files if kind == "tfrecord" else tf.io.gfile.exists)
     except DataUnavailable as error:
-        if kind != "npz":
+        if kind not in ("npz", "tfrecord"):
             raise
-        raise DataUnavailable(how_to_make(name, error)) from error
+        raise DataUnavailable(how_to_make(error)) from error
 
 
 def is_paper_extra_data(name):
