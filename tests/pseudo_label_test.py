@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import pickle
 import subprocess
 import sys
 import time
@@ -110,19 +111,27 @@ def test_a_classifier_is_trained_without_attack_and_used(monkeypatch, data, tmp_
     assert {path: path.read_bytes() for path in (tmp_path / "4").glob("*")} == before
 
 
-def test_one_binding_trains_on_a_set(monkeypatch, data, undisturbed, tmp_path):
+@pytest.mark.parametrize("kind", ["tfrecord", "carmon"])
+def test_one_binding_trains_on_a_set(monkeypatch, data, undisturbed, tmp_path, kind):
+    name = f"tfrecord:{undisturbed}/40/*.tfrecord"
+    if kind == "carmon":
+        made = sources.load_extra(name, num_classes=4, image_shape=(8, 8, 3))
+        content = {"data": made.images[:], "extrapolated_targets": np.asarray(made.labels)}
+        (tmp_path / "extra.pickle").write_bytes(pickle.dumps(content, protocol=2))
+        name = f"carmon:{tmp_path}/extra.pickle"
     settings = {
         "DATASET": f"'npz:{data}/labelled.npz'",
-        "EXTRA_DATA": f"'tfrecord:{undisturbed}/40/*.tfrecord'",
+        "EXTRA_DATA": repr(name),
         **{name: value for name, value in SETTINGS.items() if not name.startswith("label_pool")},
+        "TRAIN_STEPS": "2",
         "training/pgd.num_steps": "1",
         "train.log_every": "1",
     }
     flags = [f"--gin_param={name} = {value}" for name, value in settings.items()]
-    call(monkeypatch, train, "--gin_file=gin/at_80mti.gin", f"--workdir={tmp_path}", *flags)
-    header, *rows = (tmp_path / "metrics.csv").read_text().splitlines()
+    call(monkeypatch, train, "--gin_file=gin/at_80mti.gin", f"--workdir={tmp_path}/run", *flags)
+    header, *rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
     column = header.split(",").index("labelled_fraction")
-    assert [float(row.split(",")[column]) for row in rows] == [0.5] * 4
+    assert [float(row.split(",")[column]) for row in rows] == [0.5] * 2
 
 
 def test_more_sets_of_the_same_scores(monkeypatch, capsys, data, undisturbed):

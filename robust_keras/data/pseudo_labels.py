@@ -196,7 +196,8 @@ def score(
         images = np.ascontiguousarray(pool[chunk * chunk_size : (chunk + 1) * chunk_size])
         return images, hashlib.sha256(images).hexdigest()
 
-    bar = tqdm(total=len(todo) * chunk_size, unit="image", unit_scale=True, disable=not progress, mininterval=1.0)
+    total = sum(min(chunk_size, len(pool) - chunk * chunk_size) for chunk in todo)
+    bar = tqdm(total=total, unit="image", unit_scale=True, disable=not progress, mininterval=1.0)
     with concurrent.futures.ThreadPoolExecutor(1) as reader, bar:
         coming = reader.submit(read, todo[0])
         for chunk, following in zip(todo, [*todo[1:], None]):

@@ -1,9 +1,14 @@
+import os
+import pickle
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from robust_keras import noise
-from robust_keras.data import mixing, sources
+from robust_keras.data import mixing, record_sets, sources
 from robust_keras.data.augmentation import crop_and_flip
 
 EXTRA_SHADE = 200
@@ -211,6 +216,44 @@ def test_crops_of_the_papers_augmentation():
     assert np.any(batch["image"] != chosen)
 
 
+# The images that `IN_FOUR` makes too.
+FOUR_GROUPS = dict(batch_size=128, seed=2, num_steps=3, group_size=32, labelled_fraction=0.3)
+IN_FOUR = """
+import sys
+import numpy as np, tensorflow as tf
+devices = [tf.config.LogicalDeviceConfiguration()] * 4
+tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], devices)
+sys.path.insert(0, {tests!r})
+import mixing_test
+from robust_keras.data import mixing
+strategy = tf.distribute.MirroredStrategy([f"CPU:{{k}}" for k in range(4)])
+dataset = mixing.batches(mixing_test.training_data(300, 700), **mixing_test.FOUR_GROUPS)
+kept = {{}}
+for step, batch in enumerate(strategy.experimental_distribute_dataset(dataset)):
+    for name, value in batch.items():
+        for replica, part in enumerate(strategy.experimental_local_results(value)):
+            kept[f"{{name}}/{{step}}/{{replica}}"] = part.numpy()
+np.savez({path!r}, **kept)
+"""
+
+
+def test_every_group_holds_its_share_of_the_same_examples_on_one_two_and_four_replicas(mirrored, tmp_path):
+    full = stream(training_data(300, 700), **FOUR_GROUPS)
+    on_two = mirrored.experimental_distribute_dataset(mixing.batches(training_data(300, 700), **FOUR_GROUPS))
+    path, tests = str(tmp_path / "four.npz"), os.path.dirname(__file__)
+    subprocess.run([sys.executable, "-c", IN_FOUR.format(tests=tests, path=path)], check=True, timeout=240)
+    with np.load(path) as on_four:
+        for step, batch in enumerate(on_two):
+            for name, value in batch.items():
+                halves = [part.numpy() for part in mirrored.experimental_local_results(value)]
+                quarters = [on_four[f"{name}/{step}/{replica}"] for replica in range(4)]
+                assert [len(part) for part in halves] == [64, 64] and [len(part) for part in quarters] == [32] * 4
+                for parts in (halves, quarters):
+                    np.testing.assert_array_equal(np.concatenate(parts), full[name][step], err_msg=name)
+        shares = [on_four[f"is_labelled/{step}/{replica}"].sum() for step in range(3) for replica in range(4)]
+    assert shares == [10] * 12  # 3:7 of 32.
+
+
 def test_two_replicas_get_the_batch_of_one_device(mirrored):
     data = training_data(13, 11)
     options = dict(batch_size=8, seed=2, num_steps=7, group_size=4, augmentation=augment)
@@ -409,6 +452,45 @@ def test_training_data_with_extra_data(tmp_path):
     np.savez(path, image=images[:, :16, :16], label=np.arange(5))
     with pytest.raises(ValueError, match="32, 32, 3"):
         mixing.training_data(dataset="digits", num_validation=7, extra_data=f"npz:{path}")
+
+
+def extra_data(kind, folder, images, labels):
+    """The name of extra data of a kind, which is made now."""
+    if kind == "npz":
+        np.savez(folder / "extra", image=images, label=labels)
+    elif kind == "ddpm":
+        np.savez_compressed(folder / "extra", image=images, label=labels)
+    elif kind == "carmon":
+        content = {"data": images, "extrapolated_targets": labels}
+        (folder / "extra.npz").write_bytes(pickle.dumps(content, protocol=2))
+    elif kind == "images":
+        for k, (image, label) in enumerate(zip(images, labels)):
+            (folder / "extra.npz" / f"class{label}").mkdir(parents=True, exist_ok=True)
+            (folder / "extra.npz" / f"class{label}" / f"{k:03d}.png").write_bytes(tf.io.encode_png(image).numpy())
+    elif kind == "tfrecord":
+        chosen = record_sets.Chosen(np.arange(len(images)), labels, np.zeros(len(images), np.float32))
+        record_sets.write_set(images, chosen, str(folder), manifest={}, images_per_part=9)
+        return f"tfrecord:{folder}/*.tfrecord"
+    return f"{kind}:{folder}/extra.npz"
+
+
+@pytest.mark.parametrize("kind", ["npz", "ddpm", "carmon", "images", "tfrecord"])
+def test_first_batches_of_every_source_hold_the_right_pixels(tmp_path, kind):
+    images = np.random.default_rng(3).integers(0, 256, (25, 32, 32, 3)).astype(np.uint8)
+    labels = np.sort(np.arange(25) % 10)  # Class by class, as images lie in folders.
+    name = extra_data(kind, tmp_path, images, labels)
+    data = mixing.training_data(dataset="digits", num_validation=7, extra_data=name)
+    seen = set()
+    for batch in mixing.batches(data, batch_size=16, group_size=8, labelled_fraction=0.3, seed=0, num_steps=3):
+        groups = np.asarray(batch["is_labelled"]).reshape(2, 8)
+        assert (groups.sum(axis=1) == 2).all()
+        for image, label in zip(
+            np.asarray(batch["image"])[groups.ravel() == 0], np.asarray(batch["label"])[groups.ravel() == 0]
+        ):
+            (place,) = np.flatnonzero((images == image).all(axis=(1, 2, 3)))
+            assert labels[place] == label
+            seen.add(place)
+    assert len(seen) == 25  # 36 of 25: each once before any a second time.
 
 
 @pytest.mark.parametrize(

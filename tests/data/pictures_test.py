@@ -267,6 +267,10 @@ def test_other_files_for_tfrecords(tmp_path):
     ):
         path.write_bytes(content)
         assert str(path) in assert_refused("Expected ", tfrecord, path)
+    write_records(tmp_path / "a", records())
+    for content in (b"", zlib.compress(b"")):
+        (tmp_path / "b").write_bytes(content)
+        assert_refused(f"records in {tmp_path}/b. Received: none", tfrecord, tmp_path / "[ab]")
     write_records(path, records(), "ZLIB")
     path.write_bytes(path.read_bytes() * 2)  # TensorFlow would return the first half.
     assert_refused(f"whole ZLIB file. Received: {path} .it goes on after its end", tfrecord, path)
@@ -345,7 +349,6 @@ def test_more_files_than_a_block(tmp_path, monkeypatch, block, at_once):
 def bad_files():
     whole = png(_IMAGES[0])
     deep = tf.io.encode_png(tf.zeros(_SHAPE, tf.uint16)).numpy()
-    gif = b"GIF89a\x01\x00\x01\x00\x80\x00\x00\x00\x00\x00\xff\xff\xff!\xf9\x04\x00,\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;"
     return {
         "whole image in {path}. Received: ": whole[:-20],
         "whole image in {path}. Received: .": jpeg(_IMAGES[0])[:-40],
@@ -353,7 +356,6 @@ def bad_files():
         "whole image in {path}. Received: ...": whole[:60] + bytes([whole[60] ^ 255]) + whole[61:],
         "PNG, JPEG or BMP image in {path}. Received: 0 bytes": b"",
         "PNG, JPEG or BMP image in {path}. Received: 13 bytes": b"<html></html>",
-        "PNG, JPEG or BMP image in {path}. Received: 39": gif,
         r"shape \(6, 5, 3\) in {path}. Received: \(6, 4, 3\)": png(_IMAGES[0][:, :4]),
         r"shape \(6, 5, 3\) in {path}. Received: \(6, 5, 1\)": png(_IMAGES[0][..., :1]),
         "8 bits a channel in {path}. Received: 16 bits": deep,
@@ -373,6 +375,14 @@ def test_bad_files(tmp_path, monkeypatch, match, image_shape, k):
         path = folder / f"{k}.png"
     assert_refused(match.replace("{path}", str(path)), images, folder, image_shape=image_shape, num_classes=None)
     assert os.listdir(tmp_path) == ["set"]
+
+
+def test_an_image_of_another_format(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    folder = write_files(tmp_path / "set", [f"{k}.png" for k in range(4)])
+    image.fromarray(_IMAGES[2]).save(folder / "2.png", "GIF")  # Which TensorFlow would decode.
+    assert tf.io.decode_image((folder / "2.png").read_bytes(), expand_animations=False).shape == _SHAPE
+    assert_refused(f"PNG, JPEG or BMP image in {folder}/2.png", images, folder, num_classes=None)
 
 
 def test_folders_of_another_form(tmp_path):
