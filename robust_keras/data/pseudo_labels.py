@@ -95,7 +95,8 @@ def label_pool(
     logits_fn, identity = classifier()
     accuracy = _accuracy(logits_fn, test, batch_size)
     print(f"Accuracy of the classifier on the test images: {100 * accuracy:.2f} %", flush=True)
-    if accuracy < 2 / test.num_classes and not allow_chance:
+    chance = 1 / test.num_classes
+    if accuracy < chance + 0.1 * (1 - chance) and not allow_chance:
         raise ValueError(
             "Expected a classifier that is right more often than chance, or label_pool.allow_chance = True. "
             f"Received: one that is right on {100 * accuracy:.2f} % of the test images"
@@ -128,14 +129,7 @@ def label_pool(
             "duplicates": {"of": f"{test_set}, test", **selection.statistics["duplicates"]},
             "licence": licence,
         }
-        is_complete = write_set(
-            images,
-            chosen,
-            folders[-1],
-            manifest=manifest,
-            worker=worker,
-            num_workers=num_workers,
-        )
+        is_complete = write_set(images, chosen, folders[-1], manifest=manifest, worker=worker, num_workers=num_workers)
         print(f"{folders[-1]}{'' if is_complete else ', where other workers still write'}", flush=True)
     return folders
 
