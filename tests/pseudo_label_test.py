@@ -192,8 +192,13 @@ def test_bad_input_is_refused_before_anything_is_trained(monkeypatch, capsys, da
     assert not (tmp_path / "classifier").exists()
 
 
-def test_a_classifier_at_chance_is_refused(monkeypatch, capsys, data, tmp_path):
-    chance = {"label_pool.allow_chance": "False"}
+def test_a_classifier_at_chance_is_refused(monkeypatch, capsys, data, make_tiny_model, tmp_path):
+    with np.load(data / "labelled.npz") as arrays:
+        image = arrays["image"]
+    predicted = np.argmax(make_tiny_model()(image / np.float32(255), training=False), axis=-1)
+    label = np.where(np.arange(64) % 4 < 1, predicted, (predicted + 1) % 4)  # Right on a quarter.
+    np.savez(tmp_path / "chance.npz", image=image, label=label)
+    chance = {"label_pool.allow_chance": "False", "label_pool.test_set": f"'npz:{tmp_path}/chance.npz'"}
     with pytest.raises(SystemExit) as exit:
         call(monkeypatch, pseudo_label, *arguments(data, tmp_path, f"--saved_model={data}/saved_model", **chance))
     assert exit.value.code == 2 and "right more often than chance" in capsys.readouterr().err

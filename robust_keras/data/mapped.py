@@ -41,7 +41,7 @@ class Part(NamedTuple):
 class MappedImages:
     """Images of several files, end to end, as one image array.
 
-    The files are memory-mapped. A few images from anywhere are fetched from the disk all at once and without their
+    Slices are read, images from anywhere memory-mapped: those are fetched from the disk all at once and without their
     surroundings, for which an ordinary map of a set that is larger than the memory would mostly wait.
 
     Args:
@@ -98,7 +98,7 @@ class MappedImages:
         for k in np.unique(part_of_each):
             chosen = part_of_each == k
             rows = wrapped[chosen] - self._firsts[k]
-            self._announce(k, rows, 1)
+            self._announce(k, rows)
             result[chosen] = self._arrays[k][rows]
         return self._upright(result)
 
@@ -110,17 +110,21 @@ class MappedImages:
         for k, (first, end) in enumerate(zip(self._firsts[:-1].tolist(), self._firsts[1:].tolist())):
             low, high = max(start, first), min(stop, end)
             if low < high:
-                self._announce(k, np.array([low - first]), high - low)
-                result[low - start : high - start] = self._arrays[k][low - first : high - first]
+                part, wanted = self._parts[k], result[low - start : high - start]
+                # Read, not mapped: what a pass over all images has seen does not count as this process's memory.
+                with open(part.path, "rb") as file:
+                    file.seek(part.offset + (low - first) * self._image_bytes)
+                    if file.readinto(wanted.reshape(-1)) < wanted.nbytes:
+                        raise ValueError(f"Expected {part.num_images} images in {part.path}. Received: fewer")
         return self._upright(result)
 
-    def _announce(self, k, rows, count):
-        """Has the disk fetch `count` images of part k from each of some rows on, and does not wait for them."""
+    def _announce(self, k, rows):
+        """Has the disk fetch some images of part k, and does not wait for them."""
         if not hasattr(mmap, "MADV_WILLNEED"):
             return
         begins = self._parts[k].offset + rows * self._image_bytes
         begins -= begins % mmap.PAGESIZE
-        num_bytes = count * self._image_bytes + mmap.PAGESIZE
+        num_bytes = self._image_bytes + mmap.PAGESIZE
         announce = self._maps[k].madvise
         for position in range(0, num_bytes, _READ_AHEAD):
             length = min(_READ_AHEAD, num_bytes - position)

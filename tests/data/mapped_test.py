@@ -1,6 +1,7 @@
 """Images in files as one array: the right ones, and no others."""
 
 import mmap
+import os
 import tracemalloc
 
 import numpy as np
@@ -100,7 +101,35 @@ def test_reads_no_more_than_is_asked_for(tmp_path):
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("index", [slice(3, 9), np.array([0, 8, 2, 9]), slice(0, 10)])
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads what Linux says of memory")
+def test_a_pass_over_all_images_does_not_stay_in_memory(tmp_path):
+    def mapped_bytes():
+        with open("/proc/self/status") as file:
+            return 1024 * int(next(line for line in file if line.startswith("RssFile")).split()[1])
+
+    with open(tmp_path / "file", "wb") as file:
+        file.truncate(40_000 * 3072)  # 0.1 GB.
+    images = mapped.MappedImages([mapped.Part(str(tmp_path / "file"), 0, 40_000)], (32, 32, 3), column_major=True)
+    before = mapped_bytes()
+    for start in range(0, 40_000, 1000):
+        images[start : start + 1000]
+    assert mapped_bytes() - before < 2e7
+    for start in range(0, 40_000, 1000):  # Single images are mapped.
+        images[np.arange(start, start + 1000)]
+    assert mapped_bytes() - before > 1e8
+
+
+def test_a_file_that_shrinks_is_an_error_where_it_is_read(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(10 * 12))
+    images = mapped.MappedImages([mapped.Part(str(path), 0, 10)], (2, 2, 3))
+    path.write_bytes(bytes(9 * 12))
+    assert images[:9].shape == (9, 2, 2, 3)
+    with pytest.raises(ValueError, match="Expected 10 images in .*file. Received: fewer"):
+        images[5:]
+
+
+@pytest.mark.parametrize("index", [np.array([0, 8, 2, 9]), np.arange(3, 9)])
 @pytest.mark.parametrize("width", [5, 700, 200_000])
 def test_the_disk_is_told_of_what_is_asked_for(tmp_path, monkeypatch, index, width):
     if not hasattr(mmap, "MADV_WILLNEED"):
