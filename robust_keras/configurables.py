@@ -23,7 +23,6 @@ _NOT_THE_RECIPE = {
     "evaluate.progress",
     "evaluate.save_every",
     "label_pool.allow_chance",
-    "label_pool.batch_size",
     "label_pool.cache_dir",
     "label_pool.licence",
     "label_pool.progress",

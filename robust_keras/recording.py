@@ -35,7 +35,7 @@ class NonFiniteLoss(ArithmeticError):
     """The loss of a step, or a weight after it, is not finite. Neither it nor anything after it was saved."""
 
 
-class Terminated(Exception):
+class Terminated(BaseException):  # No reader of a file takes it for damage.
     """A SIGTERM arrived, and a snapshot has been written since."""
 
 

@@ -3,8 +3,8 @@
 python scripts/pseudo_label.py --gin_file=gin/pseudo_label.gin --gin_param="POOL = 'tiny_images:tiny_images.bin'" \
   --data_dir=DIR --workdir=80mti
 
-Several processes, one for each accelerator or host, share the work: give each the same command with --num_workers=N and
-its own --worker from 0 to N - 1.
+Several processes share the work: give each the same command with --num_workers=N and its own --worker from 0 to N - 1.
+Each scores on one device: with several GPUs, start it with CUDA_VISIBLE_DEVICES=K for the K-th.
 """
 
 from robust_keras.scripts import launcher  # isort: skip  Before TensorFlow is imported.
@@ -12,7 +12,6 @@ from robust_keras.scripts import launcher  # isort: skip  Before TensorFlow is i
 import contextlib
 import posixpath
 import signal
-import time
 
 from absl import flags
 from robust_keras.scripts import train
@@ -48,15 +47,17 @@ def run(
     label_pool = configurables.resolve(configurables.label_pool)
     config = configurables.operative_config()
 
+    labelled, test_set = train_classifier.keywords["data"].keywords["dataset"], label_pool.keywords["test_set"]
+    if test_set == labelled and labelled.startswith("npz:"):  # Which is one set, whatever the split.
+        raise ValueError(f"Expected TEST_SET to name other images than DATASET. Received: {test_set!r} for both")
+    sha256 = saved_model and loading.fingerprint(saved_model)
+    if worker == 0:
+        scored = tf.io.gfile.exists(posixpath.join(workdir, "scores"))
+        configurables.claim(workdir, config, holds_results=scored)
+
     def classifier():
-        if worker == 0:
-            scored = tf.io.gfile.exists(posixpath.join(workdir, "scores"))
-            configurables.claim(workdir, config, holds_results=scored)
         if saved_model is not None:
-            return loading.load_logits_fn(saved_model), {
-                "path": saved_model,
-                "sha256": loading.fingerprint(saved_model),
-            }
+            return loading.load_logits_fn(saved_model), {"path": saved_model, "sha256": sha256}
         folder = posixpath.join(workdir, "classifier")
         if worker == 0:
             train.train_and_export(train_classifier, training_config, data_dir=data_dir, workdir=folder)
@@ -69,13 +70,10 @@ def run(
 
 
 def _trained(folder):
-    """The classifier that the first worker trains, once it has, and what identifies it."""
-    from robust_keras import export, loading, snapshots
+    """The classifier that the first worker trained, and what identifies it."""
+    from robust_keras import loading, snapshots
 
     saved_model = posixpath.join(folder, "saved_model")
-    while not export.is_finished(saved_model):
-        print("Waiting for worker 0 to train the classifier", flush=True)
-        time.sleep(10)
     # Of the weights: TensorFlow never writes the same SavedModel twice.
     best = posixpath.join(folder, "best")
     (step,) = snapshots.steps(best)

@@ -431,6 +431,7 @@ def test_the_names_of_the_sets_are_what_the_recipes_train_on():
 
 def test_changing_a_binding_changes_the_labelling():
     assert labelling("POOL = 'images:here'")[0]["pool"] == "images:here"
+    assert labelling("TEST_SET = 'mnist'")[0]["test_set"] == "mnist"
     label_pool, train = labelling("DATASET = 'cifar100'")
     assert label_pool["test_set"] == train["data"].keywords["dataset"] == "cifar100"
     with pytest.raises(ValueError, match="label_pool.size"):

@@ -45,13 +45,15 @@ def data(tmp_path_factory, make_tiny_model):
     )
     pool[[5, 6, 7, 100, 200, 299]] = image[10:16]
     np.savez(folder / "labelled.npz", image=image, label=np.arange(64) % 4)
+    np.savez(folder / "test.npz", image=image[8:40], label=np.arange(32) % 4)
     np.savez(folder / "pool.npz", image=pool)
     export.export(make_tiny_model(), folder / "saved_model", card={})
     return folder
 
 
 def arguments(data, workdir, *extra, **changes):
-    settings = {"POOL": f"'npz:{data}/pool.npz'", "DATASET": f"'npz:{data}/labelled.npz'", **SETTINGS, **changes}
+    settings = {"POOL": f"'npz:{data}/pool.npz'", "DATASET": f"'npz:{data}/labelled.npz'"}
+    settings |= {"TEST_SET": f"'npz:{data}/test.npz'", **SETTINGS, **changes}
     flags = [f"--gin_param={name} = {value}" for name, value in settings.items()]
     return ["--gin_file=gin/pseudo_label.gin", f"--workdir={workdir}", *flags, *extra]
 
@@ -81,7 +83,7 @@ def test_a_pool_becomes_sets_with_manifests(data, undisturbed):
     assert [manifest["num_images"] for manifest in manifests] == [8, 40]
     for manifest in manifests:
         assert manifest["pool"]["name"] == f"npz:{data}/pool.npz" and manifest["pool"]["num_images"] == 300
-        assert manifest["duplicates"]["exact"] == 6 and manifest["duplicates"]["of"].endswith("labelled.npz, test")
+        assert manifest["duplicates"]["exact"] == 6 and manifest["duplicates"]["of"].endswith("test.npz, test")
         assert manifest["classifier"]["path"] == f"{data}/saved_model" and len(manifest["classifier"]["sha256"]) == 64
         assert "Torralba" in manifest["licence"]
     with np.load(data / "pool.npz") as arrays:
@@ -160,15 +162,19 @@ def test_workers_share_the_work(monkeypatch, data, undisturbed, tmp_path):
 
 
 def test_a_killed_command_continues_to_the_same_bytes(monkeypatch, data, undisturbed, tmp_path):
-    flags = arguments(data, tmp_path, f"--saved_model={data}/saved_model")
+    # Sixty chunks instead of six, so that the signal arrives among them.
+    flags = arguments(data, tmp_path, f"--saved_model={data}/saved_model", **{"label_pool.chunk_size": "5"})
     process = subprocess.Popen([sys.executable, ROOT / "scripts" / "pseudo_label.py", *flags])
     deadline = time.monotonic() + 240
     while not list(tmp_path.glob("scores/chunk-*.json")) and time.monotonic() < deadline:
         time.sleep(0.002)
     process.kill()
     process.wait()
+    assert len(list(tmp_path.glob("scores/chunk-*.json"))) < 60  # Or it was no interruption.
     call(monkeypatch, pseudo_label, *flags)
-    assert contents(tmp_path) == contents(undisturbed)
+    whole = tmp_path / "whole"
+    call(monkeypatch, pseudo_label, *[flag.replace(f"--workdir={tmp_path}", f"--workdir={whole}") for flag in flags])
+    assert contents(tmp_path) == contents(whole)
 
 
 @pytest.mark.parametrize(
@@ -176,9 +182,13 @@ def test_a_killed_command_continues_to_the_same_bytes(monkeypatch, data, undistu
     [
         ({"POOL": "'npz:nowhere.npz'"}, "nowhere.npz"),
         ({"POOL": "'digits'"}, "'digits'"),
-        ({"label_pool.sizes": "(6,)"}, "multiples of 4. Received: (6,)"),
+        ({"label_pool.sizes": "(6,)"}, "multiples of 4, as (1000,). Received: (6,)"),
         ({"label_pool.sizes": "(400,)"}, "at least 400 images. Received: 300"),
-        ({"label_pool.test_set": "'digits'", "label_pool.sizes": "(10,)"}, "(32, 32, 3)"),
+        ({"TEST_SET": "'digits'", "label_pool.sizes": "(10,)"}, "(32, 32, 3)"),
+        ({"TEST_SET": "%DATASET"}, "TEST_SET to name other images than DATASET"),
+        ({"label_pool.sizes": "(40)"}, "multiples of 4, as (1000,). Received: 40"),
+        ({"label_pool.near_duplicate": "'0.7'"}, "near_duplicate as a number above 0 and up to 1. Received: '0.7'"),
+        ({"label_pool.near_duplicate": "1.5"}, "Received: 1.5"),
         ({"label_pool.near_duplicates": "0.5"}, "near_duplicates"),
         ({"label_pool.chunk_size": "0"}, "chunk_size"),
         ({"train.train_step": "3"}, "train_step"),
@@ -198,7 +208,7 @@ def test_a_classifier_at_chance_is_refused(monkeypatch, capsys, data, make_tiny_
     predicted = np.argmax(make_tiny_model()(image / np.float32(255), training=False), axis=-1)
     label = np.where(np.arange(64) % 4 < 1, predicted, (predicted + 1) % 4)  # Right on a quarter.
     np.savez(tmp_path / "chance.npz", image=image, label=label)
-    chance = {"label_pool.allow_chance": "False", "label_pool.test_set": f"'npz:{tmp_path}/chance.npz'"}
+    chance = {"label_pool.allow_chance": "False", "TEST_SET": f"'npz:{tmp_path}/chance.npz'"}
     with pytest.raises(SystemExit) as exit:
         call(monkeypatch, pseudo_label, *arguments(data, tmp_path, f"--saved_model={data}/saved_model", **chance))
     assert exit.value.code == 2 and "right more often than chance" in capsys.readouterr().err

@@ -90,6 +90,7 @@ def tfrecord(path, *, image_shape, num_classes, cache_dir):
     """TFRecord files, a glob, of `tf.train.Example`s of `image` and maybe `label`: see `tfrecords.blocks`."""
     labelled = num_classes is not None
     files = tfrecords.list_files(path)
+    tfrecords.check_complete(files)
 
     def blocks(folder):
         return tfrecords.blocks(files, image_shape, labelled=labelled)
@@ -103,7 +104,7 @@ def images(path, *, image_shape, num_classes, cache_dir):
     files, labels = pictures.list_folder(path)
     if labelled and labels is None:
         raise ValueError(f"Expected a sub-folder of images for each class in {path}; {HOW_TO_LABEL}. Received: none")
-    if labelled and labels[-1] >= num_classes:
+    if labelled and labels[-1] + 1 != num_classes:
         raise ValueError(f"Expected {num_classes} classes, each a sub-folder of {path}. Received: {labels[-1] + 1}")
 
     def blocks(folder):

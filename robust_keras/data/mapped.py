@@ -100,6 +100,8 @@ class MappedImages:
             rows = wrapped[chosen] - self._firsts[k]
             self._announce(k, rows)
             result[chosen] = self._arrays[k][rows]
+            if hasattr(mmap, "MADV_DONTNEED"):  # What has been read does not count as this process's memory.
+                self._maps[k].madvise(mmap.MADV_DONTNEED)
         return self._upright(result)
 
     def __array__(self, dtype=None, copy=None):

@@ -42,6 +42,8 @@ def list_folder(folder):
     flat = _images(folder, files)
     sub_folders = (name.rstrip("/") for name in sub_folders)
     classes = sorted(name for name in sub_folders if not name.startswith(".") and not name.endswith(".shards"))
+    if all(name.isdecimal() for name in classes):
+        classes.sort(key=int)  # Labels: 2 comes before 10.
     paths, counts = [], []
     for name in classes:
         at_top = os.path.join(folder, name)

@@ -28,6 +28,7 @@ from robust_keras.data import duplicates, sources
 from robust_keras.data.record_sets import Chosen, read_text, set_name, write_set, write_text, writing
 
 gfile = tf.io.gfile
+_IDENTITY = "identity.json"  # Of the pool, the classifier and the settings that the scores are of.
 
 
 class Selection(NamedTuple):
@@ -88,7 +89,11 @@ def label_pool(
     """
     test = sources.load(test_set, "test", data_dir=data_dir)
     check_sizes(sizes, test.num_classes)
-    _check_settings(batch_size, chunk_size, worker, num_workers)
+    _check_settings(near_duplicate, batch_size, chunk_size, worker, num_workers)
+    scores = posixpath.join(workdir, "scores")
+    while worker and not gfile.exists(posixpath.join(scores, _IDENTITY)):
+        print("Waiting for worker 0 to convert the pool and train the classifier, where that is needed", flush=True)
+        time.sleep(10)
     images = sources.open_pool(pool, data_dir=data_dir, image_shape=test.images.shape[1:], cache_dir=cache_dir)
     if max(sizes) > len(images):
         raise ValueError(f"Expected a pool of at least {max(sizes):,} images. Received: {len(images):,}")
@@ -101,7 +106,6 @@ def label_pool(
             "Expected a classifier that is right more often than chance, or label_pool.allow_chance = True. "
             f"Received: one that is right on {100 * accuracy:.2f} % of the test images"
         )
-    scores = posixpath.join(workdir, "scores")
     score(
         images,
         logits_fn,
@@ -155,7 +159,8 @@ def score(
         logits_fn: images in [0, 1] to logits.
         directory: where the scores go, any `tf.io.gfile` path.
         test_images: uint8 `[T, height, width, channels]`.
-        classifier: what identifies `logits_fn`, such as a SHA-256.
+        classifier: what identifies `logits_fn`, such as a SHA-256; a folder with scores of another pool, classifier,
+            test set, or of other settings, is refused.
         near_duplicate: similarity, see `duplicates`, from which on an image is a duplicate.
         batch_size: images in a batch of the classifier.
         chunk_size: images in a file of scores: what an interruption can cost.
@@ -164,21 +169,26 @@ def score(
         progress: whether to show a progress bar.
 
     Raises:
-        ValueError: for a pool that does not fit the test images, scores of another pool or by another classifier in the
-            directory, logits that are not finite, or where nothing more can be written; chunks written before stay.
+        ValueError: for a pool that does not fit the test images, scores of something else in the directory, logits that
+            are not finite, or where nothing more can be written; chunks written before stay.
     """
     if tuple(pool.shape[1:]) != tuple(test_images.shape[1:]):
         raise ValueError(f"Expected a pool of images {tuple(test_images.shape[1:])}. Received: {tuple(pool.shape[1:])}")
-    _check_settings(batch_size, chunk_size, worker, num_workers)
+    _check_settings(near_duplicate, batch_size, chunk_size, worker, num_workers)
+    ends = [hashlib.sha256(pool[:batch_size]), hashlib.sha256(pool[len(pool) - min(batch_size, len(pool)) :])]
     identity = {
         "num_images": len(pool),
-        "chunk_size": chunk_size,
+        "first_and_last_images_sha256": [digest.hexdigest() for digest in ends],
+        "test_images_sha256": hashlib.sha256(np.ascontiguousarray(test_images)).hexdigest(),
         "classifier": classifier,
         "near_duplicate": near_duplicate,
+        "coarse_threshold": duplicates.COARSE_THRESHOLD,
+        "batch_size": batch_size,
+        "chunk_size": chunk_size,
     }
     _claim(directory, identity)
     chunks = range(worker, _num_chunks(identity), num_workers)
-    todo = sorted(set(missing(directory)).intersection(chunks))
+    todo = [chunk for chunk in chunks if not _is_scored(directory, chunk)]
     if len(todo) < len(chunks):
         print(f"Resuming with {len(todo):,} of {len(chunks):,} chunks to score", flush=True)
     if not todo:
@@ -240,7 +250,7 @@ def select(directory, *, num_classes, sizes):
     counts, dropped = np.zeros(num_classes, np.int64), np.zeros(num_classes, np.int64)
     num_exact, digest = 0, hashlib.sha256()
     for chunk in range(_num_chunks(identity)):
-        arrays, info = snapshots.read_committed(_chunk(directory, chunk))
+        arrays, info = _read_chunk(directory, chunk)
         digest.update(bytes.fromhex(info["images_sha256"]))
         index = chunk * identity["chunk_size"] + np.arange(len(arrays["label"]), dtype=np.int64)
         is_duplicate = arrays["duplicate_of"] >= 0
@@ -276,6 +286,7 @@ def select(directory, *, num_classes, sizes):
         "duplicates": {
             "measure": duplicates.MEASURE,
             "threshold": identity["near_duplicate"],
+            "coarse_threshold": identity["coarse_threshold"],
             "exact": num_exact,
             "near": int(dropped.sum()) - num_exact,
             "per_class": dropped.tolist(),
@@ -286,11 +297,17 @@ def select(directory, *, num_classes, sizes):
 
 def check_sizes(sizes, num_classes):
     """Refuses sizes that are no positive multiples of the number of classes."""
-    if not sizes or not all(isinstance(size, int) and size > 0 and size % num_classes == 0 for size in sizes):
-        raise ValueError(f"Expected sizes that are multiples of {num_classes}. Received: {sizes}")
+    if (
+        not isinstance(sizes, (list, tuple))
+        or not sizes
+        or not all(isinstance(size, int) and size > 0 and size % num_classes == 0 for size in sizes)
+    ):
+        raise ValueError(f"Expected sizes that are multiples of {num_classes}, as (1000,). Received: {sizes}")
 
 
-def _check_settings(batch_size, chunk_size, worker, num_workers):
+def _check_settings(near_duplicate, batch_size, chunk_size, worker, num_workers):
+    if not isinstance(near_duplicate, (int, float)) or not 0 < near_duplicate <= 1:
+        raise ValueError(f"Expected near_duplicate as a number above 0 and up to 1. Received: {near_duplicate!r}")
     if batch_size < 1 or chunk_size < 1 or not 0 <= worker < num_workers:
         raise ValueError(
             "Expected a batch_size and a chunk_size >= 1 and a worker from 0 to num_workers - 1. "
@@ -301,10 +318,15 @@ def _check_settings(batch_size, chunk_size, worker, num_workers):
 def _accuracy(logits_fn, test, batch_size):
     """Share of a labelled set that a classifier gets right."""
     num_right = 0
-    predict = tf.function(lambda images: tf.argmax(logits_fn(tf.cast(images, tf.float32) / 255.0), axis=-1))
+    predict = tf.function(lambda images: logits_fn(tf.cast(images, tf.float32) / 255.0), autograph=False)
     for start in range(0, len(test.labels), batch_size):
         chosen = np.arange(start, start + batch_size) % len(test.labels)
-        right = predict(test.images[chosen]).numpy() == test.labels[chosen]
+        logits = predict(test.images[chosen]).numpy()
+        if logits.shape[1:] != (test.num_classes,):
+            raise ValueError(
+                f"Expected a classifier of {test.num_classes} classes. Received: {logits.shape[1:]} logits"
+            )
+        right = logits.argmax(axis=-1) == test.labels[chosen]
         num_right += int(right[: len(test.labels) - start].sum())
     return num_right / len(test.labels)
 
@@ -330,7 +352,7 @@ def _duplicates(index, images, neighbors, cosines, near_duplicate):
     duplicate_of, is_exact = np.full(len(images), -1, np.int32), np.zeros(len(images), bool)
     close = np.flatnonzero(cosines >= duplicates.COARSE_THRESHOLD)
     similarities, exact = duplicates.similarity(index, images[close], neighbors[close])
-    found = similarities >= near_duplicate
+    found = exact | (similarities >= near_duplicate)
     duplicate_of[close[found]], is_exact[close[found]] = neighbors[close[found]], exact[found]
     return {"duplicate_of": duplicate_of, "is_exact": is_exact}
 
@@ -349,10 +371,28 @@ def _chunk(directory, chunk):
     return posixpath.join(directory, f"chunk-{chunk:08d}")
 
 
+def _is_scored(directory, chunk):
+    """Whether a chunk has a marker that an interruption did not cut short."""
+    try:
+        return "sha256" in json.loads(read_text(_chunk(directory, chunk) + ".json"))
+    except ValueError:
+        return False
+
+
+def _read_chunk(directory, chunk):
+    """A chunk's scores and what its marker says; a damaged one will be scored again."""
+    try:
+        return snapshots.read_committed(_chunk(directory, chunk))
+    except ValueError as error:
+        gfile.remove(_chunk(directory, chunk) + ".json")
+        raise ValueError(f"{error}; the same command scores these images again") from error
+
+
 def _claim(directory, identity):
     """Says what the scores in a directory are of, or refuses those of something else."""
-    gfile.makedirs(directory)
-    path = posixpath.join(directory, "identity.json")
+    path = posixpath.join(directory, _IDENTITY)
+    with writing(path):
+        gfile.makedirs(directory)
     try:
         saved = json.loads(read_text(path))
     except ValueError:  # None yet, or what an interrupted write left behind.
@@ -367,7 +407,7 @@ def _claim(directory, identity):
 
 
 def _identity(directory):
-    path = posixpath.join(directory, "identity.json")
+    path = posixpath.join(directory, _IDENTITY)
     if not gfile.exists(path):
         raise ValueError(f"Expected a folder with scores. Received: {directory}")
     return json.loads(read_text(path))

@@ -51,7 +51,8 @@ def write_set(pool, chosen, directory, *, manifest, images_per_part=50_000, work
     Raises:
         ValueError: where nothing more can be written; parts written before stay.
     """
-    gfile.makedirs(directory)
+    with writing(directory):
+        gfile.makedirs(directory)
     starts = range(0, len(chosen.index), images_per_part)
     names = [f"part-{k:05d}-of-{len(starts):05d}.tfrecord" for k in range(len(starts))]
     paths = [posixpath.join(directory, name) for name in names]

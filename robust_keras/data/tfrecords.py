@@ -1,6 +1,7 @@
 """Images and labels in TFRecord files."""
 
 import math
+import re
 import zlib
 from typing import NamedTuple
 
@@ -9,6 +10,8 @@ import tensorflow as tf
 from robust_keras.data.pictures import BLOCK, FAILURES, PNG, compiled, decoded, decoded_or_refused
 from robust_keras.data.published import HOW_TO_LABEL
 from robust_keras.data.tfds_sets import why
+
+_PART = re.compile(r"-(\d{3,})-of-(\d{3,})(?!.*/)")
 
 
 class Layout(NamedTuple):
@@ -30,6 +33,24 @@ def list_files(path):
     if tf.io.gfile.exists(path):
         return [path]
     return [file for file in sorted(tf.io.gfile.glob(path)) if not tf.io.gfile.isdir(file)]
+
+
+def check_complete(paths):
+    """Refuses a set of which parts are missing, where names tell how many there are, as 'part-00003-of-00010.tfrecord'.
+
+    Raises:
+        ValueError: for missing parts.
+    """
+    parts = {}
+    for path in paths:
+        if match := _PART.search(path):
+            parts.setdefault((path[: match.start()], match[2], path[match.end() :]), set()).add(int(match[1]))
+    for (stem, count, ending), found in parts.items():
+        if lacking := sorted(set(range(int(count))) - found):
+            raise ValueError(
+                f"Expected {int(count)} parts of {stem}-*-of-{count}{ending}. Received: {len(found)}, without "
+                f"{lacking[0]:0{len(count)}d}"
+            )
 
 
 def blocks(paths, image_shape, *, labelled):

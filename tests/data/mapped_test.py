@@ -114,9 +114,9 @@ def test_a_pass_over_all_images_does_not_stay_in_memory(tmp_path):
     for start in range(0, 40_000, 1000):
         images[start : start + 1000]
     assert mapped_bytes() - before < 2e7
-    for start in range(0, 40_000, 1000):  # Single images are mapped.
+    for start in range(0, 40_000, 1000):  # Images from anywhere are mapped, but for the moment.
         images[np.arange(start, start + 1000)]
-    assert mapped_bytes() - before > 1e8
+    assert mapped_bytes() - before < 2e7
 
 
 def test_a_file_that_shrinks_is_an_error_where_it_is_read(tmp_path):

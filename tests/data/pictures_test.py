@@ -326,14 +326,16 @@ def test_a_folder_of_classes(tmp_path, capsys):
     order = sorted(range(9), key=lambda k: (classes.index(names[k].split("/")[0]), names[k]))
     labels = [classes.index(names[k].split("/")[0]) for k in order]
     assert labels == [0, 0, 0, 0, 1, 2, 2, 3, 3]
-    for num_classes in (4, 10, None):
+    for num_classes in (4, None):
         assert_right(images(folder, num_classes=num_classes), _IMAGES[order], labels)
     assert capsys.readouterr().out.count("Converting ") == 1
-    assert_refused("Expected 3 classes, each a sub-folder of .*Received: 4", images, folder, num_classes=3)
+    for num_classes in (3, 5):
+        match = f"Expected {num_classes} classes, each a sub-folder of .*Received: 4"
+        assert_refused(match, images, folder, num_classes=num_classes)
 
     # A file that moves to another class keeps its size and its time of change.
     (folder / "b/9.png").rename(folder / "a-b/9.png")
-    found = images(folder)
+    found = images(folder, num_classes=4)
     assert found[1].tolist() == [0, 0, 0, 0, 1, 1, 2, 3, 3]
     np.testing.assert_array_equal(found[0][5], _IMAGES[0])
 
@@ -343,7 +345,7 @@ def test_more_files_than_a_block(tmp_path, monkeypatch, block, at_once):
     monkeypatch.setattr(pictures, "BLOCK", block)
     monkeypatch.setattr(pictures, "_FILES_AT_ONCE", at_once)
     folder = write_files(tmp_path / "set", [f"{k // 4}/{k}.png" for k in range(9)])
-    assert_right(images(folder), _IMAGES, np.arange(9) // 4)
+    assert_right(images(folder, num_classes=3), _IMAGES, np.arange(9) // 4)
 
 
 def bad_files():
@@ -413,8 +415,26 @@ def test_a_folder_on_another_file_system(tmp_path):
         tf.io.gfile.makedirs(os.path.dirname(path))
         with tf.io.gfile.GFile(path, "wb") as file:
             file.write(png(_IMAGES[k]))
-    found = images("ram://pictures_test/set", cache_dir=str(tmp_path))
+    found = images("ram://pictures_test/set", num_classes=2, cache_dir=str(tmp_path))
     assert_right(found, _IMAGES[[0, 2, 1, 3]], [0, 0, 1, 1])
     assert tfrecords.list_files("ram://pictures_test/set/0/*.png") == [
         f"ram://pictures_test/set/0/{k}.png" for k in (0, 2)
     ]
+
+
+def test_folders_that_are_named_by_their_label_are_in_its_order(tmp_path):
+    folder = write_files(tmp_path / "set", [f"{label}/x.png" for label in (0, 10, 2, 1, 3, 4, 5, 6, 7)])
+    order = [0, 3, 2, 4, 5, 6, 7, 8, 1]
+    assert_right(images(folder, num_classes=9), _IMAGES[order], list(range(9)))
+
+
+def test_missing_parts_are_refused(tmp_path):
+    names = [f"part-{k:05d}-of-00003.tfrecord" for k in range(3)]
+    for name in names:
+        write_records(tmp_path / name, records()[:2])
+    assert len(tfrecord(f"{tmp_path}/part-*.tfrecord")[0]) == 6
+    (tmp_path / names[1]).unlink()
+    with pytest.raises(
+        ValueError, match="Expected 3 parts of .*part-\\*-of-00003.tfrecord. Received: 2, without 00001"
+    ):
+        tfrecord(f"{tmp_path}/part-*.tfrecord")

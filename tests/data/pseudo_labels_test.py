@@ -272,6 +272,9 @@ def test_a_full_disk_leaves_what_is_finished(scored, tmp_path):
         ({"classifier": "another"}, "classifier ab, not another"),
         ({"near_duplicate": 0.5}, "near_duplicate .*, not 0.5"),
         ({"chunk_size": 10}, "chunk_size 20, not 10"),
+        ({"batch_size": 4}, "batch_size 8, not 4"),
+        ({"test_images": TEST[:5]}, "test_images_sha256"),
+        ({"near_duplicate": 1.1}, "up to 1. Received: 1.1"),
     ],
 )
 def test_bad_settings_of_scoring(scored, changes, message):
@@ -291,7 +294,7 @@ def test_logits_that_are_not_finite(tmp_path):
 
 def test_bad_selections(scored, tmp_path):
     for sizes in ((), (6,), (0,), (8, 4.0)):
-        with pytest.raises(ValueError, match="Expected sizes that are multiples of 4. Received: "):
+        with pytest.raises(ValueError, match="Expected sizes that are multiples of 4, as .* Received: "):
             pseudo_labels.select(scored, num_classes=NUM_CLASSES, sizes=sizes)
     labels = expected_scores()[0]
     counts = np.bincount([labels[k] for k in range(len(POOL)) if k not in COPIES])
@@ -305,8 +308,20 @@ def test_bad_selections(scored, tmp_path):
     score(tmp_path)
     damaged = tmp_path / "chunk-00000003.npz"
     damaged.write_bytes(damaged.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="Expected an intact .*chunk-00000003.npz"):
+    with pytest.raises(ValueError, match="Expected an intact .*chunk-00000003.npz.*scores these images again"):
         pseudo_labels.select(str(tmp_path), num_classes=NUM_CLASSES, sizes=(4,))
+    (tmp_path / "chunk-00000001.json").write_text("")  # What a full disk or a power cut can leave.
+    score(tmp_path)
+    chosen = pseudo_labels.select(str(tmp_path), num_classes=NUM_CLASSES, sizes=(40,)).sets[40]
+    assert chosen.index.tolist() == expected_set(40)
+
+
+def test_another_pool_of_as_many_images_is_refused(scored):
+    for place in (0, 95):
+        changed = POOL.copy()
+        changed[place] ^= 1
+        with pytest.raises(ValueError, match="first_and_last_images"):
+            pseudo_labels.score(changed, logits_fn, directory=scored, **OPTIONS)
 
 
 def test_names_of_sets():
