@@ -214,4 +214,4 @@ def test_works_on_remote_style_paths():
     with tf.io.gfile.GFile(f"{workdir}/metrics.csv") as file:
         assert file.read().startswith("step,loss,learning_rate")
     with tf.io.gfile.GFile(f"{workdir}/checkpoints/step-00000001.json") as file:
-        assert json.loads(file.read())["step"] == 1
+        assert json.loads(file.read())["info"]["last_validation"]["step"] == 1
