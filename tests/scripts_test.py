@@ -364,6 +364,7 @@ def interrupt(monkeypatch, network_arguments, num_calls):
             call(patch, evaluate, *network_arguments)
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_continues_to_the_same_result(monkeypatch, capsys, network, tmp_path):
     arguments = evaluation_of(network, tmp_path / "killed")
     process = subprocess.Popen(

@@ -143,6 +143,7 @@ def test_reported_validation_accuracy_is_that_of_the_reported_network(one_device
     assert trained.report["last"]["metrics"]["val_clean_averaged"] == pytest.approx(clean)
 
 
+@pytest.mark.slow
 def test_seeds_change_everything_and_nothing_else_does(one_device, tmp_path):
     workdir, _ = one_device
     tiny_run(tmp_path / "again", train_steps=1)
