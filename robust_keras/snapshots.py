@@ -50,9 +50,10 @@ def write(directory, step, arrays, info, *, keep=2):
     taken = steps(directory)
     older = [s for s in taken if s <= step]
     for unwanted in older[:-keep] + [s for s in taken if s > step]:
-        for path in reversed(_paths(_stem(directory, unwanted))):
-            if gfile.exists(path):
-                gfile.remove(path)
+        stem = _stem(directory, unwanted)
+        withdraw(stem)
+        if gfile.exists(_data_path(stem)):
+            gfile.remove(_data_path(stem))
 
 
 def commit(stem, arrays, info):
@@ -63,12 +64,30 @@ def commit(stem, arrays, info):
         arrays: NumPy arrays by name.
         info: what else to keep, as JSON can hold it.
     """
-    data_path, marker_path = _paths(stem)
-    if gfile.exists(marker_path):  # An older write: withdraw it before its data changes.
-        gfile.remove(marker_path)
-    marker = {"sha256": write_arrays(data_path, arrays), "info": info}
-    with gfile.GFile(marker_path, "w") as file:
+    withdraw(stem)  # An older write, before its data changes.
+    marker = {"sha256": write_arrays(_data_path(stem), arrays), "info": info}
+    with gfile.GFile(marker_path(stem), "w") as file:
         file.write(json.dumps(marker, indent=1))
+
+
+def is_committed(stem):
+    """Whether there is a marker, and a whole one."""
+    try:
+        with gfile.GFile(marker_path(stem)) as file:
+            return "sha256" in json.loads(file.read())
+    except (ValueError, tf.errors.NotFoundError):
+        return False
+
+
+def withdraw(stem):
+    """Removes the marker, if there is one."""
+    if gfile.exists(marker_path(stem)):
+        gfile.remove(marker_path(stem))
+
+
+def marker_path(stem):
+    """Where `commit` writes the marker."""
+    return f"{stem}.json"
 
 
 def read_committed(stem):
@@ -80,9 +99,9 @@ def read_committed(stem):
     Raises:
         ValueError: where it is incomplete or its SHA-256 differs.
     """
-    data_path, marker_path = _paths(stem)
+    data_path = _data_path(stem)
     try:
-        with gfile.GFile(marker_path) as file:
+        with gfile.GFile(marker_path(stem)) as file:
             marker = dict(json.loads(file.read()))
         if sha256(data_path) != marker["sha256"]:
             raise ValueError("its SHA-256 differs from the marker's")
@@ -147,8 +166,8 @@ def _stem(directory, step):
     return posixpath.join(str(directory), f"step-{step:08d}")
 
 
-def _paths(stem):
-    return f"{stem}.npz", f"{stem}.json"
+def _data_path(stem):
+    return f"{stem}.npz"
 
 
 class _HashingStream:

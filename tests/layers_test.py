@@ -21,7 +21,6 @@ LEVELS = {
     "robust_keras.data.duplicates": 0.0,
     "robust_keras.data.mapped": 0.0,
     "robust_keras.data.pickles": 0.0,
-    "robust_keras.data.published": 0.0,
     "robust_keras.distribution": 0.0,
     "robust_keras.losses": 0.0,
     "robust_keras.noise": 0.0,
@@ -30,20 +29,21 @@ LEVELS = {
     "robust_keras.schedules": 0.0,
     "robust_keras.snapshots": 0.0,
     "robust_keras.study": 0.0,
+    "robust_keras.data.published": 0.1,  # snapshots
     "robust_keras.data.augmentation": 0.1,  # noise
     "robust_keras.data.shards": 0.1,  # data.mapped
-    "robust_keras.data.tfds_sets": 0.1,  # data.published
     "robust_keras.planning": 0.1,  # costs
     "robust_keras.recording": 0.1,  # snapshots
     "robust_keras.threats": 0.1,  # noise
-    "robust_keras.data.archives": 0.2,  # data.mapped, data.tfds_sets
-    "robust_keras.data.pictures": 0.2,  # data.mapped, data.tfds_sets
-    "robust_keras.data.tfrecords": 0.3,  # data.pictures, data.published, data.tfds_sets
-    "robust_keras.data.formats": 0.4,  # data.archives, data.shards, data.tfrecords
-    "robust_keras.data.sources": 0.5,  # data.formats
-    "robust_keras.data.record_sets": 0.2,  # data.tfds_sets, snapshots
-    "robust_keras.data.mixing": 0.6,  # data.sources, noise
-    "robust_keras.data.pseudo_labels": 0.6,  # data.duplicates, data.record_sets, data.sources
+    "robust_keras.data.tfds_sets": 0.2,  # data.published
+    "robust_keras.data.archives": 0.3,  # data.mapped, data.tfds_sets
+    "robust_keras.data.pictures": 0.3,  # data.mapped, data.tfds_sets
+    "robust_keras.data.record_sets": 0.3,  # data.tfds_sets, snapshots
+    "robust_keras.data.tfrecords": 0.4,  # data.pictures, data.published, data.tfds_sets
+    "robust_keras.data.formats": 0.5,  # data.archives, data.shards, data.tfrecords
+    "robust_keras.data.sources": 0.6,  # data.formats
+    "robust_keras.data.mixing": 0.7,  # data.sources, noise
+    "robust_keras.data.pseudo_labels": 0.7,  # data.duplicates, data.record_sets, data.sources
     "robust_keras.models": 1.0,
     "robust_keras.objectives": 1.0,
     "robust_keras.searches": 1.0,

@@ -188,10 +188,10 @@ def score(
     }
     _claim(directory, identity)
     chunks = range(worker, _num_chunks(identity), num_workers)
-    todo = [chunk for chunk in chunks if not _is_scored(directory, chunk)]
-    if len(todo) < len(chunks):
-        print(f"Resuming with {len(todo):,} of {len(chunks):,} chunks to score", flush=True)
-    if not todo:
+    pending = [chunk for chunk in chunks if not snapshots.is_committed(_chunk(directory, chunk))]
+    if len(pending) < len(chunks):
+        print(f"Resuming with {len(pending):,} of {len(chunks):,} chunks to score", flush=True)
+    if not pending:
         return
     index = duplicates.build_index(test_images)
     on_batch = _scorer(logits_fn, index, (batch_size, *pool.shape[1:]))
@@ -200,11 +200,11 @@ def score(
         images = np.ascontiguousarray(pool[chunk * chunk_size : (chunk + 1) * chunk_size])
         return images, hashlib.sha256(images).hexdigest()
 
-    total = sum(min(chunk_size, len(pool) - chunk * chunk_size) for chunk in todo)
+    total = sum(min(chunk_size, len(pool) - chunk * chunk_size) for chunk in pending)
     bar = tqdm(total=total, unit="image", unit_scale=True, disable=not progress, mininterval=1.0)
     with concurrent.futures.ThreadPoolExecutor(1) as reader, bar:
-        coming = reader.submit(read, todo[0])
-        for chunk, following in zip(todo, [*todo[1:], None]):
+        coming = reader.submit(read, pending[0])
+        for chunk, following in zip(pending, [*pending[1:], None]):
             images, sha256 = coming.result()
             if following is not None:
                 coming = reader.submit(read, following)
@@ -225,7 +225,7 @@ def missing(directory):
     """The chunks that are not scored yet: a list of their numbers."""
     present = set(gfile.listdir(directory))
     chunks = range(_num_chunks(_identity(directory)))
-    return [chunk for chunk in chunks if posixpath.basename(_chunk(directory, chunk)) + ".json" not in present]
+    return [chunk for chunk in chunks if snapshots.marker_path(_chunk("", chunk)) not in present]
 
 
 def select(directory, *, num_classes, sizes):
@@ -243,8 +243,8 @@ def select(directory, *, num_classes, sizes):
         ValueError: for a pool that is not scored, a damaged file of scores, or a class with too few images.
     """
     check_sizes(sizes, num_classes)
-    if missing(directory):
-        raise ValueError(f"Expected a pool that is scored. Received: {len(missing(directory))} chunks that are not")
+    if chunks := missing(directory):
+        raise ValueError(f"Expected a pool that is scored. Received: {len(chunks)} chunks that are not")
     identity, per_class = _identity(directory), max(sizes) // num_classes
     best = [Chosen(*(np.zeros(0, dtype) for dtype in (np.int64, np.int32, np.float32))) for _ in range(num_classes)]
     counts, dropped = np.zeros(num_classes, np.int64), np.zeros(num_classes, np.int64)
@@ -371,20 +371,12 @@ def _chunk(directory, chunk):
     return posixpath.join(directory, f"chunk-{chunk:08d}")
 
 
-def _is_scored(directory, chunk):
-    """Whether a chunk has a marker that an interruption did not cut short."""
-    try:
-        return "sha256" in json.loads(read_text(_chunk(directory, chunk) + ".json"))
-    except ValueError:
-        return False
-
-
 def _read_chunk(directory, chunk):
     """A chunk's scores and what its marker says; a damaged one will be scored again."""
     try:
         return snapshots.read_committed(_chunk(directory, chunk))
     except ValueError as error:
-        gfile.remove(_chunk(directory, chunk) + ".json")
+        snapshots.withdraw(_chunk(directory, chunk))
         raise ValueError(f"{error}; the same command scores these images again") from error
 
 

@@ -1,11 +1,12 @@
 """Published files of extra data: where they are, and whether a file is what was published."""
 
-import hashlib
 import json
 import os
 from typing import NamedTuple
 
 import tensorflow as tf
+
+from robust_keras import snapshots
 
 CARMON_FILE = "ti_500K_pseudo_labeled.pickle"
 DDPM_FILE = "cifar10_ddpm.npz"
@@ -68,16 +69,13 @@ def _sha256(path, stat):
             return remembered["sha256"]
     except (tf.errors.OpError, ValueError, KeyError, TypeError):
         pass
-    digest = hashlib.sha256()
-    with tf.io.gfile.GFile(path, "rb") as file:
-        while chunk := file.read(1 << 24):
-            digest.update(chunk)
+    digest = snapshots.sha256(path)
     try:
         with tf.io.gfile.GFile(f"{path}.sha256", "w") as file:
-            file.write(json.dumps({"sha256": digest.hexdigest(), **key}))
+            file.write(json.dumps({"sha256": digest, **key}))
     except tf.errors.OpError:
         pass  # In a folder that is read-only the file is hashed at every start.
-    return digest.hexdigest()
+    return digest
 
 
 def how_to_obtain(name, path):

@@ -130,13 +130,14 @@ def _write_records(path, pool, chosen):
         for start in range(0, len(chosen.index), 1024):
             block = Chosen(*(part[start : start + 1024] for part in chosen))
             for image, index, label, score in zip(pool[block.index], *block):
-                feature = {
-                    "image": _feature(bytes_list=tf.train.BytesList(value=[tf.io.encode_png(image).numpy()])),
-                    "label": _feature(int64_list=tf.train.Int64List(value=[label])),
-                    "score": _feature(float_list=tf.train.FloatList(value=[score])),
-                    "index": _feature(int64_list=tf.train.Int64List(value=[index])),
-                }
-                writer.write(tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString(True))
+                writer.write(_record(image, index, label, score))
 
 
-_feature = tf.train.Feature
+def _record(image, index, label, score):
+    features = {
+        "image": tf.train.Feature(bytes_list=tf.train.BytesList(value=[tf.io.encode_png(image).numpy()])),
+        "label": tf.train.Feature(int64_list=tf.train.Int64List(value=[label])),
+        "score": tf.train.Feature(float_list=tf.train.FloatList(value=[score])),
+        "index": tf.train.Feature(int64_list=tf.train.Int64List(value=[index])),
+    }
+    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString(deterministic=True)
