@@ -7,7 +7,7 @@ import setuptools
 
 ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "robust_keras" / "__init__.py").read_text())[1]
-COMMANDS = ("train", "evaluate", "export", "report", "reproduce", "pseudo_label")
+COMMANDS = ("train", "evaluate", "export", "report", "reproduce", "pseudo_label", "self_test")
 
 setuptools.setup(
     name="robust_keras",

@@ -3,6 +3,8 @@
 import keras
 import tensorflow as tf
 
+from robust_keras import distribution
+
 
 def averaging_decay(step, *, tau, warm_up=True):
     """The decay at `step` (0 at the first): tau, or with warm-up min(tau, (1 + step) / (10 + step))."""
@@ -52,17 +54,11 @@ class WeightAveraging(keras.callbacks.Callback):
     def _update(self, step):
         decay = averaging_decay(step, tau=self.tau, warm_up=self.warm_up)
         network = self.model.network
-        pairs = [(a.value, w.value, decay) for a, w in zip(self.twin.trainable_weights, network.trainable_weights)]
-        pairs += [
-            (a.value, w.value, 0.0) for a, w in zip(self.twin.non_trainable_weights, network.non_trainable_weights)
-        ]
+        averages = [*self.twin.trainable_weights, *self.twin.non_trainable_weights]
+        weights = [*network.trainable_weights, *network.non_trainable_weights]
+        decays = [decay] * len(network.trainable_weights) + [0.0] * len(network.non_trainable_weights)
 
         def assign(average, weight, decay):
             average.assign(decay * average + (1.0 - decay) * weight)
 
-        def update(strategy):
-            for average, weight, rate in pairs:
-                strategy.extended.update(average, assign, args=(weight, rate), group=False)
-
-        # As Keras' optimisers reach all replicas' copies, on TPU without merging them.
-        tf.__internal__.distribute.interim.maybe_merge_call(update, tf.distribute.get_strategy())
+        distribution.update(assign, [a.value for a in averages], [w.value for w in weights], decays)

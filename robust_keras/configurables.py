@@ -31,12 +31,15 @@ _NOT_THE_RECIPE = {
 } | {
     f"train.{name}"
     for name in (
+        "accumulation_steps",
         "checkpoint_every",
         "jit_compile",
         "log_every",
         "num_checkpoints",
         "progress",
+        "steps_per_execution",
         "strategy",
+        "tpu",
         "validate_every",
         "validation_batch_size",
     )
@@ -77,6 +80,7 @@ for _function, _given in {
     losses.cross_entropy: (),
     losses.dlr: (),
     losses.kl_divergence: (),
+    loading.load_weights: (),
     losses.margin: (),
     mixing.batches: ("seed", "num_steps", "start_step", "num_hosts", "host"),
     mixing.cutmix: (),
@@ -195,13 +199,14 @@ def differences(config, other_config):
     ]
 
 
-def claim(workdir, config, *, holds_results):
+def claim(workdir, config, *, holds_results, write=True):
     """Writes `config` to `workdir`/config.gin, or refuses a folder with the results of another run.
 
     Args:
         workdir: any `tf.io.gfile` path.
         config: an operative configuration, gin text.
         holds_results: whether the folder has anything that must not be mixed with another run.
+        write: whether to write it; of several processes one does.
 
     Raises:
         ValueError: naming the bindings that differ.
@@ -215,6 +220,8 @@ def claim(workdir, config, *, holds_results):
         # An empty file is what an interrupted write left behind.
         if different := differences(config, saved) if saved else []:
             raise ValueError(f"Expected a workdir of this run. Received: {workdir} of another, {'; '.join(different)}")
+    if not write:
+        return
     tf.io.gfile.makedirs(workdir)
     with tf.io.gfile.GFile(path, "w") as file:
         file.write(config)

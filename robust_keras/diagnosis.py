@@ -1,9 +1,11 @@
 """Signs that gradients do not tell how robust a classifier is (Athalye et al. 2018, https://arxiv.org/abs/1802.00420)."""
 
+import functools
+
 import numpy as np
 import tensorflow as tf
 
-from robust_keras import attacks, losses, searches
+from robust_keras import attacks, distribution, losses, searches
 
 # Attacks that ask the attacked classifier for no gradients.
 BLACK_BOX = ("square", "transfer")
@@ -29,12 +31,14 @@ def diagnose(logits_fn, x, labels, seeds, *, threat):
         finite differences along its sign;
         `margin`, `margin_5_steps`, `margin_50_steps`: the mean margin on clean images and after PGD of so many steps.
     """
-    predict_fn = tf.function(logits_fn)
+    predict_fn = distribution.over_replicas(logits_fn)
     passes = np.stack([predict_fn(x).numpy() for _ in range(5)])
     passes /= np.linalg.norm(passes, axis=-1, keepdims=True) + 1e-10
     spread = np.linalg.norm(passes[:, None] - passes[None], axis=-1).max()
 
-    zero, mismatch = (flags.numpy() for flags in tf.function(_gradients)(logits_fn, x, labels))
+    zero, mismatch = (
+        flags.numpy() for flags in distribution.over_replicas(functools.partial(_gradients, logits_fn))(x, labels)
+    )
     figures = {
         "logits_spread": float(spread),
         "zero_gradients": float(zero.mean()),
@@ -43,7 +47,6 @@ def diagnose(logits_fn, x, labels, seeds, *, threat):
     }
     for num_steps in (5, 50):
 
-        @tf.function
         def margin(x, labels, seeds, num_steps=num_steps):
             x_adv = attacks.pgd(
                 logits_fn,
@@ -56,9 +59,9 @@ def diagnose(logits_fn, x, labels, seeds, *, threat):
                 seeds=seeds,
                 random_start=False,
             )
-            return tf.reduce_mean(losses.margin(logits_fn(x_adv), labels))
+            return losses.margin(logits_fn(x_adv), labels)
 
-        figures[f"margin_{num_steps}_steps"] = float(margin(x, labels, seeds))
+        figures[f"margin_{num_steps}_steps"] = float(np.mean(distribution.over_replicas(margin)(x, labels, seeds)))
     # JSON knows no NaN.
     return {name: value if np.isfinite(value) else None for name, value in figures.items()}
 

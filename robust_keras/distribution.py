@@ -1,45 +1,250 @@
-"""A `tf.distribute` strategy from a name."""
+"""Where a run computes: a `tf.distribute` strategy from a name, and batches over its replicas and processes.
+
+Functions other than `strategy` mean the strategy whose scope they are called in; without one, that is one device.
+"""
+
+import functools
+import json
+import os
 
 import tensorflow as tf
 
-NAMES = ("auto", "one", "mirrored", "tpu")
+NAMES = ("auto", "one", "mirrored", "tpu", "multi_worker")
 
 
 def strategy(name="auto", *, tpu=None):
-    """The strategy that a run executes under.
+    """The strategy that a run executes under, the same object for the same arguments.
+
+    Processes meet in it, and a TPU is initialised: call it before anything else that uses TensorFlow's devices.
 
     Args:
         name: 'one' device; 'mirrored' over all GPUs of this machine, or over its logical CPUs where it has none; 'tpu';
-            or 'auto': a TPU if there is one, else all GPUs, else one device.
-        tpu: address of the TPU; None for the one that the environment names or that is attached.
+            'multi_worker' over the processes that the environment variable TF_CONFIG lists; or 'auto': several
+            processes if TF_CONFIG lists them, else a TPU if there is one, else all GPUs, else one device.
+        tpu: address of the TPU; None for the one that TPU_NAME or COLAB_TPU_ADDR names, or that is attached.
 
     Returns:
         A `tf.distribute.Strategy`.
 
     Raises:
-        ValueError: for an unknown name, or a TPU that is not there.
+        ValueError: for an unknown name, or hardware or processes that are not there.
     """
+    return _strategy(name, tpu)
+
+
+@functools.cache  # Several strategies over the same devices collide.
+def _strategy(name, tpu):
     if name not in NAMES:
         raise ValueError(f"Expected a strategy out of {', '.join(NAMES)}. Received: {name!r}")
+    if tpu is not None and name not in ("auto", "tpu"):
+        raise ValueError(f"Expected the strategy 'tpu' with a TPU's address. Received: {name!r} and {tpu!r}")
     if name == "auto":
-        if tpu is not None or tf.config.list_physical_devices("TPU"):
+        if _workers_of_environment() > 1:
+            name = "multi_worker"
+        elif tpu or _tpu_of_environment() or tf.config.list_physical_devices("TPU"):
             name = "tpu"
         else:
-            name = "mirrored" if len(tf.config.list_logical_devices("GPU")) > 1 else "one"
+            name = "mirrored" if len(tf.config.list_physical_devices("GPU")) > 1 else "one"
+    if name == "multi_worker":
+        if not _workers_of_environment():
+            raise ValueError(
+                "Expected an environment variable TF_CONFIG that lists the workers and says which of them this process "
+                f"is. Received: {os.environ.get('TF_CONFIG')!r}"
+            )
+        return tf.distribute.MultiWorkerMirroredStrategy()
     if name == "tpu":
-        return _tpu_strategy(tpu)
+        return _tpu_strategy(tpu or _tpu_of_environment() or "local")
     if name == "mirrored":
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         return tf.distribute.MirroredStrategy([device.name for device in devices])
     return tf.distribute.get_strategy()
 
 
-def _tpu_strategy(tpu):
+def _workers_of_environment():
+    """How many processes TF_CONFIG lists; 0 where there is none."""
+    text = os.environ.get("TF_CONFIG") or "{}"
     try:
-        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(tpu or "local")
+        config = dict(json.loads(text))
+        cluster = config.get("cluster", {})
+        if cluster and config["task"]["type"] not in cluster:
+            raise ValueError("no such task")
+        return sum(len(cluster.get(kind, ())) for kind in ("chief", "worker"))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"Expected a TF_CONFIG with 'cluster' and this process's 'task'. Received: {text}") from error
+
+
+def _tpu_of_environment():
+    colab = os.environ.get("COLAB_TPU_ADDR")
+    return os.environ.get("TPU_NAME") or (f"grpc://{colab}" if colab else None)
+
+
+def _tpu_strategy(address):
+    try:
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(address)
         tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
     except (ValueError, tf.errors.OpError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"Expected a TPU that answers. Received: tpu={tpu!r} ({reason})") from error
+        reason = " ".join(str(error).splitlines()[:1])
+        raise ValueError(f"Expected a TPU that answers. Received: {address!r} ({reason})") from error
     return tf.distribute.TPUStrategy(resolver)
+
+
+def num_processes():
+    """How many processes run this program together."""
+    return len(_tasks())
+
+
+def process_index():
+    """Which of them this is, from 0; the first one writes the files."""
+    strategy = tf.distribute.get_strategy()
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return 0
+    return _tasks().index((strategy.cluster_resolver.task_type, strategy.cluster_resolver.task_id))
+
+
+def _tasks():
+    strategy = tf.distribute.get_strategy()
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return [("worker", 0)]
+    cluster = strategy.cluster_resolver.cluster_spec()
+    return [(kind, k) for kind in ("chief", "worker") if kind in cluster.jobs for k in cluster.task_indices(kind)]
+
+
+def all_processes(number):
+    """The numbers, one of each process, that they call this with at the same point: a list of floats."""
+    if num_processes() == 1:
+        return [float(number)]
+    strategy = tf.distribute.get_strategy()
+    per_process = strategy.num_replicas_in_sync // num_processes()
+    mine = strategy.experimental_distribute_values_from_function(lambda _: tf.constant([float(number)]))
+    return _gather(strategy)(mine).numpy()[::per_process].tolist()
+
+
+@functools.cache
+def _gather(strategy):
+    # The identity has a device, which an argument has not.
+    return tf.function(functools.partial(_run_and_gather, strategy, tf.identity))
+
+
+def expect_same(number, directory):
+    """Raises ValueError where processes found different snapshots, by number, in what should be one folder."""
+    if len(set(found := all_processes(number))) > 1:
+        numbers = ", ".join(f"{number:.0f}" for number in found)
+        raise ValueError(f"Expected a folder that all processes share. Received: {directory} with snapshots {numbers}")
+
+
+def to_replicas(batch):
+    """Cuts this process's share of a batch among its replicas, in order.
+
+    Args:
+        batch: a nest of tensors `[share, ...]`; scalars go to each replica.
+
+    Returns:
+        A nest of values as `strategy.run` takes them.
+
+    Raises:
+        ValueError: for a share that does not divide among the replicas.
+    """
+    strategy = tf.distribute.get_strategy()
+    num_replicas = strategy.num_replicas_in_sync // num_processes()
+    if num_replicas == 1:
+        return batch
+    first = process_index() * num_replicas
+
+    def part(context):
+        k = context.replica_id_in_sync_group - first
+
+        def cut(values):
+            size, rest = divmod(values.shape[0], num_replicas)
+            if rest:
+                raise ValueError(
+                    f"Expected a batch that divides among {num_replicas} replicas. Received: {values.shape[0]}"
+                )
+            return values[k * size : (k + 1) * size]
+
+        return tf.nest.map_structure(lambda values: cut(values) if values.shape.rank else values, batch)
+
+    return strategy.experimental_distribute_values_from_function(part)
+
+
+def over_replicas(fn, *, jit_compile=False):
+    """Compiles a function of a batch, over all replicas of all processes.
+
+    Args:
+        fn: tensors and nests of tensors `[batch, ...]`, or scalars, to a nest of tensors `[batch, ...]`, each example
+            for itself.
+        jit_compile: whether to compile it with XLA.
+
+    Returns:
+        A function like `fn`, to be called with the same arguments in every process. It is compiled once for each size
+        of the batch, which all replicas together must divide.
+    """
+    strategy = tf.distribute.get_strategy()
+    by_size = {}
+
+    def compiled():
+        function = tf.function(fn, jit_compile=jit_compile)
+        if strategy.num_replicas_in_sync == 1:
+            return function
+
+        run = tf.function(functools.partial(_run_and_gather, strategy, function))
+
+        def call(*args):
+            args = tf.nest.map_structure(tf.convert_to_tensor, args)
+            share, index = num_processes(), process_index()
+
+            def mine(values):
+                size = values.shape[0] // share
+                return values[index * size : (index + 1) * size]
+
+            with strategy.scope():
+                return run(*to_replicas(tf.nest.map_structure(lambda t: mine(t) if t.shape.rank else t, args)))
+
+        return call
+
+    def call(*args):
+        size = len(tf.nest.flatten(args[0])[0])
+        if size not in by_size:
+            by_size[size] = compiled()
+        return by_size[size](*args)
+
+    return call
+
+
+def _run_and_gather(strategy, fn, *args):
+    """Runs `fn` on every replica; its results, one after another, reach every process."""
+    travels = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+
+    def on_replica(*args):
+        results = fn(*args)
+        if not travels:
+            return results
+        # Flags and bytes do not travel between processes.
+        types = tf.nest.map_structure(lambda values: values.dtype, results)
+        small = (tf.bool, tf.uint8)
+        numbers = tf.nest.map_structure(lambda v: tf.cast(v, tf.int32) if v.dtype in small else v, results)
+        numbers = tf.distribute.get_replica_context().all_gather(numbers, axis=0)
+        return tf.nest.map_structure(tf.cast, numbers, types)
+
+    def whole(values):
+        parts = strategy.experimental_local_results(values)
+        return parts[0] if travels else tf.concat(parts, axis=0)
+
+    return tf.nest.map_structure(whole, strategy.run(on_replica, args=args))
+
+
+def update(assign, variables, *values):
+    """Calls `assign(variable, *its values)` on every replica's copy of each variable, from inside a replica.
+
+    Args:
+        assign: changes a variable.
+        variables: `tf.Variable`s of the strategy.
+        values: lists as long as `variables`: tensors, the same on all replicas, or variables.
+    """
+
+    def on_all(strategy, *values):
+        for variable, *arguments in zip(variables, *values):
+            strategy.extended.update(variable, assign, args=tuple(arguments), group=False)
+
+    # As Keras' optimisers reach all replicas' copies, on TPU without merging them.
+    tf.__internal__.distribute.interim.maybe_merge_call(on_all, tf.distribute.get_strategy(), *values)

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from robust_keras import diagnosis, packing, verdicts
+from robust_keras import diagnosis, distribution, packing, verdicts
 
 
 def correct_under_attack(logits_fn, x, labels, *, seeds, attack):
@@ -64,17 +64,18 @@ def evaluate(
 
     Attacks run in order, each on the examples that all before it left standing. An example counts as broken only where
     a fresh forward pass on its adversarial image, after that was checked to lie inside the threat model, is wrong. Full
-    batches of one fixed size are packed from whatever is active, so everything is compiled once.
+    batches of one fixed size are packed from whatever is active, so everything is compiled once. All replicas of the
+    strategy in scope share the batches; of several processes, each calls this, and the first writes.
 
     Args:
-        logits_fn: float32 images `[batch, ...]` in [0, 1] to logits `[batch, num_classes]`.
+        logits_fn: float32 images `[batch, ...]` in [0, 1] to logits `[batch, num_classes]`; loaded in the same scope.
         source: a `data.sources.Source`: uint8 images and labels.
         attacks: `(logits_fn, x, labels, *, seeds) -> x_adv` each, functions with bound arguments; all for `threat`.
         threat: the `threats.Threat` that adversarial images must obey.
         baseline: a weaker attack to compare with, on every correctly classified example; what it breaks still stands.
         individual: whether each attack runs on every correctly classified example.
         num_examples: how many examples, the first ones; None for all.
-        batch_size: of every forward pass and attack.
+        batch_size: of every forward pass and attack, over all replicas.
         seed: of the attacks' noise.
         jit_compile: whether to compile attacks with XLA.
         allow_chance: whether to go on where the clean accuracy is not above chance.
@@ -93,6 +94,9 @@ def evaluate(
     """
     if num_examples is not None and not 1 <= num_examples <= len(source.labels):
         raise ValueError(f"Expected num_examples from 1 to {len(source.labels)}. Received: {num_examples!r}")
+    num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    if batch_size < 1 or batch_size % num_replicas:
+        raise ValueError(f"Expected a batch_size that divides among {num_replicas} replicas. Received: {batch_size}")
     plan = [*([] if baseline is None else [baseline]), *attacks]
     searches = [_search(attack) for attack in plan]  # Bad settings show before any attack runs.
     names = [search.name if search else attack.func.__name__ for attack, search in zip(plan, searches)]
@@ -106,7 +110,7 @@ def evaluate(
     images, labels = source.images[:num_examples], source.labels[:num_examples]
     if images.dtype != np.uint8 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"Expected uint8 images and integer labels. Received: {images.dtype} and {labels.dtype}")
-    predict_fn = tf.function(logits_fn)
+    predict_fn = distribution.over_replicas(logits_fn)
     clean_logits = verdicts.predict(predict_fn, images, batch_size)
     _check_logits(clean_logits, labels)
     num_classes = clean_logits.shape[-1]
@@ -123,7 +127,9 @@ def evaluate(
     if saved is not None and found.position < len(plan):
         print(f"Resuming from attack {found.position + 1} of {len(plan)}", flush=True)
     if diagnose and correct.any() and "diagnosis" not in found.notes:
-        batch = packing.inputs(images, labels, np.flatnonzero(correct)[:32], seed)
+        looked_at = np.flatnonzero(correct)[:32]
+        looked_at = np.resize(looked_at, max(len(looked_at) // num_replicas, 1) * num_replicas)
+        batch = packing.inputs(images, labels, looked_at, seed)
         found.notes["diagnosis"] = diagnosis.diagnose(sized_logits_fn, *batch, threat=threat)
 
     first = len(plan) - len(attacks)  # The first attack that counts.
@@ -229,7 +235,8 @@ def _run(work, found, judge, name, save_every, progress):
     with tqdm(desc=name, unit="step", total=work.steps_left, disable=not progress, leave=False) as bar:
         while (new := work.advance()) is not None:
             proposed.append(new)
-            if time.perf_counter() - saved_at >= save_every:
+            # All processes save when the first one does.
+            if distribution.all_processes(time.perf_counter() - saved_at)[0] >= save_every:
                 verify()
                 found.save(work.save())
                 saved_at = time.perf_counter()

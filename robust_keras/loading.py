@@ -57,6 +57,24 @@ def load_logits_fn(path, *, input_range=(0.0, 1.0), input_layout="NHWC", outputs
     return logits_fn
 
 
+def load_weights(path):
+    """The weights of a network that this package made, NumPy arrays by name.
+
+    Args:
+        path: folder of a training run, whose best weights so far are taken, or a `.keras` file.
+
+    Raises:
+        ValueError: where it holds no weights.
+    """
+    path = str(path)
+    if path.endswith(".keras") and gfile.exists(path):
+        return {weight.path: weight.numpy() for weight in keras.models.load_model(path, compile=False).weights}
+    snapshot = snapshots.read_newest(posixpath.join(path, "best"))
+    if snapshot is None:
+        raise ValueError(f"Expected the folder of a run that has best weights, or a .keras file. Received: {path}")
+    return snapshot.arrays
+
+
 def fingerprint(path):
     """SHA-256 of a canonical manifest of a model's files: each line `<sha256>  <relative path>`, sorted by path.
 

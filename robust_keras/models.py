@@ -26,7 +26,9 @@ def wide_resnet(
     Three groups of (depth - 4) / 6 blocks, 16, 32 and 64 times `width` channels wide, the second and third at half
     the resolution of the one before. The first block of each group projects its shortcut from the activated input.
     Convolutions have no bias and start from a normal truncated at two standard deviations of 1 / sqrt(fan in);
-    the classifier starts at zero. Layers carry the names of the published PyTorch weights.
+    the classifier starts at zero. Layers carry the names of the published PyTorch weights. Under Keras' policy
+    'mixed_bfloat16', the layers that see pixels (bfloat16 would move these by up to half a byte) and those after the
+    last activation stay float32.
 
     Args:
         depth: number of layers, 6n + 4.
@@ -59,8 +61,10 @@ def wide_resnet(
 
     images = keras.Input(input_shape, name="image")
     # Keras' Normalization takes the variance.
-    x = keras.layers.Normalization(mean=mean, variance=[s**2 for s in std], name="normalization")(images)
-    x = _conv(16, 3, 1, "init_conv")(x)
+    x = keras.layers.Normalization(mean=mean, variance=[s**2 for s in std], dtype="float32", name="normalization")(
+        images
+    )
+    x = _conv(16, 3, 1, "init_conv", dtype="float32")(x)
     for group, base_width in enumerate(_GROUP_WIDTHS):
         channels = base_width * width
         for block in range((depth - 4) // 6):
@@ -73,12 +77,12 @@ def wide_resnet(
             x = _conv(channels, 3, 1, f"{name}.conv_1")(x)
             x = keras.layers.Add(name=f"{name}.add")([x, shortcut])
     x = norm_act(x, "batchnorm")
-    x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+    x = keras.layers.GlobalAveragePooling2D(dtype="float32", name="pool")(x)
     logits = keras.layers.Dense(num_classes, kernel_initializer="zeros", dtype="float32", name="logits")(x)
     return keras.Model(images, logits, name=f"wide_resnet_{depth}_{width}")
 
 
-def _conv(channels, kernel_size, stride, name):
+def _conv(channels, kernel_size, stride, name, dtype=None):
     return keras.layers.Conv2D(
         channels,
         kernel_size,
@@ -86,6 +90,7 @@ def _conv(channels, kernel_size, stride, name):
         padding="same",
         use_bias=False,
         kernel_initializer=TruncatedNormal(),
+        dtype=dtype,
         name=name,
     )
 

@@ -17,11 +17,14 @@ import contextvars
 import keras
 import tensorflow as tf
 
+from robust_keras import distribution
+
 BATCH_AND_UPDATE = "batch_and_update"  # the batch's statistics, which also update the moving ones
 BATCH = "batch"  # the batch's statistics, moving ones untouched
 MOVING = "moving"  # the moving statistics
 
 _mode = contextvars.ContextVar("batch_norm_mode", default=None)
+_pending = contextvars.ContextVar("batch_norm_pending", default=None)
 
 
 @contextlib.contextmanager
@@ -41,6 +44,33 @@ def batch_norm_mode(mode):
         yield
     finally:
         _mode.reset(token)
+
+
+@contextlib.contextmanager
+def pending_updates():
+    """Inside the context, no moving statistics change: what they are to be updated with is yielded.
+
+    A forward pass then changes no variable, so that XLA compiles it under any strategy and parts of a batch can share
+    one update; `apply_updates` makes it.
+
+    Yields:
+        A list of (layer, (mean, variance)) in the order of the updates, float32 `[channels]` each.
+    """
+    updates = []
+    token = _pending.set(updates)
+    try:
+        yield updates
+    finally:
+        _pending.reset(token)
+
+
+def apply_updates(layers, statistics):
+    """Makes pending updates, in order, from inside a replica, with the statistics' means over replicas."""
+    context = tf.distribute.get_replica_context()
+    if layers and context.num_replicas_in_sync > 1:
+        statistics = context.all_reduce(tf.distribute.ReduceOp.MEAN, statistics)
+    for layer, values in zip(layers, statistics, strict=True):
+        layer.update_moving(*values)
 
 
 @keras.saving.register_keras_serializable(package="robust_keras")
@@ -75,8 +105,7 @@ class BatchNorm(keras.layers.Layer):
         # float32 whatever the layer computes in.
         self.scale = self.add_weight(name="scale", shape=(num_channels,), initializer="ones", autocast=False)
         self.offset = self.add_weight(name="offset", shape=(num_channels,), initializer="zeros", autocast=False)
-        # An assignment on a replica stores the mean over replicas on all of them.
-        moving = {"trainable": False, "aggregation": "mean", "autocast": False}
+        moving = {"trainable": False, "autocast": False}
         self.moving_mean = self.add_weight(name="moving_mean", shape=(num_channels,), initializer="zeros", **moving)
         self.moving_variance = self.add_weight(
             name="moving_variance", shape=(num_channels,), initializer="ones", **moving
@@ -91,7 +120,11 @@ class BatchNorm(keras.layers.Layer):
         axes = list(range(1, groups.shape.rank - 1))
         mean, variance = tf.nn.moments(tf.cast(groups, tf.float32), axes, keepdims=True)
         if mode == BATCH_AND_UPDATE:
-            self._update(mean, variance)
+            statistics = tuple(tf.reshape(tf.reduce_mean(groups, axis=0), (-1,)) for groups in (mean, variance))
+            if _pending.get() is None:
+                apply_updates([self], [statistics])
+            else:
+                _pending.get().append((self, statistics))
         return tf.reshape(self._normalize(groups, mean, variance), tf.shape(x))
 
     def _normalize(self, x, mean, variance):
@@ -107,13 +140,21 @@ class BatchNorm(keras.layers.Layer):
             )
         return tf.reshape(x, (-1, size, *x.shape[1:]))
 
-    def _update(self, mean, variance):
-        self.num_updates.assign(self.num_updates + 1.0)
-        # The debiased average hidden_t / (1 - decay^t) obeys this recursion, whose rate starts at 1.
-        rate = (1.0 - self.decay) / (1.0 - tf.pow(self.decay, self.num_updates.value))
-        for moving, groups in ((self.moving_mean, mean), (self.moving_variance, variance)):
-            value = tf.reshape(tf.reduce_mean(groups, axis=0), (-1,))
+    def update_moving(self, mean, variance):
+        """Moves the statistics towards a batch's, float32 `[channels]` each, the same on all replicas."""
+
+        def count(num_updates):
+            num_updates.assign_add(1.0)
+
+        def move(moving, value, num_updates):
+            # The debiased average hidden_t / (1 - decay^t) obeys this recursion, whose rate starts at 1.
+            rate = (1.0 - self.decay) / (1.0 - tf.pow(self.decay, num_updates))
             moving.assign(moving + rate * (value - moving))
+
+        num_updates = self.num_updates.value
+        distribution.update(count, [num_updates])
+        moving = [self.moving_mean.value, self.moving_variance.value]
+        distribution.update(move, moving, [mean, variance], [num_updates] * 2)
 
     def compute_output_shape(self, input_shape):
         return input_shape

@@ -2,7 +2,8 @@
 
 A search runs in slots. Between compiled calls, an example that has fallen gives its slot to the next one, whatever step
 the others are at: no work is done for an example whose verdict is known. Randomness and state are each example's own,
-so its verdict is that of running alone.
+so its verdict is that of running alone. All replicas of the strategy in scope share the slots; several processes keep
+the same books and compute their parts.
 """
 
 import zlib
@@ -10,7 +11,7 @@ import zlib
 import numpy as np
 import tensorflow as tf
 
-from robust_keras import noise, searches
+from robust_keras import distribution, noise, searches
 
 # Steps between two looks at which examples have fallen: so many, or one in a hundred of longer runs.
 _STEPS = 10
@@ -56,19 +57,18 @@ class Packing:
         self.steps_taken = 0
         self.broken = np.zeros(len(labels), bool)
 
-        @_compiled(jit_compile)
         def begin(x, labels, clean_logits, seeds, run):
             return searches.begin(search, x, labels, clean_logits, seeds, run)
 
-        @_compiled(jit_compile)
         def advance(x, labels, progress, num_steps):
             return searches.advance(search, logits_fn, x, labels, progress, num_steps)
 
-        @_compiled(False)
         def merge(is_new, new, old):
             return tf.nest.map_structure(lambda n, o: searches.choose(is_new, n, o), new, old)
 
-        self._begin, self._advance, self._merge = begin, advance, merge
+        self._begin = distribution.over_replicas(begin, jit_compile=jit_compile)
+        self._advance = distribution.over_replicas(advance, jit_compile=jit_compile)
+        self._merge = distribution.over_replicas(merge)
 
     @property
     def steps_left(self):
@@ -154,8 +154,9 @@ class Packing:
         self._batch = fresh if self._batch is None else self._merge(tf.constant(is_new), fresh, self._batch)
 
     def _size(self, num_left):
-        """The fewest sixteenths of the batch size, at least two, that hold what is left."""
-        sizes = [-(-self._batch_size * sixteenths // 16) for sixteenths in range(2, 17)]
+        """The fewest sixteenths of the batch size, at least two, that hold what is left and divide among replicas."""
+        num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        sizes = [-(-self._batch_size * parts // (16 * num_replicas)) * num_replicas for parts in range(2, 17)]
         return next((size for size in sizes if size >= num_left), self._batch_size)
 
     def _fresh(self, slots):
@@ -189,11 +190,10 @@ class Batchwise:
         self.num_steps = len(self._indices)
         self.steps_taken = 0
 
-        @_compiled(jit_compile)
         def run(x, labels, seeds):
             return attack(logits_fn, x, labels, seeds=seeds)
 
-        self._run = run
+        self._run = distribution.over_replicas(run, jit_compile=jit_compile)
 
     @property
     def steps_left(self):
@@ -224,20 +224,3 @@ def inputs(images, labels, indices, seed):
     x = tf.constant(images[indices], tf.float32) / 255.0
     seeds = noise.example_seeds(seed, 0, tf.constant(indices, tf.int32))
     return x, tf.constant(labels[indices], tf.int32), noise.fold_in(seeds, noise.ATTACK)
-
-
-def _compiled(jit_compile):
-    """Compiles a function of tensors once for each batch size."""
-
-    def compile_function(function):
-        traced = tf.function(function, jit_compile=jit_compile)
-        by_size = {}
-
-        def call(first, *rest):
-            if len(first) not in by_size:
-                by_size[len(first)] = traced.get_concrete_function(first, *rest)
-            return by_size[len(first)](first, *rest)
-
-        return call
-
-    return compile_function

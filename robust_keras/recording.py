@@ -1,5 +1,6 @@
 """What a training run leaves on disk while it runs, and how it finds its place again."""
 
+import concurrent.futures
 import contextlib
 import csv
 import io
@@ -15,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from robust_keras import snapshots
+from robust_keras import distribution, snapshots
 
 gfile = tf.io.gfile
 METRICS = (
@@ -44,7 +45,8 @@ class RunRecorder(keras.callbacks.Callback):
 
     Everything is driven by the run's own step, so it does not depend on where an earlier call was interrupted. Where
     several are due at a step, the order is: validation, a row of metrics, the snapshot. A snapshot holds the rows so
-    far, so metrics.csv has each step once.
+    far, so metrics.csv has each step once. Snapshots are written in the background, one at a time. Of several processes
+    all record, and the first writes.
 
     Args:
         workdir: the run's folder.
@@ -105,6 +107,9 @@ class RunRecorder(keras.callbacks.Callback):
         self._best_weights = {}
         self._last_validation = None
         self._terminating = False
+        self._is_writer = distribution.process_index() == 0
+        self._thread = concurrent.futures.ThreadPoolExecutor(1)
+        self._writing = None  # The snapshot under way.
 
     def restore(self):
         """Continues from the newest intact snapshot, if there is one.
@@ -113,9 +118,10 @@ class RunRecorder(keras.callbacks.Callback):
             The step from which to go on, 0 for a new run.
 
         Raises:
-            ValueError: where the snapshot's variables are not the run's.
+            ValueError: where the snapshot's variables are not the run's, or other processes see another one.
         """
         snapshot = snapshots.read_newest(self.checkpoints_path)
+        distribution.expect_same(snapshot.step if snapshot else 0, self.checkpoints_path)
         if snapshot is None:
             self._write_metrics()
             return 0
@@ -136,8 +142,9 @@ class RunRecorder(keras.callbacks.Callback):
         self._last_validation = snapshot.info["last_validation"]
         self._start_step = snapshot.step
         self._write_metrics()
-        self._write_best()
-        print(f"Resuming from step {snapshot.step}", flush=True)
+        if self._is_writer:
+            self._write_best(self._best, self._best_weights)
+            print(f"Resuming from step {snapshot.step}", flush=True)
         return snapshot.step
 
     def report(self):
@@ -149,29 +156,32 @@ class RunRecorder(keras.callbacks.Callback):
         return dict(self._best_weights)
 
     @contextlib.contextmanager
-    def stopping_on_sigterm(self):
-        """Inside the context, SIGTERM makes the next step save a snapshot and raise `Terminated`."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
+    def running(self):
+        """Inside the context, SIGTERM makes the next step save a snapshot and raise `Terminated`.
+
+        What is being written at its end is finished, however it ends.
+        """
 
         def stop(signum, frame):
             self._terminating = True
 
-        previous = signal.signal(signal.SIGTERM, stop)
+        is_main = threading.current_thread() is threading.main_thread()
+        previous = signal.signal(signal.SIGTERM, stop) if is_main else None
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, previous)
+            self._finish_writing()
+            if is_main:
+                signal.signal(signal.SIGTERM, previous)
 
     def on_train_begin(self, logs=None):
-        self._events = tf.summary.create_file_writer(self.events_path)
+        self._events = tf.summary.create_file_writer(self.events_path) if self._is_writer else None
         interactive = sys.stderr.isatty()
         self._bar = tqdm(
             total=self._train_steps,
             initial=self._start_step,
             unit="step",
-            disable=not self._progress,
+            disable=not (self._progress and self._is_writer),
             dynamic_ncols=interactive,
             mininterval=0.5 if interactive else 30.0,
         )
@@ -182,8 +192,9 @@ class RunRecorder(keras.callbacks.Callback):
         loss = float(logs["loss"])
         if not math.isfinite(loss):
             raise NonFiniteLoss(f"Expected a finite loss. Received: {loss} at step {step}")
-        self._bar.update(1)
+        self._bar.update(step - self._bar.n)
         self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        terminating = any(distribution.all_processes(self._terminating))
 
         last = step == self._train_steps
         row = {}
@@ -192,19 +203,20 @@ class RunRecorder(keras.callbacks.Callback):
             row = self._validate_now(step)
         if row or last or step % self._log_every == 0:
             self._log(step, {"loss": loss, "labelled_fraction": float(logs["labelled_fraction"])}, row, pause)
-        if last or step % self._checkpoint_every == 0 or self._terminating:
+        if last or step % self._checkpoint_every == 0 or terminating:
             self._save(step)
         # The rate counts training steps alone, and not the first, which compiles.
         if self._clock is None or row or last:
             self._clock, self._clock_step = time.perf_counter(), step
         else:
             self._clock += time.perf_counter() - pause
-        if self._terminating:
+        if terminating:
             raise Terminated(f"Stopped by SIGTERM; saved at step {step}")
 
     def on_train_end(self, logs=None):
         self._bar.close()
-        self._events.close()
+        if self._is_writer:
+            self._events.close()
 
     def _validate_now(self, step):
         metrics = self._validate()
@@ -214,7 +226,8 @@ class RunRecorder(keras.callbacks.Callback):
             self._best = self._last_validation
             self._best_weights = {kept: arrays[name] for kept, name in self._weights.items()}
         shown = ", ".join(f"{name} {100 * value:.2f} %" for name, value in metrics.items())
-        self._bar.write(f"Step {step}: {shown}", file=sys.stderr)
+        if self._is_writer:
+            self._bar.write(f"Step {step}: {shown}", file=sys.stderr)
         return metrics
 
     def _log(self, step, logs, validation, now):
@@ -222,6 +235,8 @@ class RunRecorder(keras.callbacks.Callback):
         if self._clock is not None and step > self._clock_step:
             row["examples_per_second"] = (step - self._clock_step) * self._batch_size / (now - self._clock)
         self._rows.append(row)
+        if not self._is_writer:
+            return
         with gfile.GFile(self.metrics_path, "a") as file:
             file.write(_csv([row]))
         with self._events.as_default(step=step):
@@ -231,16 +246,27 @@ class RunRecorder(keras.callbacks.Callback):
 
     def _save(self, step):
         arrays = self._read_state(step)
+        if not self._is_writer:
+            return
         arrays |= {f"best/{name}": array for name, array in self._best_weights.items()}
         info = {
-            "rows": self._rows,
+            "rows": list(self._rows),
             "best": self._best,
             "last_validation": self._last_validation,
             "description": self._description,
         }
-        snapshots.write(self.checkpoints_path, step, arrays, info, keep=self._num_checkpoints)
-        self._write_best()
         self._events.flush()
+        self._finish_writing()
+        self._writing = self._thread.submit(self._write, step, arrays, info, self._best, self._best_weights)
+
+    def _write(self, step, arrays, info, best, best_weights):
+        snapshots.write(self.checkpoints_path, step, arrays, info, keep=self._num_checkpoints)
+        self._write_best(best, best_weights)
+
+    def _finish_writing(self):
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
 
     def _read_state(self, step):
         # The update that follows the last finite loss can be the one that is not.
@@ -250,12 +276,14 @@ class RunRecorder(keras.callbacks.Callback):
                 raise NonFiniteLoss(f"Expected finite weights. Received: {name} with others at step {step}")
         return arrays
 
-    def _write_best(self):
-        if self._best and snapshots.steps(self.best_path) != [self._best["step"]]:
-            info = {"best": self._best, "description": self._description}
-            snapshots.write(self.best_path, self._best["step"], self._best_weights, info, keep=1)
+    def _write_best(self, best, weights):
+        if best and snapshots.steps(self.best_path) != [best["step"]]:
+            info = {"best": best, "description": self._description}
+            snapshots.write(self.best_path, best["step"], weights, info, keep=1)
 
     def _write_metrics(self):
+        if not self._is_writer:
+            return
         gfile.makedirs(posixpath.dirname(self.metrics_path))
         with gfile.GFile(self.metrics_path, "w") as file:
             file.write(",".join(METRICS) + "\n" + _csv(self._rows))

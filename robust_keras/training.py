@@ -7,10 +7,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from robust_keras import distribution, noise
+from robust_keras import distribution, fitting, noise
 from robust_keras.averaging import WeightAveraging
 from robust_keras.data import sources
-from robust_keras.normalization import BATCH, batch_norm_mode
+from robust_keras.normalization import BATCH, apply_updates, batch_norm_mode, pending_updates
 from robust_keras.optimizers import NesterovSGD
 from robust_keras.recording import RunRecorder
 
@@ -20,7 +20,8 @@ ATTACK_TARGETS = ("label", "targets", "clean_prediction")
 class AdversarialModel(keras.Model):
     """A network with a training step that attacks its own batch and then minimises an objective on it.
 
-    `fit` takes batches as `data.mixing.batches` makes them. Random numbers come from the batch's `seeds` alone.
+    `fit` takes batches as `data.mixing.batches` makes them, and the arguments of `fitting.fit`. Random numbers come
+    from the batch's `seeds` alone. `compile(jit_compile=True)` compiles all of the step but the updates with XLA.
 
     Args:
         network: images in [0, 1] to logits.
@@ -30,9 +31,20 @@ class AdversarialModel(keras.Model):
             'clean_prediction', softmax(network(x)) held fixed.
         attack_batch_norm: mode of `BatchNorm` in the attack and the clean prediction it moves away from: 'batch' as in
             the paper's code, or 'moving'.
+        accumulation_steps: parts, of whole `BatchNorm` groups, in which a replica takes its batch, one after another,
+            so that memory holds one of them; the step is the same.
     """
 
-    def __init__(self, network, *, objective, attack=None, attack_target="label", attack_batch_norm=BATCH):
+    def __init__(
+        self,
+        network,
+        *,
+        objective,
+        attack=None,
+        attack_target="label",
+        attack_batch_norm=BATCH,
+        accumulation_steps=1,
+    ):
         super().__init__(name="adversarial_model")
         if attack_target not in ATTACK_TARGETS:
             raise ValueError(
@@ -45,6 +57,7 @@ class AdversarialModel(keras.Model):
         self.attack = attack
         self.attack_target = attack_target
         self.attack_batch_norm = attack_batch_norm
+        self.accumulation_steps = accumulation_steps
         # Functions of the step that `train_step` calls after the optimiser.
         self.after_update = []
         self.built = True
@@ -52,7 +65,37 @@ class AdversarialModel(keras.Model):
     def call(self, x, training=False):
         return self.network(x, training=training)
 
+    def fit(self, dataset, **arguments):
+        """See `fitting.fit`."""
+        return fitting.fit(self, dataset, **arguments)
+
     def train_step(self, batch):
+        layers = []  # Of the pending updates, in order.
+        compute = functools.partial(self._gradients, layers)
+        if self.jit_compile or self.accumulation_steps > 1:  # A function of its own is traced once.
+            compute = tf.function(compute, jit_compile=bool(self.jit_compile))
+        num_parts = self.accumulation_steps
+        parts = tf.nest.map_structure(lambda values: _split(values, num_parts), batch)
+
+        def add(k, sums):
+            return k + 1, tf.nest.map_structure(tf.add, sums, compute(tf.nest.map_structure(lambda v: v[k], parts)))
+
+        sums = compute(tf.nest.map_structure(lambda values: values[0], parts))
+        if num_parts > 1:
+            left = tf.constant(1), sums
+            _, sums = tf.while_loop(lambda k, _: k < num_parts, add, left, maximum_iterations=num_parts - 1)
+        logs, gradients, statistics = sums
+
+        weights = self.network.trainable_weights
+        step = tf.identity(self.optimizer.iterations.value)
+        self.optimizer.apply(gradients, weights)
+        apply_updates(layers, tf.nest.map_structure(lambda values: values / num_parts, statistics))
+        for update in self.after_update:
+            update(step)
+        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, logs)
+
+    def _gradients(self, layers, batch):
+        """What a part of the batch adds to logs, gradients and statistics, those of `layers`; changes no variable."""
         x = tf.cast(batch["image"], tf.float32) / 255.0
         labels, targets = batch["label"], batch["targets"]
 
@@ -60,19 +103,15 @@ class AdversarialModel(keras.Model):
             return self.network(images, training=True)
 
         x_adv = self._attacked(logits_fn, x, labels, targets, batch["seeds"])
-        num_replicas = self.distribute_strategy.num_replicas_in_sync
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_mean(self.objective(logits_fn, x, x_adv, labels, targets))
-            # The optimiser sums gradients over replicas.
-            replica_loss = loss / num_replicas
-        weights = self.network.trainable_weights
-        step = tf.identity(self.optimizer.iterations.value)
-        self.optimizer.apply(tape.gradient(replica_loss, weights), weights)
-        for update in self.after_update:
-            update(step)
-        labelled_fraction = tf.reduce_mean(tf.cast(batch["is_labelled"], tf.float32)) / num_replicas
-        logs = {"loss": replica_loss, "labelled_fraction": labelled_fraction}
-        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, logs)
+        # The optimiser sums gradients over replicas.
+        share = 1.0 / (self.distribute_strategy.num_replicas_in_sync * self.accumulation_steps)
+        with pending_updates() as updates, tf.GradientTape() as tape:
+            loss = tf.reduce_mean(self.objective(logits_fn, x, x_adv, labels, targets)) * share
+        layers[:] = [layer for layer, _ in updates]
+        gradients = tape.gradient(loss, [weight.value for weight in self.network.trainable_weights])
+        labelled_fraction = tf.reduce_mean(tf.cast(batch["is_labelled"], tf.float32)) * share
+        logs = {"loss": loss, "labelled_fraction": labelled_fraction}
+        return logs, gradients, [statistics for _, statistics in updates]
 
     def _attacked(self, logits_fn, x, labels, targets, seeds):
         if self.attack is None:
@@ -83,6 +122,15 @@ class AdversarialModel(keras.Model):
             else:
                 target = labels if self.attack_target == "label" else targets
             return self.attack(logits_fn, x, tf.stop_gradient(target), seeds=noise.fold_in(seeds, noise.ATTACK))
+
+
+def _split(values, num_parts):
+    if values.shape[0] % num_parts:
+        raise ValueError(
+            f"Expected a batch on each replica that divides into accumulation_steps={num_parts} parts. "
+            f"Received: a batch of {values.shape[0]}"
+        )
+    return tf.reshape(values, (num_parts, -1, *values.shape[1:]))
 
 
 class TrainedModel(NamedTuple):
@@ -123,6 +171,11 @@ def train(
     averaging_warm_up=True,
     best_by="robust",
     strategy="auto",
+    tpu=None,
+    dtype_policy="float32",
+    accumulation_steps=1,
+    steps_per_execution=1,
+    initial_weights=None,
     validation_batch_size=128,
     validate_every=1000,
     checkpoint_every=1000,
@@ -158,7 +211,15 @@ def train(
         averaging_warm_up: see `averaging.WeightAveraging`.
         best_by: the validation accuracy that tells the best weights, 'robust' or 'clean'; of averaged weights where
             there are some.
-        strategy: name of a `distribution.strategy`.
+        strategy: name of a `distribution.strategy`; all its processes call this with the same arguments.
+        tpu: address of the TPU, see there.
+        dtype_policy: Keras' policy for the layers of the network that is trained, such as 'mixed_bfloat16'. Pixels,
+            attacks, losses, averaged and exported networks are float32 all the same.
+        accumulation_steps: see `AdversarialModel`.
+        steps_per_execution: steps in one compiled call, which also ends where anything is due. SIGTERM is heard between
+            calls.
+        initial_weights: `() -> {name: array}`, the network's to start from, such as `loading.load_weights` with a path
+            bound; None for new ones.
         validation_batch_size: images in a batch of the validation attack, over all replicas.
         validate_every: steps between validations; the last step is validated too.
         checkpoint_every: steps between snapshots; the last step has one too.
@@ -181,52 +242,62 @@ def train(
         "checkpoint_every": checkpoint_every,
         "log_every": log_every,
         "num_checkpoints": num_checkpoints,
+        "accumulation_steps": accumulation_steps,
+        "steps_per_execution": steps_per_execution,
     }
     for name, value in counts.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"Expected {name} as an integer >= 1. Received: {value!r}")
     if best_by not in ("robust", "clean"):
         raise ValueError(f"Expected best_by out of robust, clean. Received: {best_by!r}")
+    strategy = distribution.strategy(strategy, tpu=tpu)  # Processes meet before anything else.
     data = data(data_dir=data_dir)
     if not len(data.validation.labels):
         raise ValueError("Expected at least one image held out for validation. Received: 0")
-    strategy = distribution.strategy(strategy)
     learning_rate = functools.partial(learning_rate, num_steps=train_steps)
     learning_rate(0)  # A bad setting shows now.
     keras.utils.set_random_seed(seed)
     with strategy.scope():
-        network = _network(model, data)
+        network = _network(model, data, dtype_policy)
         averaging = None
         if tau is not None:
             averaging = WeightAveraging(_network(model, data), tau=tau, warm_up=averaging_warm_up)
+        if initial_weights is not None:
+            _assign(network, initial_weights())
         adversarial_model = AdversarialModel(
             network,
             objective=objective,
             attack=attack,
             attack_target=attack_target,
             attack_batch_norm=attack_batch_norm,
+            accumulation_steps=accumulation_steps,
         )
         optimizer = NesterovSGD(learning_rate, momentum=momentum, weight_decay=weight_decay)
         optimizer.build(network.trainable_variables)
-        adversarial_model.compile(optimizer=optimizer, jit_compile=jit_compile)
+        adversarial_model.compile(optimizer=optimizer, jit_compile=jit_compile, steps_per_execution=steps_per_execution)
+        num_hosts, host = distribution.num_processes(), distribution.process_index()
+        twin = averaging.twin if averaging else None
+        validate = _validation(network, twin, data.validation, validation, validation_batch_size, seed)
 
-    dataset = batches(data, seed=seed, num_steps=train_steps)
-    twin = averaging.twin if averaging else None
+    best = _network(model, data)
+    batches = functools.partial(batches, data, seed=seed, num_steps=train_steps, num_hosts=num_hosts, host=host)
+    dataset = batches()
+    pauses = (validate_every, checkpoint_every, log_every)
     recorder = RunRecorder(
         workdir,
         state=_state(network, optimizer, twin),
         weights={w.path: f"{'averages' if twin else 'weights'}/{w.path}" for w in network.weights},
-        validate=_validation(strategy, network, twin, data.validation, validation, validation_batch_size, seed),
+        validate=validate,
         best_metric=f"val_{best_by}_averaged" if twin else f"val_{best_by}",
         description={
-            "architecture": network.to_json(),
+            "architecture": best.to_json(),
             "weights": "averaged" if twin else "raw",
             "dataset": data.labelled.name,
             "extra_data": data.extra and data.extra.name,
             "extra_data_is_the_papers": data.extra and sources.is_paper_extra_data(data.extra.name),
         },
         learning_rate=learning_rate,
-        batch_size=dataset.element_spec["image"].shape[0],
+        batch_size=dataset.element_spec["image"].shape[0] * num_hosts,
         train_steps=train_steps,
         validate_every=validate_every,
         checkpoint_every=checkpoint_every,
@@ -234,34 +305,50 @@ def train(
         num_checkpoints=num_checkpoints,
         progress=progress,
     )
-    start_step = recorder.restore()
+    with strategy.scope():
+        start_step = recorder.restore()
     if start_step < train_steps:
         if start_step > 0:
-            dataset = batches(data, seed=seed, num_steps=train_steps, start_step=start_step)
+            dataset = batches(start_step=start_step)
         if averaging:
             averaging.start_from_model = start_step == 0
-        with recorder.stopping_on_sigterm():
+        with recorder.running():
             adversarial_model.fit(
                 dataset,
                 steps_per_epoch=train_steps - start_step,
-                shuffle=False,
                 callbacks=[averaging, recorder] if averaging else [recorder],
                 verbose=0,
+                pause_every=pauses,
             )
-    best = _network(model, data)
-    weights = recorder.best_weights()
-    for variable in best.weights:
-        variable.assign(weights[variable.path])
+    _assign(best, recorder.best_weights())
     return TrainedModel(network, twin, best, recorder.report())
 
 
-def _network(model, data):
-    return model(
-        num_classes=data.labelled.num_classes,
-        mean=data.mean,
-        std=data.std,
-        input_shape=data.labelled.images.shape[1:],
-    )
+def _network(model, data, dtype_policy="float32"):
+    previous = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(dtype_policy)
+    try:
+        return model(
+            num_classes=data.labelled.num_classes,
+            mean=data.mean,
+            std=data.std,
+            input_shape=data.labelled.images.shape[1:],
+        )
+    finally:
+        keras.config.set_dtype_policy(previous)
+
+
+def _assign(network, weights):
+    """Gives a network weights by name."""
+    shapes = {weight.path: tuple(weight.shape) for weight in network.weights}
+    given = {name: array.shape for name, array in weights.items()}
+    if shapes != given:
+        name = min(name for name in shapes.keys() | given.keys() if shapes.get(name) != given.get(name))
+        raise ValueError(
+            f"Expected weights of this network. Received: {name} of shape {given.get(name)}, not {shapes.get(name)}"
+        )
+    for weight in network.weights:
+        weight.assign(weights[weight.path])
 
 
 def _state(network, optimizer, twin):
@@ -274,35 +361,34 @@ def _state(network, optimizer, twin):
     return state
 
 
-def _validation(strategy, network, twin, source, correct_fn, batch_size, seed):
+def _validation(network, twin, source, correct_fn, batch_size, seed):
     """A function without arguments that returns the columns of a validation: accuracies over `source`."""
     num_images = len(source.labels)
+    num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    if batch_size % num_replicas:
+        raise ValueError(
+            f"Expected a validation_batch_size that divides among {num_replicas} replicas. Received: {batch_size}"
+        )
     padded = np.arange(-(-num_images // batch_size) * batch_size) % num_images
-    seeds = noise.fold_in(noise.example_seeds(seed, 0, tf.constant(padded, tf.int32)), noise.VALIDATION)
-    arrays = (source.images[padded], source.labels[padded], seeds, np.arange(len(padded)) < num_images)
-    options = tf.data.Options()
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    dataset = tf.data.Dataset.from_tensor_slices(arrays).batch(batch_size, drop_remainder=True).with_options(options)
-    dataset = strategy.experimental_distribute_dataset(dataset)
 
-    def counter(model):
-        def on_replica(image, label, seeds, counts):
+    def correct_of(model):
+        def correct(image, label, seeds):
             x = tf.cast(image, tf.float32) / 255.0
-            correct = correct_fn(lambda images: model(images, training=False), x, label, seeds=seeds)
-            return tf.stack([tf.math.count_nonzero(right & counts) for right in correct])
+            return correct_fn(lambda images: model(images, training=False), x, label, seeds=seeds)
 
-        @tf.function
-        def on_batch(batch):
-            return strategy.reduce("SUM", strategy.run(on_replica, args=batch), axis=None)
+        return distribution.over_replicas(correct)
 
-        return on_batch
-
-    counters = {"": counter(network)} | ({"_averaged": counter(twin)} if twin is not None else {})
+    functions = {"": correct_of(network)} | ({"_averaged": correct_of(twin)} if twin is not None else {})
 
     def validate():
         columns = {}
-        for suffix, count in counters.items():
-            clean, robust = sum(count(batch).numpy() for batch in dataset) / num_images
+        for suffix, correct in functions.items():
+            right = []
+            for indices in padded.reshape(-1, batch_size):
+                seeds = noise.fold_in(noise.example_seeds(seed, 0, tf.constant(indices, tf.int32)), noise.VALIDATION)
+                images, labels = tf.constant(source.images[indices]), tf.constant(source.labels[indices])
+                right.append(np.stack(correct(images, labels, seeds)))
+            clean, robust = np.concatenate(right, axis=1)[:, :num_images].mean(axis=1)
             columns |= {f"val_clean{suffix}": float(clean), f"val_robust{suffix}": float(robust)}
         return columns
 

@@ -5,7 +5,7 @@ import posixpath
 import numpy as np
 import tensorflow as tf
 
-from robust_keras import snapshots
+from robust_keras import distribution, snapshots
 
 # A float32 subtraction of two pixels is off by at most this much.
 _TOLERANCE = 1e-6
@@ -99,6 +99,7 @@ class Verdicts:
         self.attacked, self.steps, self.steps_without_packing = np.zeros((3, num_attacks), np.int64)
         self.notes = {}
         self._directory = directory
+        self._is_writer = distribution.process_index() == 0
         self._pieces, self._num_saved = [], 0  # (attack, indices, images); how many of them are in files.
         self._num_saves = 0
 
@@ -119,7 +120,7 @@ class Verdicts:
 
     def save(self, work):
         """Writes everything, and the arrays `work` of the attack at work, to the directory, if there is one."""
-        if self._directory is None:
+        if self._directory is None or not self._is_writer:
             return
         tf.io.gfile.makedirs(self._directory)
         while self._num_saved < len(self._pieces):
@@ -136,6 +137,7 @@ class Verdicts:
     def restore(self):
         """Reads what `save` wrote last, and returns its `work`; None where there is nothing."""
         saved = snapshots.read_newest(self._directory) if self._directory is not None else None
+        distribution.expect_same(saved.step if saved else 0, self._directory)
         if saved is None:
             return None
         info, arrays = saved.info, saved.arrays

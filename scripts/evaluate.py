@@ -29,6 +29,8 @@ def run(
     input_layout="NHWC",
     outputs="logits",
     logits_output=None,
+    strategy=None,
+    tpu=None,
 ):
     """Evaluates, and writes `workdir`/config.gin, examples.npz and results.json.
 
@@ -46,6 +48,8 @@ def run(
         input_layout: see there.
         outputs: see there.
         logits_output: see there.
+        strategy: see `distribution.strategy`, 'auto' by default.
+        tpu: see there.
 
     Returns:
         The results, a dictionary as in results.json.
@@ -55,9 +59,12 @@ def run(
     """
     import tensorflow as tf
 
-    from robust_keras import configurables, evaluation, export, loading, snapshots
+    from robust_keras import configurables, distribution, evaluation, export, loading, snapshots
     from robust_keras.data import sources
 
+    strategy = distribution.strategy(strategy or "auto", tpu=tpu)  # Processes meet before anything else.
+    with strategy.scope():
+        is_writer = distribution.process_index() == 0
     configurables.parse(gin_files, gin_params)
     evaluate = configurables.resolve(configurables.evaluate)
     config = configurables.operative_config()
@@ -76,7 +83,7 @@ def run(
     state = posixpath.join(workdir, "state")  # Of an evaluation under way.
     subject_path = posixpath.join(state, "subject.json")
     results, begun = _read(results_path), _read(subject_path)
-    configurables.claim(workdir, config, holds_results=bool(results or begun))
+    configurables.claim(workdir, config, holds_results=bool(results or begun), write=is_writer)
     for saved in filter(None, (results, begun)):
         if different := [key for key, value in subject.items() if saved.get(key) != value]:
             raise ValueError(
@@ -84,27 +91,31 @@ def run(
                 f"{saved.get(different[0])}, not {subject[different[0]]}"
             )
     if results:
-        if begun:  # Interrupted after its last line but one.
+        if begun and is_writer:  # Interrupted after its last line but one.
             tf.io.gfile.rmtree(state)
         print(f"Already finished: {results_path}")
         print(evaluation.summary(results))
         return results
 
-    logits_fn = loading.load_logits_fn(
-        saved_model,
-        input_range=input_range,
-        input_layout=input_layout,
-        outputs=outputs,
-        logits_output=logits_output,
-    )
     source = sources.load(dataset, split, data_dir=data_dir)
-    tf.io.gfile.makedirs(state)
-    with tf.io.gfile.GFile(subject_path, "w") as file:
-        file.write(json.dumps(subject))
-    results, examples = evaluate(
-        logits_fn, source, num_examples=num_examples, individual=individual, save_directory=state
-    )
+    if is_writer:
+        tf.io.gfile.makedirs(state)
+        with tf.io.gfile.GFile(subject_path, "w") as file:
+            file.write(json.dumps(subject))
+    with strategy.scope():
+        logits_fn = loading.load_logits_fn(
+            saved_model,
+            input_range=input_range,
+            input_layout=input_layout,
+            outputs=outputs,
+            logits_output=logits_output,
+        )
+        results, examples = evaluate(
+            logits_fn, source, num_examples=num_examples, individual=individual, save_directory=state
+        )
     results = {**results, **subject, "versions": export.versions()}
+    if not is_writer:
+        return results
     snapshots.write_arrays(posixpath.join(workdir, "examples.npz"), examples, compressed=True)
     # Written last: results.json marks a finished evaluation.
     with tf.io.gfile.GFile(results_path, "w") as file:
@@ -144,6 +155,7 @@ def define_flags(values):
     flags.DEFINE_enum("input_layout", "NHWC", ["NHWC", "NCHW"], "How the model takes images.", flag_values=values)
     flags.DEFINE_enum("outputs", "logits", ["logits", "probabilities"], "What the model returns.", flag_values=values)
     flags.DEFINE_string("logits_output", None, "Name of the output, where the model has several.", flag_values=values)
+    launcher.define_strategy(values)
     flags.mark_flags_as_required(["saved_model", "dataset", "gin_file", "workdir"], flag_values=values)
 
 
@@ -168,6 +180,8 @@ def main(values):
         input_layout=values.input_layout,
         outputs=values.outputs,
         logits_output=values.logits_output,
+        strategy=values.strategy,
+        tpu=values.tpu,
     )
 
 

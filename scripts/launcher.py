@@ -12,6 +12,7 @@ from absl import flags
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+PROCESS_LOST = 1  # of several; started again, all go on
 USAGE = 2  # bad input; nothing was trained or attacked
 NON_FINITE_LOSS = 3
 TERMINATED = 75  # saved and stopped on a termination signal; the same command goes on
@@ -37,6 +38,8 @@ def launch(main, define_flags, description):
     except flags.Error as error:
         _exit(USAGE, error)
 
+    import tensorflow as tf
+
     from robust_keras import recording
     from robust_keras.data import sources
 
@@ -49,10 +52,26 @@ def launch(main, define_flags, description):
         if os.environ.get("ROBUST_KERAS_TRACEBACK"):
             raise
         _exit(USAGE, error)
+    except tf.errors.OpError as error:
+        if "TF_CONFIG" not in os.environ or os.environ.get("ROBUST_KERAS_TRACEBACK"):
+            raise
+        reason = error.message.splitlines()[0]
+        _exit(PROCESS_LOST, f"Expected all processes to answer. Received: {reason}; start all of them again to go on")
     except recording.NonFiniteLoss as error:
         _exit(NON_FINITE_LOSS, error)
     except recording.Terminated as error:
         _exit(TERMINATED, error)
+
+
+def define_strategy(values):
+    """Defines the flags that say where a command computes."""
+    flags.DEFINE_string(
+        "strategy",
+        None,
+        "auto (the default), one, mirrored (all GPUs), tpu, or multi_worker (as TF_CONFIG lists them).",
+        flag_values=values,
+    )
+    flags.DEFINE_string("tpu", None, "Address of the TPU; the attached one by default.", flag_values=values)
 
 
 def _exit(code, error):

@@ -5,13 +5,14 @@ python scripts/train.py --gin_file=gin/at_80mti.gin --data_dir=DIR --workdir=run
 
 from robust_keras.scripts import launcher  # isort: skip  Before TensorFlow is imported.
 
+import inspect
 import pathlib
 import posixpath
 
 from absl import flags
 
 
-def run(*, gin_files, gin_params=(), data_dir=None, workdir=None):
+def run(*, gin_files, gin_params=(), data_dir=None, workdir=None, strategy=None, tpu=None, init_from=None):
     """Trains, and exports the best model to `workdir`/saved_model.
 
     Args:
@@ -19,6 +20,9 @@ def run(*, gin_files, gin_params=(), data_dir=None, workdir=None):
         gin_params: further bindings.
         data_dir: where data sets are.
         workdir: the run's folder; runs/<name of the last recipe> by default.
+        strategy: binds `train.strategy` where it is not None, like the two after it.
+        tpu: binds `train.tpu`.
+        init_from: binds `load_weights.path`, and `train.initial_weights` to it.
 
     Returns:
         A `training.TrainedModel`.
@@ -29,18 +33,28 @@ def run(*, gin_files, gin_params=(), data_dir=None, workdir=None):
     from robust_keras import configurables
 
     workdir = workdir or f"runs/{pathlib.PurePath(gin_files[-1]).stem}"
-    configurables.parse(gin_files, gin_params)
+    given = {"train.strategy": strategy, "train.tpu": tpu, "load_weights.path": init_from}
+    bindings = [f"{name} = {value!r}" for name, value in given.items() if value is not None]
+    if init_from is not None:
+        bindings.append("train.initial_weights = @load_weights()")
+    configurables.parse(gin_files, [*gin_params, *bindings])
     train = configurables.resolve(configurables.train)
     return train_and_export(train, configurables.operative_config(), data_dir=data_dir, workdir=workdir)
 
 
 def train_and_export(train, config, *, data_dir, workdir):
     """What `run` does with the configured `train` and its operative configuration."""
-    from robust_keras import configurables, export, snapshots
+    from robust_keras import configurables, distribution, export, snapshots
 
     holds_results = bool(snapshots.steps(posixpath.join(workdir, "checkpoints")))
-    configurables.claim(workdir, config, holds_results=holds_results)
+    settings = inspect.signature(train).parameters
+    strategy = distribution.strategy(settings["strategy"].default, tpu=settings["tpu"].default)
+    with strategy.scope():
+        is_writer = distribution.process_index() == 0
+    configurables.claim(workdir, config, holds_results=holds_results, write=is_writer)
     trained = train(workdir=workdir, data_dir=data_dir)
+    if not is_writer:
+        return trained
 
     for name, validation in trained.report.items():
         metrics = ", ".join(f"{column} {100 * value:.2f} %" for column, value in validation["metrics"].items())
@@ -62,6 +76,10 @@ def define_flags(values):
     )
     flags.DEFINE_string("data_dir", None, "Where data sets are, or are to be downloaded to.", flag_values=values)
     flags.DEFINE_string("workdir", None, "The run's folder; runs/<recipe> by default.", flag_values=values)
+    launcher.define_strategy(values)
+    flags.DEFINE_string(
+        "init_from", None, "Start from the weights of this run's folder or .keras file.", flag_values=values
+    )
     flags.mark_flag_as_required("gin_file", flag_values=values)
 
 
@@ -71,6 +89,9 @@ def main(values):
         gin_params=values.gin_param,
         data_dir=values.data_dir,
         workdir=values.workdir,
+        strategy=values.strategy,
+        tpu=values.tpu,
+        init_from=values.init_from,
     )
 
 

@@ -106,7 +106,7 @@ def test_tensorflow_addons_moving_average(kind, tau):
     history = Snapshots(live=network, average=twin)
     dataset = tf.data.Dataset.from_tensor_slices(gradients)
     averaging = WeightAveraging(twin, tau=tau, warm_up=kind == "dynamic")
-    model.fit(dataset, callbacks=[averaging, history], verbose=0, shuffle=False)
+    model.fit(dataset, callbacks=[averaging, history], verbose=0)
     assert len(history.steps) == 31
     for k, name in enumerate(names):
         for key, kept in (("variable", "live"), ("average", "average")):
@@ -143,7 +143,7 @@ def fit(make_model, strategy=None, *, averaged=True, **compiled):
         model.compile(optimizer=NesterovSGD(0.1), **compiled)
     history = Snapshots(live=network, average=twin)
     callbacks = [WeightAveraging(twin, tau=TAU)] if averaged else []
-    model.fit(batches(NUM_STEPS), callbacks=[*callbacks, history], verbose=0, shuffle=False)
+    model.fit(batches(NUM_STEPS), callbacks=[*callbacks, history], verbose=0)
     return network, twin, history.steps
 
 
@@ -245,11 +245,11 @@ def test_later_fit_continues_or_starts_over(make_tiny_model):
     model = training.AdversarialModel(network, objective=objectives.standard_training)
     model.compile(optimizer=NesterovSGD(0.1))
     averaging = WeightAveraging(twin, tau=0.5)
-    model.fit(batches(2), callbacks=[averaging], verbose=0, shuffle=False)
+    model.fit(batches(2), callbacks=[averaging], verbose=0)
     averages = [w.numpy() for w in twin.trainable_weights]
 
     averaging.start_from_model = False
-    model.fit(batches(1), callbacks=[averaging], verbose=0, shuffle=False)
+    model.fit(batches(1), callbacks=[averaging], verbose=0)
     decay = 3 / 12  # Of step 2: the count goes on, and the update runs once.
     for average, before, live in zip(twin.trainable_weights, averages, network.trainable_weights):
         expected = decay * before + (1 - decay) * live.numpy()
@@ -257,7 +257,7 @@ def test_later_fit_continues_or_starts_over(make_tiny_model):
 
     averaging.start_from_model = True
     before = [w.numpy() for w in network.trainable_weights]
-    model.fit(batches(1), callbacks=[averaging], verbose=0, shuffle=False)
+    model.fit(batches(1), callbacks=[averaging], verbose=0)
     decay = 4 / 13
     for average, start, live in zip(twin.trainable_weights, before, network.trainable_weights):
         expected = decay * start + (1 - decay) * live.numpy()

@@ -826,3 +826,42 @@ def test_summary(sequence):
         "robust accuracy (an upper bound of the true one): 30.00 %, 95 % interval 10.00 to 60.00 %",
         "warning: a_flag",
     ]
+
+
+def test_replicas_share_the_work_and_find_the_same(mirrored, make_tiny_model):
+    def found(strategy):
+        with strategy.scope():
+            network = make_tiny_model()
+            images = np.random.default_rng(3).integers(0, 256, (27, 8, 8, 3)).astype(np.uint8)
+            labels = np.argmax(make_tiny_model()(images / np.float32(255), training=False), -1).astype(np.int32)
+            labels[:5] = (labels[:5] + 1) % 4
+            threat = threats.threat(norm="Linf", epsilon="2/255")
+            pgd = attack(attacks.pgd, threat, loss_fn=losses.margin, num_steps=3, step_size="1/255")
+            return evaluate(
+                [
+                    attack(apgd.apgd, threat, num_steps=15, num_restarts=2),
+                    attack(square.square, threat, num_queries=50),
+                ],
+                sources.Source("made", images, labels, 4),
+                lambda x: network(x, training=False),
+                threat,
+                baseline=pgd,
+                batch_size=6,
+                diagnose=True,
+            )
+
+    one, two = found(tf.distribute.get_strategy()), found(mirrored)
+    assert 0 < one.results["robust_accuracy"] < one.results["clean_accuracy"] < 1
+    for name in ("robust", "broken_by", "clean_prediction"):
+        np.testing.assert_array_equal(two.examples[name], one.examples[name])
+    np.testing.assert_allclose(two.examples["adversarial"], one.examples["adversarial"], atol=1e-5)
+    for name in ("robust_accuracy", "robust_accuracy_uint8", "warnings"):
+        assert two.results[name] == one.results[name]
+    assert two.results["baseline"]["examples_broken"] == one.results["baseline"]["examples_broken"]
+    for name, figure in one.results["diagnosis"].items():
+        np.testing.assert_allclose(two.results["diagnosis"][name], figure, rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_that_replicas_cannot_share_is_refused(mirrored):
+    with mirrored.scope(), pytest.raises(ValueError, match="divides among 2 replicas. Received: 3"):
+        evaluate([attack(by=2.0)], batch_size=3)

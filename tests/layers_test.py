@@ -14,7 +14,6 @@ ROOT = pathlib.Path(__file__).parent.parent
 LEVELS = {
     "robust_keras": 0.0,
     "robust_keras.activations": 0.0,
-    "robust_keras.averaging": 0.0,
     "robust_keras.comparison": 0.0,
     "robust_keras.costs": 0.0,
     "robust_keras.data": 0.0,
@@ -24,16 +23,18 @@ LEVELS = {
     "robust_keras.distribution": 0.0,
     "robust_keras.losses": 0.0,
     "robust_keras.noise": 0.0,
-    "robust_keras.normalization": 0.0,
     "robust_keras.optimizers": 0.0,
     "robust_keras.schedules": 0.0,
     "robust_keras.snapshots": 0.0,
     "robust_keras.study": 0.0,
+    "robust_keras.averaging": 0.1,  # distribution
     "robust_keras.data.published": 0.1,  # snapshots
     "robust_keras.data.augmentation": 0.1,  # noise
     "robust_keras.data.shards": 0.1,  # data.mapped
+    "robust_keras.fitting": 0.1,  # distribution
+    "robust_keras.normalization": 0.1,  # distribution
     "robust_keras.planning": 0.1,  # costs
-    "robust_keras.recording": 0.1,  # snapshots
+    "robust_keras.recording": 0.1,  # distribution, snapshots
     "robust_keras.threats": 0.1,  # noise
     "robust_keras.data.tfds_sets": 0.2,  # data.published
     "robust_keras.data.archives": 0.3,  # data.mapped, data.tfds_sets
@@ -66,12 +67,14 @@ LEVELS = {
     "robust_keras.scripts.launcher": 5.0,
     "robust_keras.scripts.benchmark_attacks": 5.1,  # launcher, as all of them
     "robust_keras.scripts.benchmark_scoring": 5.1,
+    "robust_keras.scripts.benchmark_workers": 5.1,
     "robust_keras.scripts.evaluate": 5.1,
     "robust_keras.scripts.export": 5.1,
     "robust_keras.scripts.report": 5.1,
     "robust_keras.scripts.train": 5.1,
     "robust_keras.scripts.pseudo_label": 5.2,  # train
     "robust_keras.scripts.reproduce": 5.2,  # evaluate, train
+    "robust_keras.scripts.self_test": 5.2,  # evaluate, train
 }
 
 

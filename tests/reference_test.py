@@ -87,7 +87,7 @@ class Run:
     def fit(self, start, num_steps):
         recorded = Losses()
         dataset = self.dataset.skip(start).take(num_steps)
-        self.model.fit(dataset, callbacks=[self.averaging, recorded], verbose=0, shuffle=False)
+        self.model.fit(dataset, callbacks=[self.averaging, recorded], verbose=0)
         self.averaging.start_from_model = False
         return recorded.values
 

@@ -13,7 +13,7 @@ import time
 import keras
 import numpy as np
 import pytest
-from robust_keras.scripts import evaluate, export, report, train
+from robust_keras.scripts import evaluate, export, launcher, report, train
 
 from robust_keras import export as exporting
 from robust_keras import packing, snapshots
@@ -277,6 +277,43 @@ def test_a_killed_run_continues_to_the_same_result(monkeypatch, images, finished
     assert ours.keys() == theirs.keys()
     for name, array in theirs.items():
         np.testing.assert_array_equal(ours[name], array, err_msg=name)
+
+
+def test_a_lost_process_is_one_line(monkeypatch, capsys):
+    import tensorflow as tf
+
+    def lost(values):
+        raise tf.errors.UnavailableError(None, None, "Connection reset\nby peer")
+
+    monkeypatch.setattr(sys, "argv", ["train"])
+    monkeypatch.setenv("TF_CONFIG", "{}")
+    with pytest.raises(SystemExit) as exit:
+        launcher.launch(lost, lambda values: None, "")
+    assert exit.value.code == 1
+    assert capsys.readouterr().err.startswith("error: Expected all processes to answer. Received: Connection reset;")
+    monkeypatch.delenv("TF_CONFIG")
+    with pytest.raises(tf.errors.UnavailableError):
+        launcher.launch(lost, lambda values: None, "")
+
+
+def test_weights_to_start_from(monkeypatch, capsys, images, finished, tmp_path):
+    best = snapshots.read_newest(finished / "best").arrays
+    no_steps = {"multistep.base": "0.0", "TRAIN_STEPS": "1", "TAU": "None"}
+    call(monkeypatch, export, f"--workdir={finished}", f"--output={tmp_path / 'best.keras'}")
+    for name, path in {"run": finished, "file": tmp_path / "best.keras"}.items():
+        call(monkeypatch, train, *arguments(images, tmp_path / name, **no_steps), f"--init_from={path}")
+        arrays = snapshots.read(tmp_path / name / "checkpoints", 1).arrays
+        for weight, array in best.items():
+            if not weight.rsplit("/")[-1].startswith(("moving", "num_updates")):
+                np.testing.assert_array_equal(arrays[f"weights/{weight}"], array, err_msg=weight)
+    again = arguments(images, tmp_path / "run", **no_steps)
+    assert "load_weights.path" in refused(monkeypatch, capsys, train, *again)
+    for path, changes, message in (
+        (tmp_path, {}, "Expected the folder of a run that has best weights, or a .keras file"),
+        (finished, {"WIDTH": "2"}, "Expected weights of this network. Received:"),
+    ):
+        started = arguments(images, tmp_path / "other", **{**no_steps, **changes})
+        assert message in refused(monkeypatch, capsys, train, *started, f"--init_from={path}")
 
 
 # Evaluation alone, of a tiny network.

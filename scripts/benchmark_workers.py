@@ -1,0 +1,132 @@
+"""Times two worker processes that train together against two that train apart, each on a core of its own.
+
+    python scripts/benchmark_workers.py --workdir=/tmp/workers --gin_file=gin/quickstart.gin
+
+Pairs of runs, one after the other on an idle Linux machine. A worker of the pair has half of the batch; what they add
+up to, in examples per second as metrics.csv has it, is the throughput. The ratio says what meeting at each step costs.
+"""
+
+from robust_keras.scripts import launcher  # isort: skip  Before TensorFlow is imported.
+
+import csv
+import json
+import os
+import pathlib
+import socket
+import statistics
+import subprocess
+import sys
+
+from absl import flags
+
+
+def run(*, workdir, gin_files, gin_params=(), data_dir=None, batch_size=64, train_steps=40, num_pairs=3):
+    """Runs the pairs and prints the ratio of each.
+
+    Args:
+        workdir: a new folder.
+        gin_files: the recipe.
+        gin_params: further bindings.
+        data_dir: where data sets are.
+        batch_size: of the two workers together.
+        train_steps: of each run; rates are taken over the second half.
+        num_pairs: how many.
+
+    Returns:
+        The ratios, together by apart.
+
+    Raises:
+        ValueError: where a run fails.
+    """
+    workdir = pathlib.Path(workdir)
+    workdir.mkdir(parents=True)
+    bindings = [
+        *gin_params,
+        f"TRAIN_STEPS = {train_steps}",
+        f"train.log_every = {train_steps // 2}",
+        f"train.checkpoint_every = {train_steps}",
+        f"train.validate_every = {train_steps}",
+        "train.progress = False",
+    ]
+
+    def start(name, core, size, cluster=()):
+        environment = {**os.environ, "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
+        environment.pop("TF_CONFIG", None)
+        if cluster:
+            task = {"type": "worker", "index": core}
+            environment["TF_CONFIG"] = json.dumps({"cluster": {"worker": cluster}, "task": task})
+        command = [sys.executable, pathlib.Path(__file__).with_name("train.py"), f"--workdir={workdir / name}"]
+        command += [f"--gin_file={file}" for file in gin_files]
+        command += [f"--gin_param={binding}" for binding in [*bindings, f"BATCH_SIZE = {size}"]]
+        command += [f"--data_dir={data_dir}"] if data_dir else []
+        return subprocess.Popen(
+            command,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+        )
+
+    def rates(processes, names):
+        for process in processes:
+            _, errors = process.communicate()
+            if process.returncode:
+                raise ValueError(f"Expected a run that ends well. Received: {errors.strip().splitlines()[-1]}")
+        return sum(_rate(workdir / name) for name in names)
+
+    ratios = []
+    for pair in range(num_pairs):
+        names = [f"apart-{pair}-{core}" for core in range(2)]
+        apart = rates([start(name, core, batch_size // 2) for core, name in enumerate(names)], names)
+        together_name = f"together-{pair}"
+        cluster = _addresses()
+        together = rates([start(together_name, core, batch_size, cluster) for core in range(2)], [together_name])
+        ratios.append(together / apart)
+        print(f"apart {apart:.1f} examples/s, together {together:.1f}, ratio {ratios[-1]:.3f}", flush=True)
+    print(f"median ratio {statistics.median(ratios):.3f}")
+    return ratios
+
+
+def _addresses():
+    sockets = [socket.create_server(("localhost", 0)) for _ in range(2)]
+    addresses = [f"localhost:{s.getsockname()[1]}" for s in sockets]
+    for s in sockets:
+        s.close()
+    return addresses
+
+
+def _rate(workdir):
+    with open(workdir / "metrics.csv") as file:
+        return float(list(csv.DictReader(file))[-1]["examples_per_second"])
+
+
+def define_flags(values):
+    flags.DEFINE_multi_string("gin_file", None, "The recipe.", flag_values=values)
+    flags.DEFINE_multi_string("gin_param", [], "Binding; any number of times.", flag_values=values)
+    flags.DEFINE_string("data_dir", None, "Where data sets are.", flag_values=values)
+    flags.DEFINE_string("workdir", None, "A new folder.", flag_values=values)
+    flags.DEFINE_integer("batch_size", 64, "Of the two workers together.", flag_values=values)
+    flags.DEFINE_integer("train_steps", 40, "Steps of each run.", flag_values=values)
+    flags.DEFINE_integer("pairs", 3, "Pairs of runs.", flag_values=values)
+    flags.mark_flags_as_required(["gin_file", "workdir"], flag_values=values)
+
+
+def main(values):
+    run(
+        workdir=values.workdir,
+        gin_files=values.gin_file,
+        gin_params=values.gin_param,
+        data_dir=values.data_dir,
+        batch_size=values.batch_size,
+        train_steps=values.train_steps,
+        num_pairs=values.pairs,
+    )
+
+
+def command():
+    launcher.launch(main, define_flags, __doc__)
+
+
+if __name__ == "__main__":
+    command()
