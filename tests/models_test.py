@@ -208,9 +208,12 @@ def mixed_bfloat16():
     keras.config.set_dtype_policy(policy)
 
 
-def test_logits_are_float32_in_mixed_precision(mixed_bfloat16):
+def test_pixels_and_logits_are_float32_in_mixed_precision(mixed_bfloat16):
     model = tiny()
-    assert model.get_layer("init_conv").compute_dtype == "bfloat16"
+    compute = {layer.name: layer.compute_dtype for layer in model.layers}
+    spared = {"normalization", "init_conv", "pool", "logits"}
+    assert {name for name, dtype in compute.items() if dtype == "float32"} == spared
+    assert set(compute.values()) == {"float32", "bfloat16"} and model.input.dtype == "float32"
     assert model(images()).dtype == tf.float32
     assert {w.dtype for w in model.weights} == {"float32"}
     logits = model.get_layer("logits")

@@ -1,10 +1,7 @@
-"""The run as a library call: replicas, modes of the attack, and what the training step is made of."""
+"""The run as a library call: going on, modes of the attack, and what the training step is made of."""
 
 import functools
 import json
-import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -71,35 +68,6 @@ def rows(workdir, step=NUM_STEPS):
 def one_device(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("one_device")
     return workdir, tiny_run(workdir)
-
-
-def test_two_replicas_are_the_same_run(one_device, tmp_path):
-    workdir, _ = one_device
-    program = f"""
-import pathlib, sys
-sys.path.insert(0, {str(pathlib.Path(__file__).parent.parent)!r})
-import tensorflow as tf
-tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
-)
-from tests import training_test
-trained = training_test.tiny_run({str(tmp_path)!r}, strategy="mirrored")
-"""
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=300)
-    for ours, theirs in zip(rows(tmp_path), rows(workdir), strict=True):
-        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
-        assert ours.get("val_robust_averaged") == theirs.get("val_robust_averaged")
-    ours, theirs = (snapshots.read(run / "checkpoints", NUM_STEPS).arrays for run in (tmp_path, workdir))
-    assert ours.keys() == theirs.keys()
-    for name, array in theirs.items():
-        np.testing.assert_allclose(ours[name], array, atol=2e-4, err_msg=name)
-    # A run goes on where it was on another number of replicas.
-    snapshot = snapshots.read(tmp_path / "checkpoints", 3)
-    moved = tmp_path / "moved"
-    snapshots.write(moved / "checkpoints", 3, snapshot.arrays, snapshot.info)
-    tiny_run(moved)
-    for ours, theirs in zip(rows(moved), rows(workdir), strict=True):
-        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
 
 
 def test_a_run_continues_from_a_snapshot_to_the_same_result(one_device, tmp_path, capsys):
