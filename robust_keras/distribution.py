@@ -97,17 +97,21 @@ def num_processes():
 def process_index():
     """Which of them this is, from 0; the first one writes the files."""
     strategy = tf.distribute.get_strategy()
-    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+    if not _has_processes(strategy):
         return 0
     return _tasks().index((strategy.cluster_resolver.task_type, strategy.cluster_resolver.task_id))
 
 
 def _tasks():
     strategy = tf.distribute.get_strategy()
-    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+    if not _has_processes(strategy):
         return [("worker", 0)]
     cluster = strategy.cluster_resolver.cluster_spec()
     return [(kind, k) for kind in ("chief", "worker") if kind in cluster.jobs for k in cluster.task_indices(kind)]
+
+
+def _has_processes(strategy):
+    return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
 
 def all_processes(number):
@@ -213,7 +217,7 @@ def over_replicas(fn, *, jit_compile=False):
 
 def _run_and_gather(strategy, fn, *args):
     """Runs `fn` on every replica; its results, one after another, reach every process."""
-    travels = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+    travels = _has_processes(strategy)
 
     def on_replica(*args):
         results = fn(*args)
@@ -231,6 +235,24 @@ def _run_and_gather(strategy, fn, *args):
         return parts[0] if travels else tf.concat(parts, axis=0)
 
     return tf.nest.map_structure(whole, strategy.run(on_replica, args=args))
+
+
+def all_reduce(operation, values):
+    """Sums or means over replicas, from inside a replica; between processes in one message.
+
+    Args:
+        operation: 'SUM' or 'MEAN'.
+        values: a list of float32 tensors.
+
+    Returns:
+        A list like it.
+    """
+    context = tf.distribute.get_replica_context()
+    if not _has_processes(context.strategy):
+        return context.all_reduce(operation, values)
+    reduced = context.all_reduce(operation, tf.concat([tf.reshape(value, (-1,)) for value in values], axis=0))
+    pieces = tf.split(reduced, [value.shape.num_elements() for value in values])
+    return [tf.reshape(piece, value.shape) for piece, value in zip(pieces, values)]
 
 
 def update(assign, variables, *values):

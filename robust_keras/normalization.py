@@ -66,9 +66,8 @@ def pending_updates():
 
 def apply_updates(layers, statistics):
     """Makes pending updates, in order, from inside a replica, with the statistics' means over replicas."""
-    context = tf.distribute.get_replica_context()
-    if layers and context.num_replicas_in_sync > 1:
-        statistics = context.all_reduce(tf.distribute.ReduceOp.MEAN, statistics)
+    if layers and tf.distribute.get_strategy().num_replicas_in_sync > 1:
+        statistics = tf.nest.pack_sequence_as(statistics, distribution.all_reduce("MEAN", tf.nest.flatten(statistics)))
     for layer, values in zip(layers, statistics, strict=True):
         layer.update_moving(*values)
 

@@ -3,6 +3,8 @@
 import keras
 import tensorflow as tf
 
+from robust_keras import distribution
+
 
 @keras.saving.register_keras_serializable(package="robust_keras")
 class NesterovSGD(keras.optimizers.Optimizer):
@@ -35,6 +37,11 @@ class NesterovSGD(keras.optimizers.Optimizer):
         super().build(variables)
         self.momentums = self.add_optimizer_variables(variables, "momentum")
         self._decays = [v.path.rsplit("/", 1)[-1] not in ("scale", "offset") for v in variables]
+
+    def _all_reduce_sum_gradients(self, grads_and_vars):
+        # Keras' own sends each gradient by itself from process to process.
+        gradients, variables = zip(*grads_and_vars)
+        return list(zip(distribution.all_reduce("SUM", list(gradients)), variables))
 
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)

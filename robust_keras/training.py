@@ -92,7 +92,7 @@ class AdversarialModel(keras.Model):
         apply_updates(layers, tf.nest.map_structure(lambda values: values / num_parts, statistics))
         for update in self.after_update:
             update(step)
-        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, logs)
+        return dict(zip(logs, distribution.all_reduce("SUM", list(logs.values()))))
 
     def _gradients(self, layers, batch):
         """What a part of the batch adds to logs, gradients and statistics, those of `layers`; changes no variable."""

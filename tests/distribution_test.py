@@ -143,3 +143,23 @@ def test_every_replicas_copy_is_updated(mirrored):
     for variable, expected in zip(variables, ([10.0, 14.0], 27.0)):
         for copy in mirrored.experimental_local_results(variable):
             np.testing.assert_array_equal(copy, expected)
+
+
+def test_processes_exchange_one_message(mirrored, monkeypatch):
+    values = [tf.constant([[1.0, 2.0], [3.0, 4.0]]), tf.constant(5.0), tf.constant([6.0])]
+    messages = []
+    monkeypatch.setattr(distribution, "_has_processes", lambda strategy: True)
+    all_reduce = tf.distribute.ReplicaContext.all_reduce
+
+    def counted(context, operation, values, options=None):
+        messages.append(values)
+        return all_reduce(context, operation, values, options)
+
+    monkeypatch.setattr(tf.distribute.ReplicaContext, "all_reduce", counted)
+    for operation, factor in (("SUM", 2.0), ("MEAN", 1.0)):
+        messages.clear()
+        found = mirrored.run(tf.function(lambda op=operation: distribution.all_reduce(op, values)))
+        assert [message.shape for message in messages] == [(6,), (6,)]  # One of each replica.
+        for ours, value in zip(found, values, strict=True):
+            for copy in mirrored.experimental_local_results(ours):
+                np.testing.assert_array_equal(copy, factor * value)
