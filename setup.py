@@ -7,7 +7,7 @@ import setuptools
 
 ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "robust_keras" / "__init__.py").read_text())[1]
-COMMANDS = ("train", "evaluate", "export", "report", "reproduce", "pseudo_label", "self_test")
+COMMANDS = ("train", "evaluate", "export", "report", "reproduce", "pseudo_label", "check_tpu", "self_test")
 
 setuptools.setup(
     name="robust_keras",
@@ -51,7 +51,7 @@ setuptools.setup(
         "gpu": ["tensorflow[and-cuda]>=2.18,<2.22"],
         # TensorFlow 2.20 made the gs:// file system an extra.
         "tpu": ["tensorflow-tpu[gcs-filesystem]>=2.18,<2.21"],
-        "test": ["cleverhans>=4.0", "pytest>=8", "ruff==0.17.6"],
+        "test": ["cleverhans>=4.0", "pytest>=8", "pytest-xdist>=3.5", "ruff==0.17.6"],
         "oracles": ["tensorflow-addons==0.23.0; python_version < '3.12'"],
     },
 )

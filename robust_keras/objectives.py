@@ -90,7 +90,7 @@ def mart(logits_fn, x, x_adv, labels, targets, *, beta=6.0):
     clean_logits, adv_logits = _clean_and_adversarial(logits_fn, x, x_adv)
     clean, adv = tf.nn.softmax(clean_logits), tf.nn.softmax(adv_logits)
     is_label = tf.one_hot(labels, adv.shape[-1], on_value=True, off_value=False)
-    strongest_wrong = tf.argmax(tf.where(is_label, adv_logits.dtype.min, adv_logits), axis=-1)
+    strongest_wrong = tf.argmax(tf.where(is_label, adv_logits.dtype.min, adv_logits), axis=-1, output_type=tf.int32)
     boosted = cross_entropy(adv_logits, targets) - tf.math.log(_probability_of_others(adv, strongest_wrong) + 1e-4)
     # Not `kl_divergence`: the floor under q is part of the loss.
     divergence = tf.reduce_sum(clean * (tf.nn.log_softmax(clean_logits) - tf.math.log(adv + 1e-12)), axis=-1)

@@ -23,16 +23,19 @@ LEVELS = {
     "robust_keras.distribution": 0.0,
     "robust_keras.losses": 0.0,
     "robust_keras.noise": 0.0,
-    "robust_keras.optimizers": 0.0,
     "robust_keras.schedules": 0.0,
     "robust_keras.snapshots": 0.0,
+    "robust_keras.stablehlo": 0.0,
     "robust_keras.study": 0.0,
     "robust_keras.averaging": 0.1,  # distribution
     "robust_keras.data.published": 0.1,  # snapshots
     "robust_keras.data.augmentation": 0.1,  # noise
     "robust_keras.data.shards": 0.1,  # data.mapped
     "robust_keras.fitting": 0.1,  # distribution
+    "robust_keras.liveness": 0.1,  # stablehlo
+    "robust_keras.lowering": 0.1,  # stablehlo
     "robust_keras.normalization": 0.1,  # distribution
+    "robust_keras.optimizers": 0.1,  # distribution
     "robust_keras.planning": 0.1,  # costs
     "robust_keras.recording": 0.1,  # distribution, snapshots
     "robust_keras.threats": 0.1,  # noise
@@ -68,6 +71,7 @@ LEVELS = {
     "robust_keras.scripts.benchmark_attacks": 5.1,  # launcher, as all of them
     "robust_keras.scripts.benchmark_scoring": 5.1,
     "robust_keras.scripts.benchmark_workers": 5.1,
+    "robust_keras.scripts.check_tpu": 5.1,
     "robust_keras.scripts.evaluate": 5.1,
     "robust_keras.scripts.export": 5.1,
     "robust_keras.scripts.report": 5.1,

@@ -16,7 +16,7 @@ import pytest
 from robust_keras import snapshots
 
 ROOT = pathlib.Path(__file__).parent.parent
-NUM_STEPS, NUM_KILLS = 300, 20
+NUM_STEPS, NUM_KILLS = 120, 20
 
 
 def start(workdir):

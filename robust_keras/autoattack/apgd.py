@@ -311,7 +311,7 @@ def _order_statistic(size, rank):
 
     def lower(i, value):
         candidate = value + tf.bitwise.left_shift(1, 30 - i)
-        num_below = tf.math.count_nonzero(bits < candidate, axis=(1, 2, 3), keepdims=True, dtype=tf.int32)
+        num_below = tf.reduce_sum(tf.cast(bits < candidate, tf.int32), axis=(1, 2, 3), keepdims=True)
         return i + 1, tf.where(num_below <= rank, candidate, value)
 
     value = tf.while_loop(lambda i, _: i < 31, lower, (tf.constant(0), tf.zeros_like(rank)), maximum_iterations=31)[1]
@@ -324,7 +324,7 @@ def _l1_windows(num_steps):
 
 
 def _num_changed(x_adv, x):
-    return tf.math.count_nonzero(x_adv - x, axis=(1, 2, 3), dtype=tf.float32)
+    return tf.reduce_sum(tf.cast(x_adv != x, tf.float32), axis=(1, 2, 3))
 
 
 def _share(num_changed, x):
