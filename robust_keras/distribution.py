@@ -183,12 +183,13 @@ def over_replicas(fn, *, jit_compile=False):
         A function like `fn`, to be called with the same arguments in every process. It is compiled once for each size
         of the batch, which all replicas together must divide.
     """
-    strategy = tf.distribute.get_strategy()
+    # A strategy over one replica is one too: what was loaded in its scope runs nowhere else.
+    strategy, has_strategy = tf.distribute.get_strategy(), tf.distribute.has_strategy()
     by_size = {}
 
     def compiled():
         function = tf.function(fn, jit_compile=jit_compile)
-        if strategy.num_replicas_in_sync == 1:
+        if not has_strategy:
             return function
 
         run = tf.function(functools.partial(_run_and_gather, strategy, function))

@@ -44,22 +44,29 @@ def run(*, strategy=None, tpu=None, workdir=None):
     from robust_keras import distribution
 
     chosen = distribution.strategy(strategy or "auto", tpu=tpu)
-    with chosen.scope(), contextlib.ExitStack() as stack:
-        num_replicas, num_processes = chosen.num_replicas_in_sync, distribution.num_processes()
+    num_replicas = chosen.num_replicas_in_sync
+    with chosen.scope():
+        num_processes, is_writer = distribution.num_processes(), distribution.process_index() == 0
+
+    def meet():
+        """Each process has what the first one wrote."""
+        with chosen.scope():
+            distribution.all_processes(0)
+
+    with contextlib.ExitStack() as stack:
         if workdir is None:
             if num_processes > 1:
                 raise ValueError("Expected a --workdir that all processes share. Received: none")
             workdir = stack.enter_context(tempfile.TemporaryDirectory())
-        is_writer = distribution.process_index() == 0
         if is_writer and tf.io.gfile.exists(posixpath.join(workdir, "run")):
             raise ValueError(f"Expected a new --workdir. Received: {workdir}")
         print(
             f"{type(chosen).__name__}, {num_replicas} replicas, {num_processes} processes, TensorFlow {tf.__version__}"
         )
-        test = _Test(workdir, num_replicas, {"strategy": strategy, "tpu": tpu})
+        test = _Test(workdir, num_replicas, {"strategy": strategy, "tpu": tpu}, is_writer, meet)
         passed = []
         for check in (test.step, test.averaging, test.checkpoint, test.restore, test.export, test.attack):
-            distribution.all_processes(0)  # Each has what the first one wrote.
+            meet()
             started = time.perf_counter()
             try:
                 with contextlib.redirect_stdout(io.StringIO()):
@@ -75,8 +82,9 @@ def run(*, strategy=None, tpu=None, workdir=None):
 class _Test:
     """The checks: each returns what it found, or raises."""
 
-    def __init__(self, workdir, num_replicas, where):
+    def __init__(self, workdir, num_replicas, where, is_writer, meet):
         self._run_path = posixpath.join(workdir, "run")
+        self._is_writer, self._meet = is_writer, meet
         self._workdir, self._num_replicas, self._where = workdir, num_replicas, where
 
     def step(self):
@@ -110,13 +118,13 @@ class _Test:
 
     def restore(self):
         """A run that goes on from the middle ends where the other did."""
-        from robust_keras import distribution, snapshots
+        from robust_keras import snapshots
 
         middle = self._snapshot(_NUM_STEPS // 2)
-        if distribution.process_index() == 0:
+        if self._is_writer:
             path = posixpath.join(self._workdir, "restored", "checkpoints")
             snapshots.write(path, middle.step, middle.arrays, middle.info)
-        distribution.all_processes(0)
+        self._meet()
         losses = self._losses(self._train("restored", **self._where))
         expected = self._losses(self._run_path)
         difference = np.max(np.abs(np.divide(losses, expected) - 1))
