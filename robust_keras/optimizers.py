@@ -35,7 +35,7 @@ class NesterovSGD(keras.optimizers.Optimizer):
         if self.built:
             return
         super().build(variables)
-        self.momentums = self.add_optimizer_variables(variables, "momentum")
+        self.momentums = [self.add_variable_from_reference(variable, name="momentum") for variable in variables]
         self._decays = [v.path.rsplit("/", 1)[-1] not in ("scale", "offset") for v in variables]
 
     def _all_reduce_sum_gradients(self, grads_and_vars):

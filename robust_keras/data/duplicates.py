@@ -11,6 +11,7 @@ Gowal et al. (2020, section 4.3.1) remove duplicates of the CIFAR-10 test set be
 not say how. Found here are copies, mirrored or not, that were recompressed, brightened, or shifted by up to two pixels.
 """
 
+import functools
 import hashlib
 import math
 from typing import NamedTuple
@@ -34,6 +35,8 @@ _SHIFT = 2
 # Where a test image is cropped: no shift of up to two pixels is further than one pixel from one of these.
 _OFFSETS = [(i, j) for i in (0, 2, 4) for j in (0, 2, 4)] + [(i, j) for i in (1, 3) for j in (1, 3)]
 _CHUNK = 64
+# Test images that are compared at a time: their products with a batch of 256 stay in a processor's cache.
+_TILE = 1000
 
 
 class SearchIndex(NamedTuple):
@@ -42,8 +45,9 @@ class SearchIndex(NamedTuple):
     Attributes:
         images: uint8 `[T, height, width, channels]`, a NumPy array.
         digests: the SHA-256 digests of their bytes, a frozenset.
-        even: float32 `[crops, D, T]`, the part of each crop's descriptor that mirroring leaves as it is.
-        odd: float32 `[crops, E, T]`, the part of which it changes the sign. Both together have unit norm.
+        even: float32 `[tiles, crops, D, tile]`, the part of each crop's descriptor that mirroring leaves as it is; the
+            last test image fills up the last tile.
+        odd: float32 `[tiles, crops, E, tile]`, the part of which it changes the sign. Both together have unit norm.
     """
 
     images: np.ndarray
@@ -70,8 +74,13 @@ def build_index(images):
             "Expected test images, uint8 [T, height, width, channels] with height and width >= 8. "
             f"Received: {images.dtype} {images.shape}"
         )
+    tile = min(len(images), _TILE)
+    places = np.minimum(np.arange(-(-len(images) // tile) * tile), len(images) - 1).reshape(-1, tile)
     parts = [_descriptors(tf.constant(images), *offset) for offset in _OFFSETS]
-    even, odd = (tf.stack([tf.transpose(part) for part in kind]) for kind in zip(*parts))
+    even, odd = (
+        tf.transpose(tf.gather(tf.stack(kind), places, axis=1), (1, 0, 3, 2))  # From [crops, tiles, tile, D].
+        for kind in zip(*parts)
+    )
     return SearchIndex(images, frozenset(map(_digest, images)), even, odd)
 
 
@@ -101,11 +110,23 @@ def nearest(index, images):
             f"Received: {images.dtype.name} {images.shape}"
         )
     even, odd = _descriptors(images, _SHIFT, _SHIFT)
-    cosines = None
-    for crop in range(len(_OFFSETS)):
-        cosine = tf.matmul(even, index.even[crop]) + tf.abs(tf.matmul(odd, index.odd[crop]))
-        cosines = cosine if cosines is None else tf.maximum(cosines, cosine)
-    return tf.argmax(cosines, axis=1, output_type=tf.int32), tf.reduce_max(cosines, axis=1)
+    num_tiles, _, _, tile = index.even.shape
+
+    def compare(k, neighbors, largest):
+        crops = zip(tf.unstack(index.even[k]), tf.unstack(index.odd[k]))
+        cosines = functools.reduce(
+            tf.maximum, (tf.matmul(even, crop[0]) + tf.abs(tf.matmul(odd, crop[1])) for crop in crops)
+        )
+        cosine, neighbor = tf.reduce_max(cosines, axis=1), tf.argmax(cosines, axis=1, output_type=tf.int32)
+        is_larger = cosine > largest
+        neighbors = tf.where(is_larger, neighbor + k * tile, neighbors)
+        return k + 1, neighbors, tf.where(is_larger, cosine, largest)
+
+    none = tf.zeros_like(even[:, 0], tf.int32), tf.fill(tf.shape(even)[:1], -np.inf)
+    _, neighbors, largest = tf.while_loop(
+        lambda k, *_: k < num_tiles, compare, (0, *none), maximum_iterations=num_tiles
+    )
+    return neighbors, largest
 
 
 def similarity(index, images, neighbors):
