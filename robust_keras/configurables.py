@@ -27,6 +27,8 @@ _NOT_THE_RECIPE = {
     "label_pool.licence",
     "label_pool.progress",
     "label_pool.sizes",
+    "label_pool.strategy",
+    "label_pool.tpu",
     "training_data.cache_dir",
 } | {
     f"train.{name}"

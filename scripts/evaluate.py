@@ -149,23 +149,12 @@ def define_flags(values):
     flags.DEFINE_integer("num_examples", None, "How many examples, the first ones; all by default.", flag_values=values)
     flags.DEFINE_bool("individual", False, "Run each attack on every correctly classified example.", flag_values=values)
     flags.DEFINE_string("workdir", None, "Where results.json and examples.npz go.", flag_values=values)
-    flags.DEFINE_list(
-        "input_range", ["0", "1"], "The model's pixel values for black and white, low,high.", flag_values=values
-    )
-    flags.DEFINE_enum("input_layout", "NHWC", ["NHWC", "NCHW"], "How the model takes images.", flag_values=values)
-    flags.DEFINE_enum("outputs", "logits", ["logits", "probabilities"], "What the model returns.", flag_values=values)
-    flags.DEFINE_string("logits_output", None, "Name of the output, where the model has several.", flag_values=values)
+    launcher.define_reading(values)
     launcher.define_strategy(values)
     flags.mark_flags_as_required(["saved_model", "dataset", "gin_file", "workdir"], flag_values=values)
 
 
 def main(values):
-    try:
-        input_range = tuple(float(value) for value in values.input_range)
-    except ValueError:
-        input_range = ()
-    if len(input_range) != 2:
-        raise ValueError(f"Expected --input_range=low,high. Received: {','.join(values.input_range)}")
     run(
         saved_model=values.saved_model,
         dataset=values.dataset,
@@ -176,10 +165,7 @@ def main(values):
         data_dir=values.data_dir,
         num_examples=values.num_examples,
         individual=values.individual,
-        input_range=input_range,
-        input_layout=values.input_layout,
-        outputs=values.outputs,
-        logits_output=values.logits_output,
+        **launcher.reading(values),
         strategy=values.strategy,
         tpu=values.tpu,
     )

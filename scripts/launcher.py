@@ -74,6 +74,34 @@ def define_strategy(values):
     flags.DEFINE_string("tpu", None, "Address of the TPU; the attached one by default.", flag_values=values)
 
 
+def define_reading(values):
+    """Defines the flags that say how a saved classifier is read."""
+    flags.DEFINE_list(
+        "input_range", ["0", "1"], "The model's pixel values for black and white, low,high.", flag_values=values
+    )
+    flags.DEFINE_enum("input_layout", "NHWC", ["NHWC", "NCHW"], "How the model takes images.", flag_values=values)
+    flags.DEFINE_enum("outputs", "logits", ["logits", "probabilities"], "What the model returns.", flag_values=values)
+    flags.DEFINE_string("logits_output", None, "Name of the output, where the model has several.", flag_values=values)
+
+
+def reading(values):
+    """What these flags say: keyword arguments of `loading.load_logits_fn`.
+
+    Raises:
+        ValueError: for an input range that is not two numbers.
+    """
+    try:
+        low, high = (float(value) for value in values.input_range)
+    except ValueError:
+        raise ValueError(f"Expected --input_range=low,high. Received: {','.join(values.input_range)}") from None
+    return {
+        "input_range": [low, high],
+        "input_layout": values.input_layout,
+        "outputs": values.outputs,
+        "logits_output": values.logits_output,
+    }
+
+
 def _exit(code, error):
     # gin adds to a message where in the configuration the call came from.
     lines = [line for line in str(error).splitlines() if not line.lstrip().startswith("In call to configurable")]

@@ -4,12 +4,13 @@ python scripts/pseudo_label.py --gin_file=gin/pseudo_label.gin --gin_param="POOL
   --data_dir=DIR --workdir=80mti
 
 Several processes share the work: give each the same command with --num_workers=N and its own --worker from 0 to N - 1.
-Each scores on one device: with several GPUs, start it with CUDA_VISIBLE_DEVICES=K for the K-th.
+Each scores on all devices of its --strategy.
 """
 
 from robust_keras.scripts import launcher  # isort: skip  Before TensorFlow is imported.
 
 import contextlib
+import functools
 import posixpath
 import signal
 
@@ -18,7 +19,18 @@ from robust_keras.scripts import train
 
 
 def run(
-    *, gin_files, gin_params=(), data_dir=None, workdir="runs/pseudo_label", saved_model=None, worker=0, num_workers=1
+    *,
+    gin_files,
+    gin_params=(),
+    data_dir=None,
+    workdir="runs/pseudo_label",
+    strategy=None,
+    tpu=None,
+    init_from=None,
+    saved_model=None,
+    reading=None,
+    worker=0,
+    num_workers=1,
 ):
     """Trains a plain classifier or takes a saved one, labels the pool with it, and writes the sets.
 
@@ -27,7 +39,11 @@ def run(
         gin_params: further bindings.
         data_dir: where data sets are.
         workdir: where the classifier, the scores and the sets go.
+        strategy: binds `train.strategy` and `label_pool.strategy` where it is not None, like the one after it.
+        tpu: binds `train.tpu` and `label_pool.tpu`.
+        init_from: see `train.run`.
         saved_model: a classifier to use; None to train one.
+        reading: how `saved_model` is read, arguments of `loading.load_logits_fn`.
         worker: which process this is, from 0; the first trains the classifier.
         num_workers: processes that share the work.
 
@@ -41,7 +57,9 @@ def run(
 
     from robust_keras import configurables, loading
 
-    configurables.parse(gin_files, gin_params)
+    given = {"label_pool.strategy": strategy, "label_pool.tpu": tpu}
+    bindings = [f"{name} = {value!r}" for name, value in given.items() if value is not None]
+    configurables.parse(gin_files, [*gin_params, *train.bindings(strategy, tpu, init_from), *bindings])
     train_classifier = configurables.resolve(configurables.train, is_last=False)
     training_config = configurables.operative_config()
     label_pool = configurables.resolve(configurables.label_pool)
@@ -57,7 +75,8 @@ def run(
 
     def classifier():
         if saved_model is not None:
-            return loading.load_logits_fn(saved_model), {"path": saved_model, "sha256": sha256}
+            load = functools.partial(loading.load_logits_fn, saved_model, **(reading or {}))
+            return load, {"path": saved_model, "sha256": sha256, **(reading or {})}
         folder = posixpath.join(workdir, "classifier")
         if worker == 0:
             train.train_and_export(train_classifier, training_config, data_dir=data_dir, workdir=folder)
@@ -70,7 +89,7 @@ def run(
 
 
 def _trained(folder):
-    """The classifier that the first worker trained, and what identifies it."""
+    """A function that loads the classifier that the first worker trained, and what identifies it."""
     from robust_keras import loading, snapshots
 
     saved_model = posixpath.join(folder, "saved_model")
@@ -79,7 +98,7 @@ def _trained(folder):
     (step,) = snapshots.steps(best)
     weights = posixpath.join(best, f"step-{step:08d}.npz")
     identity = {"path": "classifier/saved_model", "sha256": snapshots.sha256(weights), "sha256_of": "its weights"}
-    return loading.load_logits_fn(saved_model), identity
+    return functools.partial(loading.load_logits_fn, saved_model), identity
 
 
 @contextlib.contextmanager
@@ -106,6 +125,7 @@ def define_flags(values):
         "A classifier: a SavedModel's folder or a .keras file. None to train one.",
         flag_values=values,
     )
+    launcher.define_reading(values)
     flags.DEFINE_integer("worker", 0, "Which process this is, from 0.", flag_values=values)
     flags.DEFINE_integer("num_workers", 1, "Processes that share the work.", lower_bound=1, flag_values=values)
 
@@ -116,7 +136,11 @@ def main(values):
         gin_params=values.gin_param,
         data_dir=values.data_dir,
         workdir=values.workdir,
+        strategy=values.strategy,
+        tpu=values.tpu,
+        init_from=values.init_from,
         saved_model=values.saved_model,
+        reading=launcher.reading(values),
         worker=values.worker,
         num_workers=values.num_workers,
     )

@@ -33,13 +33,16 @@ def run(*, gin_files, gin_params=(), data_dir=None, workdir=None, strategy=None,
     from robust_keras import configurables
 
     workdir = workdir or f"runs/{pathlib.PurePath(gin_files[-1]).stem}"
-    given = {"train.strategy": strategy, "train.tpu": tpu, "load_weights.path": init_from}
-    bindings = [f"{name} = {value!r}" for name, value in given.items() if value is not None]
-    if init_from is not None:
-        bindings.append("train.initial_weights = @load_weights()")
-    configurables.parse(gin_files, [*gin_params, *bindings])
+    configurables.parse(gin_files, [*gin_params, *bindings(strategy, tpu, init_from)])
     train = configurables.resolve(configurables.train)
     return train_and_export(train, configurables.operative_config(), data_dir=data_dir, workdir=workdir)
+
+
+def bindings(strategy, tpu, init_from):
+    """What these arguments of `run` bind: a list of gin bindings."""
+    given = {"train.strategy": strategy, "train.tpu": tpu, "load_weights.path": init_from}
+    bound = [f"{name} = {value!r}" for name, value in given.items() if value is not None]
+    return bound if init_from is None else [*bound, "train.initial_weights = @load_weights()"]
 
 
 def train_and_export(train, config, *, data_dir, workdir):

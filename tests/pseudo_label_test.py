@@ -223,6 +223,9 @@ def test_another_pool_or_classifier_is_refused(monkeypatch, capsys, data, undist
         ([f"--saved_model={data}/saved_model"], {"POOL": f"'npz:{tmp_path}/pool.npz'"}, "POOL"),
         ([f"--saved_model={data}/saved_model"], {"label_pool.near_duplicate": "0.9"}, "near_duplicate"),
         ([f"--saved_model={tmp_path}/none"], {}, "none"),
+        ([f"--saved_model={data}/saved_model", "--input_range=-1,1"], {}, "'input_range': [-1.0, 1.0]"),
+        ([f"--saved_model={data}/saved_model", "--strategy=gpus"], {}, "'gpus'"),
+        ([f"--init_from={tmp_path}/none"], {}, "none"),
         ([f"--saved_model={data}/saved_model", "--worker=2", "--num_workers=2"], {}, "2 of 2"),
     ):
         with pytest.raises(SystemExit) as exit:

@@ -23,7 +23,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from robust_keras import snapshots
+from robust_keras import distribution, snapshots
 from robust_keras.data import duplicates, sources
 from robust_keras.data.record_sets import Chosen, read_text, set_name, write_set, write_text, writing
 
@@ -58,14 +58,16 @@ def label_pool(
     progress=True,
     data_dir=None,
     cache_dir=None,
+    strategy="auto",
+    tpu=None,
     worker=0,
     num_workers=1,
 ):
     """Makes pseudo-labelled sets out of a pool: `workdir`/scores and a folder for each set, such as `workdir`/500k.
 
     Args:
-        classifier: `() -> (logits_fn, identity)`: trains or loads a classifier, once all else has been checked; the
-            identity is JSON with a `sha256`.
+        classifier: `() -> (load, identity)`: trains or finds a classifier, once all else has been checked; `load()` is
+            its logits_fn, made in the strategy's scope, and the identity is JSON, with a `path` that may change.
         workdir: any `tf.io.gfile` path.
         pool: name of the pool, as `sources.open_pool` takes it.
         test_set: name of the data set whose test split must not be in the sets, as `sources.load` takes it.
@@ -78,6 +80,8 @@ def label_pool(
         progress: see `score`.
         data_dir: see `sources.load`.
         cache_dir: see `sources.open_pool`.
+        strategy: name of a `distribution.strategy` of this process's devices.
+        tpu: address of the TPU, see there.
         worker: see `score` and `write_set`.
         num_workers: see there; all of them wait until the whole pool is scored.
 
@@ -87,9 +91,15 @@ def label_pool(
     Raises:
         ValueError: for bad input, before the classifier is trained; see also `score`, `select` and `write_set`.
     """
+    strategy = distribution.strategy(strategy, tpu=tpu)
+    with strategy.scope():
+        if (num_processes := distribution.num_processes()) > 1:
+            raise ValueError(
+                f"Expected processes that share a pool as --num_workers. Received: {num_processes} in one strategy"
+            )
     test = sources.load(test_set, "test", data_dir=data_dir)
     check_sizes(sizes, test.num_classes)
-    _check_settings(near_duplicate, batch_size, chunk_size, worker, num_workers)
+    _check_settings(near_duplicate, batch_size, chunk_size, worker, num_workers, strategy)
     scores = posixpath.join(workdir, "scores")
     while worker and not gfile.exists(posixpath.join(scores, _IDENTITY)):
         print("Waiting for worker 0 to convert the pool and train the classifier, where that is needed", flush=True)
@@ -97,28 +107,30 @@ def label_pool(
     images = sources.open_pool(pool, data_dir=data_dir, image_shape=test.images.shape[1:], cache_dir=cache_dir)
     if max(sizes) > len(images):
         raise ValueError(f"Expected a pool of at least {max(sizes):,} images. Received: {len(images):,}")
-    logits_fn, identity = classifier()
-    accuracy = _accuracy(logits_fn, test, batch_size)
-    print(f"Accuracy of the classifier on the test images: {100 * accuracy:.2f} %", flush=True)
-    chance = 1 / test.num_classes
-    if accuracy < chance + 0.1 * (1 - chance) and not allow_chance:
-        raise ValueError(
-            "Expected a classifier that is right more often than chance, or label_pool.allow_chance = True. "
-            f"Received: one that is right on {100 * accuracy:.2f} % of the test images"
+    load, identity = classifier()
+    with strategy.scope():
+        logits_fn = load()
+        accuracy = _accuracy(logits_fn, test, batch_size)
+        print(f"Accuracy of the classifier on the test images: {100 * accuracy:.2f} %", flush=True)
+        chance = 1 / test.num_classes
+        if accuracy < chance + 0.1 * (1 - chance) and not allow_chance:
+            raise ValueError(
+                "Expected a classifier that is right more often than chance, or label_pool.allow_chance = True. "
+                f"Received: one that is right on {100 * accuracy:.2f} % of the test images"
+            )
+        score(
+            images,
+            logits_fn,
+            directory=scores,
+            test_images=test.images,
+            classifier={name: value for name, value in identity.items() if name != "path"},
+            near_duplicate=near_duplicate,
+            batch_size=batch_size,
+            chunk_size=chunk_size,
+            worker=worker,
+            num_workers=num_workers,
+            progress=progress,
         )
-    score(
-        images,
-        logits_fn,
-        directory=scores,
-        test_images=test.images,
-        classifier=identity["sha256"],
-        near_duplicate=near_duplicate,
-        batch_size=batch_size,
-        chunk_size=chunk_size,
-        worker=worker,
-        num_workers=num_workers,
-        progress=progress,
-    )
     while chunks := missing(scores):
         workers = sorted({chunk % num_workers for chunk in chunks})
         print(f"Waiting for {len(chunks):,} chunks of workers {', '.join(map(str, workers))}", flush=True)
@@ -154,15 +166,17 @@ def score(
 ):
     """Labels and scores a pool and finds what duplicates test images, from where an earlier call was interrupted.
 
+    In a strategy's scope, each batch is spread over its replicas.
+
     Args:
         pool: uint8 images `[N, height, width, channels]`, an array or what `sources.open_pool` returns.
         logits_fn: images in [0, 1] to logits.
         directory: where the scores go, any `tf.io.gfile` path.
         test_images: uint8 `[T, height, width, channels]`.
-        classifier: what identifies `logits_fn`, such as a SHA-256; a folder with scores of another pool, classifier,
+        classifier: what identifies `logits_fn`, as JSON can hold it; a folder with scores of another pool, classifier,
             test set, or of other settings, is refused.
         near_duplicate: similarity, see `duplicates`, from which on an image is a duplicate.
-        batch_size: images in a batch of the classifier.
+        batch_size: images in a batch of the classifier, over all replicas.
         chunk_size: images in a file of scores: what an interruption can cost.
         worker: which process this is, from 0; it does every num_workers-th chunk.
         num_workers: processes that share the work.
@@ -174,7 +188,7 @@ def score(
     """
     if tuple(pool.shape[1:]) != tuple(test_images.shape[1:]):
         raise ValueError(f"Expected a pool of images {tuple(test_images.shape[1:])}. Received: {tuple(pool.shape[1:])}")
-    _check_settings(near_duplicate, batch_size, chunk_size, worker, num_workers)
+    _check_settings(near_duplicate, batch_size, chunk_size, worker, num_workers, tf.distribute.get_strategy())
     ends = [hashlib.sha256(pool[:batch_size]), hashlib.sha256(pool[len(pool) - min(batch_size, len(pool)) :])]
     identity = {
         "num_images": len(pool),
@@ -194,7 +208,7 @@ def score(
     if not pending:
         return
     index = duplicates.build_index(test_images)
-    on_batch = _scorer(logits_fn, index, (batch_size, *pool.shape[1:]))
+    on_batch = _scorer(logits_fn, index)
 
     def read(chunk):
         images = np.ascontiguousarray(pool[chunk * chunk_size : (chunk + 1) * chunk_size])
@@ -305,7 +319,7 @@ def check_sizes(sizes, num_classes):
         raise ValueError(f"Expected sizes that are multiples of {num_classes}, as (1000,). Received: {sizes}")
 
 
-def _check_settings(near_duplicate, batch_size, chunk_size, worker, num_workers):
+def _check_settings(near_duplicate, batch_size, chunk_size, worker, num_workers, strategy):
     if not isinstance(near_duplicate, (int, float)) or not 0 < near_duplicate <= 1:
         raise ValueError(f"Expected near_duplicate as a number above 0 and up to 1. Received: {near_duplicate!r}")
     if batch_size < 1 or chunk_size < 1 or not 0 <= worker < num_workers:
@@ -313,12 +327,21 @@ def _check_settings(near_duplicate, batch_size, chunk_size, worker, num_workers)
             "Expected a batch_size and a chunk_size >= 1 and a worker from 0 to num_workers - 1. "
             f"Received: {batch_size}, {chunk_size}, {worker} of {num_workers}"
         )
+    if batch_size % strategy.num_replicas_in_sync:
+        raise ValueError(
+            f"Expected a batch_size that divides among {strategy.num_replicas_in_sync} replicas. Received: {batch_size}"
+        )
 
 
 def _accuracy(logits_fn, test, batch_size):
     """Share of a labelled set that a classifier gets right."""
     num_right = 0
-    predict = tf.function(lambda images: logits_fn(tf.cast(images, tf.float32) / 255.0), autograph=False)
+
+    @tf.autograph.experimental.do_not_convert
+    def on_batch(images):
+        return logits_fn(tf.cast(images, tf.float32) / 255.0)
+
+    predict = distribution.over_replicas(on_batch)
     for start in range(0, len(test.labels), batch_size):
         chosen = np.arange(start, start + batch_size) % len(test.labels)
         logits = predict(test.images[chosen]).numpy()
@@ -331,11 +354,11 @@ def _accuracy(logits_fn, test, batch_size):
     return num_right / len(test.labels)
 
 
-def _scorer(logits_fn, index, shape):
-    """A compiled function of uint8 images of a fixed shape: label, score, nearest test image and its cosine."""
+def _scorer(logits_fn, index):
+    """A compiled function of a batch of uint8 images: label, score, nearest test image and its cosine."""
     nearest = tf.function(functools.partial(duplicates.nearest, index), jit_compile=True)
 
-    @tf.function(input_signature=[tf.TensorSpec(shape, tf.uint8)], autograph=False)
+    @tf.autograph.experimental.do_not_convert
     def on_batch(images):
         x = tf.cast(images, tf.float32) / 255.0
         logits = tf.cast(logits_fn(x), tf.float32)
@@ -344,7 +367,7 @@ def _scorer(logits_fn, index, shape):
         others = tf.reduce_logsumexp(tf.where(is_label, -np.inf, logits), axis=-1)
         return label, tf.reduce_max(logits, axis=-1) - others, *nearest(images)
 
-    return on_batch
+    return distribution.over_replicas(on_batch)
 
 
 def _duplicates(index, images, neighbors, cosines, near_duplicate):

@@ -154,6 +154,17 @@ def test_nearest_is_the_largest_cosine_over_crops_and_mirrors():
         np.testing.assert_allclose(cosine, expected.max(), atol=1e-5)
 
 
+def test_tiles_make_no_difference(monkeypatch):
+    images = scenes(seed=1)
+    expected = [x.numpy() for x in duplicates.nearest(make_index(), images)]
+    monkeypatch.setattr(duplicates, "_TILE", 7)  # Which does not divide the number of test images.
+    assert NUM % 7
+    index = duplicates.build_index(scenes())
+    for ours, theirs in zip(duplicates.nearest(index, images), expected):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    np.testing.assert_array_equal(duplicates.nearest(index, scenes())[0], np.arange(NUM))
+
+
 def test_similarity_is_the_measure_it_states():
     """Against sums over pixels, one at a time."""
     tests, images = scenes(3, (9, 11, 3), seed=4), scenes(3, (9, 11, 3), seed=5)

@@ -84,13 +84,31 @@ def test_scores_are_log_odds_and_copies_of_test_images_are_found(scored):
     assert set(np.flatnonzero(whole["is_exact"])) == EXACT
 
 
+def test_replicas_share_each_batch(mirrored, scored, tmp_path):
+    sizes = set()
+
+    def seen(x):
+        sizes.add(x.shape[0])
+        return logits_fn(x)
+
+    with mirrored.scope():
+        score(tmp_path, logits_fn=seen)
+        with pytest.raises(ValueError, match="batch_size that divides among 2 replicas. Received: 9"):
+            score(tmp_path, batch_size=9)
+    assert sizes == {OPTIONS["batch_size"] // 2}
+    for k in range(5):
+        ours, theirs = (snapshots.read_committed(f"{folder}/chunk-{k:08d}")[0] for folder in (tmp_path, scored))
+        for name in ("label", "duplicate_of", "is_exact"):
+            np.testing.assert_array_equal(ours[name], theirs[name])
+        np.testing.assert_allclose(ours["score"], theirs["score"], rtol=1e-5)
+
+
 def test_scores_do_not_round_where_probabilities_do():
     images = np.zeros((2, *SHAPE), np.uint8)
     images[1] = 255
     confident = pseudo_labels._scorer(
         lambda x: tf.stack([20 + tf.reduce_mean(x, axis=(1, 2, 3)), tf.zeros(2), tf.zeros(2)], axis=1),
         duplicates.build_index(TEST),
-        images.shape,
     )
     np.testing.assert_allclose(confident(images)[1], [20 - np.log(2), 21 - np.log(2)], rtol=1e-6)
 
