@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import time
 import keras
 import numpy as np
 import pytest
+from absl import logging
 from robust_keras.scripts import evaluate, export, launcher, report, train
 
 from robust_keras import export as exporting
@@ -258,6 +260,16 @@ def test_a_non_finite_loss_stops_and_is_never_saved(monkeypatch, capsys, images,
     assert snapshots.steps(tmp_path / "checkpoints") == snapshots.steps(tmp_path / "best") == []
 
 
+def assert_same_run(ours, theirs):
+    """Two finished runs have the same rows and the same last variables, bit for bit."""
+    for column in ("step", "loss", "val_robust", "val_robust_averaged"):
+        assert [row[column] for row in rows(ours)] == [row[column] for row in rows(theirs)]
+    ours, theirs = (snapshots.read(run / "checkpoints", 6).arrays for run in (ours, theirs))
+    assert ours.keys() == theirs.keys()
+    for name, array in theirs.items():
+        np.testing.assert_array_equal(ours[name], array, err_msg=name)
+
+
 @pytest.mark.parametrize("signal_sent", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_run_continues_to_the_same_result(monkeypatch, images, finished, tmp_path, signal_sent):
     command = [sys.executable, "-u", ROOT / "scripts" / "train.py", *arguments(images, tmp_path)]
@@ -270,13 +282,24 @@ def test_a_killed_run_continues_to_the_same_result(monkeypatch, images, finished
     if signal_sent == signal.SIGTERM:
         assert process.returncode in (0, 75), output
     call(monkeypatch, train, *arguments(images, tmp_path))
-    assert [row["step"] for row in rows(tmp_path)] == [row["step"] for row in rows(finished)]
-    for column in ("loss", "val_robust", "val_robust_averaged"):
-        assert [row[column] for row in rows(tmp_path)] == [row[column] for row in rows(finished)]
-    ours, theirs = (snapshots.read(run / "checkpoints", 6).arrays for run in (tmp_path, finished))
-    assert ours.keys() == theirs.keys()
-    for name, array in theirs.items():
-        np.testing.assert_array_equal(ours[name], array, err_msg=name)
+    assert_same_run(tmp_path, finished)
+
+
+@pytest.mark.parametrize("size", [0, 5000])
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
+    monkeypatch, capsys, images, finished, tmp_path, size
+):
+    warnings = []
+    monkeypatch.setattr(logging, "warning", lambda message, *args: warnings.append(message % args))
+    shutil.copytree(finished / "checkpoints", tmp_path / "checkpoints")
+    shutil.copy(finished / "config.gin", tmp_path)
+    before, newest = snapshots.steps(tmp_path / "checkpoints")
+    damaged = tmp_path / "checkpoints" / f"step-{newest:08d}.npz"
+    os.truncate(damaged, size)
+    call(monkeypatch, train, *arguments(images, tmp_path))
+    assert f"Resuming from step {before}\n" in capsys.readouterr().out
+    assert any("damaged" in warning and str(damaged) in warning for warning in warnings)
+    assert_same_run(tmp_path, finished)
 
 
 def test_a_lost_process_is_one_line(monkeypatch, capsys):
