@@ -19,8 +19,9 @@ def strategy(name="auto", *, tpu=None):
 
     Args:
         name: 'one' device; 'mirrored' over all GPUs of this machine, or over its logical CPUs where it has none; 'tpu';
-            'multi_worker' over the processes that the environment variable TF_CONFIG lists; or 'auto': several
-            processes if TF_CONFIG lists them, else a TPU if there is one, else all GPUs, else one device.
+            'multi_worker' over the processes that the environment variable TF_CONFIG lists; or 'auto': the TPU whose
+            address is given, else several processes if TF_CONFIG lists them, else a TPU if there is one, else all GPUs,
+            else one device.
         tpu: address of the TPU; None for the one that TPU_NAME or COLAB_TPU_ADDR names, or that is attached.
 
     Returns:
@@ -39,9 +40,11 @@ def _strategy(name, tpu):
     if tpu is not None and name not in ("auto", "tpu"):
         raise ValueError(f"Expected the strategy 'tpu' with a TPU's address. Received: {name!r} and {tpu!r}")
     if name == "auto":
-        if _workers_of_environment() > 1:
+        if tpu:
+            name = "tpu"
+        elif _workers_of_environment() > 1:
             name = "multi_worker"
-        elif tpu or _tpu_of_environment() or tf.config.list_physical_devices("TPU"):
+        elif _tpu_of_environment() or tf.config.list_physical_devices("TPU"):
             name = "tpu"
         else:
             name = "mirrored" if len(tf.config.list_physical_devices("GPU")) > 1 else "one"
@@ -81,9 +84,10 @@ def _tpu_of_environment():
 def _tpu_strategy(address):
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(address)
-        tf.config.experimental_connect_to_cluster(resolver)
+        # Data sets stay on this machine: another one would not have its files, nor its Python.
+        tf.config.experimental_connect_to_cluster(resolver, make_master_device_default=False)
         tf.tpu.experimental.initialize_tpu_system(resolver)
-    except (ValueError, tf.errors.OpError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError, tf.errors.OpError) as error:
         reason = " ".join(str(error).splitlines()[:1])
         raise ValueError(f"Expected a TPU that answers. Received: {address!r} ({reason})") from error
     return tf.distribute.TPUStrategy(resolver)

@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import csv
+import functools
 import io
 import math
 import posixpath
@@ -14,6 +15,7 @@ import time
 import keras
 import numpy as np
 import tensorflow as tf
+from absl import logging
 from tqdm import tqdm
 
 from robust_keras import distribution, snapshots
@@ -45,14 +47,16 @@ class RunRecorder(keras.callbacks.Callback):
 
     Everything is driven by the run's own step, so it does not depend on where an earlier call was interrupted. Where
     several are due at a step, the order is: validation, a row of metrics, the snapshot. A snapshot holds the rows so
-    far, so metrics.csv has each step once. Snapshots are written in the background, one at a time. Of several processes
-    all record, and the first writes.
+    far, so metrics.csv has each step once. Snapshots are written in the background, one at a time; where that fails,
+    the next step is saved at once. Of several processes, which make it in their strategy's scope, all record, and the
+    first writes.
 
     Args:
         workdir: the run's folder.
         state: variables by name: everything that the next step depends on. 'step' is the optimiser's.
         weights: the names in `state` of the weights to keep when they are the best, by the name to keep them under.
-        validate: `() -> {column: accuracy}`; the best weights are those with the highest `best_metric`.
+        validate: `(should_stop) -> {column: accuracy}`, or None once `should_stop()` is true; the best weights are
+            those with the highest `best_metric`.
         best_metric: a column of `validate`.
         description: what else a reader of the weights needs, as JSON can hold it; stored with them.
         learning_rate: a function of the step.
@@ -106,6 +110,7 @@ class RunRecorder(keras.callbacks.Callback):
         self._best = None  # {"step", "metrics"} of the best validation so far
         self._best_weights = {}
         self._last_validation = None
+        self._unfinished = None  # {"step", "logs"} of a validation that SIGTERM stopped
         self._terminating = False
         self._is_writer = distribution.process_index() == 0
         self._thread = concurrent.futures.ThreadPoolExecutor(1)
@@ -118,9 +123,15 @@ class RunRecorder(keras.callbacks.Callback):
             The step from which to go on, 0 for a new run.
 
         Raises:
-            ValueError: where the snapshot's variables are not the run's, or other processes see another one.
+            ValueError: where the snapshot's variables are not the run's, other processes see another one, or there are
+                snapshots and none is intact.
         """
         snapshot = snapshots.read_newest(self.checkpoints_path)
+        if snapshot is None and (damaged := snapshots.steps(self.checkpoints_path)):
+            raise ValueError(
+                f"Expected an intact snapshot in {self.checkpoints_path}, or an empty folder to start anew. "
+                f"Received: damaged ones of steps {', '.join(map(str, damaged))}"
+            )
         distribution.expect_same(snapshot.step if snapshot else 0, self.checkpoints_path)
         if snapshot is None:
             self._write_metrics()
@@ -139,13 +150,17 @@ class RunRecorder(keras.callbacks.Callback):
             name.removeprefix("best/"): array for name, array in snapshot.arrays.items() if name.startswith("best/")
         }
         self._rows, self._best = snapshot.info["rows"], snapshot.info["best"]
-        self._last_validation = snapshot.info["last_validation"]
+        self._last_validation, self._unfinished = snapshot.info["last_validation"], snapshot.info.get("unfinished")
         self._start_step = snapshot.step
         self._write_metrics()
         if self._is_writer:
             self._write_best(self._best, self._best_weights)
             print(f"Resuming from step {snapshot.step}", flush=True)
         return snapshot.step
+
+    def is_finished(self):
+        """Whether there is nothing left to do."""
+        return self._start_step == self._train_steps and self._unfinished is None
 
     def report(self):
         """A dictionary: 'last' and 'best', each {'step', 'metrics'} of a validation."""
@@ -159,7 +174,8 @@ class RunRecorder(keras.callbacks.Callback):
     def running(self):
         """Inside the context, SIGTERM makes the next step save a snapshot and raise `Terminated`.
 
-        What is being written at its end is finished, however it ends.
+        A validation that SIGTERM had stopped is caught up on first. What is being written at the end is finished,
+        however it ends.
         """
 
         def stop(signum, frame):
@@ -167,15 +183,19 @@ class RunRecorder(keras.callbacks.Callback):
 
         is_main = threading.current_thread() is threading.main_thread()
         previous = signal.signal(signal.SIGTERM, stop) if is_main else None
+        self._events = tf.summary.create_file_writer(self.events_path) if self._is_writer else None
+        self._clock = None
         try:
+            self._catch_up()
             yield
         finally:
             self._finish_writing()
+            if self._is_writer:
+                self._events.close()
             if is_main:
                 signal.signal(signal.SIGTERM, previous)
 
     def on_train_begin(self, logs=None):
-        self._events = tf.summary.create_file_writer(self.events_path) if self._is_writer else None
         interactive = sys.stderr.isatty()
         self._bar = tqdm(
             total=self._train_steps,
@@ -185,7 +205,6 @@ class RunRecorder(keras.callbacks.Callback):
             dynamic_ncols=interactive,
             mininterval=0.5 if interactive else 30.0,
         )
-        self._clock = None
 
     def on_train_batch_end(self, batch, logs=None):
         step = self._start_step + batch + 1
@@ -194,16 +213,21 @@ class RunRecorder(keras.callbacks.Callback):
             raise NonFiniteLoss(f"Expected a finite loss. Received: {loss} at step {step}")
         self._bar.update(step - self._bar.n)
         self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-        terminating = any(distribution.all_processes(self._terminating))
+        logs = {"loss": loss, "labelled_fraction": float(logs["labelled_fraction"])}
+        terminating = self._should_stop()
 
         last = step == self._train_steps
         row = {}
         pause = time.perf_counter()
         if last or step % self._validate_every == 0:
             row = self._validate_now(step)
-        if row or last or step % self._log_every == 0:
-            self._log(step, {"loss": loss, "labelled_fraction": float(logs["labelled_fraction"])}, row, pause)
-        if last or step % self._checkpoint_every == 0 or terminating:
+            terminating = terminating or row is None
+        if row is None:
+            self._unfinished = {"step": step, "logs": logs}
+        elif row or last or step % self._log_every == 0:
+            self._log(step, logs, row, pause)
+        failed = self._writing is not None and self._writing.done() and self._writing.exception()
+        if last or step % self._checkpoint_every == 0 or terminating or failed:
             self._save(step)
         # The rate counts training steps alone, and not the first, which compiles.
         if self._clock is None or row or last:
@@ -215,11 +239,27 @@ class RunRecorder(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         self._bar.close()
-        if self._is_writer:
-            self._events.close()
+
+    def _should_stop(self):
+        return any(distribution.all_processes(self._terminating))
+
+    def _catch_up(self):
+        """Ends a validation that SIGTERM stopped."""
+        if self._unfinished is None:
+            return
+        step, logs = self._unfinished["step"], self._unfinished["logs"]
+        row = self._validate_now(step)
+        if row is None:  # Again; what there is to save is saved.
+            raise Terminated(f"Stopped by SIGTERM; saved at step {step}")
+        self._unfinished = None
+        self._log(step, logs, row, time.perf_counter())
+        self._save(step)
 
     def _validate_now(self, step):
-        metrics = self._validate()
+        """Columns of a validation; None where SIGTERM stopped it."""
+        metrics = self._validate(self._should_stop)
+        if metrics is None:
+            return None
         self._last_validation = {"step": step, "metrics": metrics}
         if self._best is None or metrics[self._best_metric] > self._best["metrics"][self._best_metric]:
             arrays = self._read_state(step)
@@ -227,7 +267,7 @@ class RunRecorder(keras.callbacks.Callback):
             self._best_weights = {kept: arrays[name] for kept, name in self._weights.items()}
         shown = ", ".join(f"{name} {100 * value:.2f} %" for name, value in metrics.items())
         if self._is_writer:
-            self._bar.write(f"Step {step}: {shown}", file=sys.stderr)
+            tqdm.write(f"Step {step}: {shown}", file=sys.stderr)
         return metrics
 
     def _log(self, step, logs, validation, now):
@@ -253,11 +293,18 @@ class RunRecorder(keras.callbacks.Callback):
             "rows": list(self._rows),
             "best": self._best,
             "last_validation": self._last_validation,
+            "unfinished": self._unfinished,
             "description": self._description,
         }
         self._events.flush()
-        self._finish_writing()
-        self._writing = self._thread.submit(self._write, step, arrays, info, self._best, self._best_weights)
+        now = functools.partial(self._write, step, arrays, info, self._best, self._best_weights)
+        try:
+            self._finish_writing()
+        except (OSError, tf.errors.OpError) as error:
+            logging.warning("A snapshot was not written (%s); saving step %d instead", error, step)
+            now()
+        else:
+            self._writing = self._thread.submit(now)
 
     def _write(self, step, arrays, info, best, best_weights):
         snapshots.write(self.checkpoints_path, step, arrays, info, keep=self._num_checkpoints)

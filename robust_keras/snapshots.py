@@ -18,6 +18,16 @@ from absl import logging
 
 gfile = tf.io.gfile
 _MARKER = re.compile(r"step-(\d{8})\.json")
+_DATA = re.compile(r"step-(\d{8})\.npz")
+# What says that a file is missing or cut off. Others, such as a file system that does not answer, say nothing of it.
+_DAMAGE = (
+    ValueError,
+    TypeError,
+    KeyError,
+    tf.errors.NotFoundError,
+    tf.errors.OutOfRangeError,
+    tf.errors.DataLossError,
+)
 
 
 class Snapshot(NamedTuple):
@@ -35,7 +45,8 @@ class Snapshot(NamedTuple):
 
 
 def write(directory, step, arrays, info, *, keep=2):
-    """Writes a snapshot, then removes older ones but the newest `keep` in all, and any of later steps.
+    """Writes a snapshot, then removes older ones but the newest `keep` in all, any of later steps, and what
+    interrupted writes left behind.
 
     Args:
         directory: any `tf.io.gfile` path.
@@ -50,10 +61,11 @@ def write(directory, step, arrays, info, *, keep=2):
     taken = steps(directory)
     older = [s for s in taken if s <= step]
     for unwanted in older[:-keep] + [s for s in taken if s > step]:
-        stem = _stem(directory, unwanted)
-        withdraw(stem)
-        if gfile.exists(_data_path(stem)):
-            gfile.remove(_data_path(stem))
+        withdraw(_stem(directory, unwanted))
+    kept = {_data_path(_stem("", s)) for s in steps(directory)}
+    for name in gfile.listdir(directory):
+        if _DATA.fullmatch(name) and name not in kept:
+            gfile.remove(posixpath.join(str(directory), name))
 
 
 def commit(stem, arrays, info):
@@ -98,6 +110,7 @@ def read_committed(stem):
 
     Raises:
         ValueError: where it is incomplete or its SHA-256 differs.
+        tf.errors.OpError: where it cannot be read now.
     """
     data_path = _data_path(stem)
     try:
@@ -107,7 +120,7 @@ def read_committed(stem):
             raise ValueError("its SHA-256 differs from the marker's")
         with gfile.GFile(data_path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return dict(arrays), marker["info"]
-    except (ValueError, TypeError, KeyError, OSError, tf.errors.OpError) as error:
+    except _DAMAGE as error:
         raise ValueError(f"Expected an intact snapshot at {data_path}. Received: {error}") from error
 
 
@@ -127,9 +140,11 @@ def write_arrays(path, arrays, *, compressed=False):
 
 def steps(directory):
     """Steps of the snapshots that have a marker, in rising order."""
-    if not gfile.isdir(directory):
+    try:
+        names = gfile.listdir(str(directory))
+    except tf.errors.NotFoundError:
         return []
-    matches = (_MARKER.fullmatch(name) for name in gfile.listdir(directory))
+    matches = (_MARKER.fullmatch(name) for name in names)
     return sorted(int(match[1]) for match in matches if match)
 
 

@@ -15,6 +15,8 @@ from robust_keras.optimizers import NesterovSGD
 from robust_keras.recording import RunRecorder
 
 ATTACK_TARGETS = ("label", "targets", "clean_prediction")
+# Others would need loss scaling, or narrow weights.
+DTYPE_POLICIES = ("float32", "mixed_bfloat16")
 
 
 class AdversarialModel(keras.Model):
@@ -213,8 +215,8 @@ def train(
             there are some.
         strategy: name of a `distribution.strategy`; all its processes call this with the same arguments.
         tpu: address of the TPU, see there.
-        dtype_policy: Keras' policy for the layers of the network that is trained, such as 'mixed_bfloat16'. Pixels,
-            attacks, losses, averaged and exported networks are float32 all the same.
+        dtype_policy: Keras' policy for the layers of the network that is trained, 'float32' or 'mixed_bfloat16'.
+            Pixels, attacks, losses, averaged and exported networks are float32 all the same.
         accumulation_steps: see `AdversarialModel`.
         steps_per_execution: steps in one compiled call, which also ends where anything is due. SIGTERM is heard between
             calls.
@@ -244,12 +246,15 @@ def train(
         "num_checkpoints": num_checkpoints,
         "accumulation_steps": accumulation_steps,
         "steps_per_execution": steps_per_execution,
+        "validation_batch_size": validation_batch_size,
     }
     for name, value in counts.items():
         if not isinstance(value, int) or value < 1:
             raise ValueError(f"Expected {name} as an integer >= 1. Received: {value!r}")
     if best_by not in ("robust", "clean"):
         raise ValueError(f"Expected best_by out of robust, clean. Received: {best_by!r}")
+    if dtype_policy not in DTYPE_POLICIES:
+        raise ValueError(f"Expected a dtype_policy out of {', '.join(DTYPE_POLICIES)}. Received: {dtype_policy!r}")
     strategy = distribution.strategy(strategy, tpu=tpu)  # Processes meet before anything else.
     data = data(data_dir=data_dir)
     if not len(data.validation.labels):
@@ -257,13 +262,14 @@ def train(
     learning_rate = functools.partial(learning_rate, num_steps=train_steps)
     learning_rate(0)  # A bad setting shows now.
     keras.utils.set_random_seed(seed)
+    with tf.device("CPU:0"):  # Other devices draw other numbers.
+        drawn = {weight.path: weight.numpy() for weight in _network(model, data).weights}
     with strategy.scope():
         network = _network(model, data, dtype_policy)
         averaging = None
         if tau is not None:
             averaging = WeightAveraging(_network(model, data), tau=tau, warm_up=averaging_warm_up)
-        if initial_weights is not None:
-            _assign(network, initial_weights())
+        _assign(network, drawn if initial_weights is None else initial_weights())
         adversarial_model = AdversarialModel(
             network,
             objective=objective,
@@ -277,51 +283,63 @@ def train(
         adversarial_model.compile(optimizer=optimizer, jit_compile=jit_compile, steps_per_execution=steps_per_execution)
         num_hosts, host = distribution.num_processes(), distribution.process_index()
         twin = averaging.twin if averaging else None
-        validate = _validation(network, twin, data.validation, validation, validation_batch_size, seed)
+        try_out, validate = _validation(network, twin, data.validation, validation, validation_batch_size, seed)
 
     best = _network(model, data)
     batches = functools.partial(batches, data, seed=seed, num_steps=train_steps, num_hosts=num_hosts, host=host)
     dataset = batches()
-    pauses = (validate_every, checkpoint_every, log_every)
-    recorder = RunRecorder(
-        workdir,
-        state=_state(network, optimizer, twin),
-        weights={w.path: f"{'averages' if twin else 'weights'}/{w.path}" for w in network.weights},
-        validate=validate,
-        best_metric=f"val_{best_by}_averaged" if twin else f"val_{best_by}",
-        description={
-            "architecture": best.to_json(),
-            "weights": "averaged" if twin else "raw",
-            "dataset": data.labelled.name,
-            "extra_data": data.extra and data.extra.name,
-            "extra_data_is_the_papers": data.extra and sources.is_paper_extra_data(data.extra.name),
-        },
-        learning_rate=learning_rate,
-        batch_size=dataset.element_spec["image"].shape[0] * num_hosts,
-        train_steps=train_steps,
-        validate_every=validate_every,
-        checkpoint_every=checkpoint_every,
-        log_every=log_every,
-        num_checkpoints=num_checkpoints,
-        progress=progress,
-    )
+    share = dataset.element_spec["image"].shape[0]
+    _check_layout(share, strategy.num_replicas_in_sync // num_hosts, accumulation_steps, network)
     with strategy.scope():
+        recorder = RunRecorder(
+            workdir,
+            state=_state(network, optimizer, twin),
+            weights={w.path: f"{'averages' if twin else 'weights'}/{w.path}" for w in network.weights},
+            validate=validate,
+            best_metric=f"val_{best_by}_averaged" if twin else f"val_{best_by}",
+            description={
+                "architecture": best.to_json(),
+                "weights": "averaged" if twin else "raw",
+                "dataset": data.labelled.name,
+                "extra_data": data.extra and data.extra.name,
+                "extra_data_is_the_papers": data.extra and sources.is_paper_extra_data(data.extra.name),
+            },
+            learning_rate=learning_rate,
+            batch_size=share * num_hosts,
+            train_steps=train_steps,
+            validate_every=validate_every,
+            checkpoint_every=checkpoint_every,
+            log_every=log_every,
+            num_checkpoints=num_checkpoints,
+            progress=progress,
+        )
         start_step = recorder.restore()
-    if start_step < train_steps:
-        if start_step > 0:
-            dataset = batches(start_step=start_step)
-        if averaging:
-            averaging.start_from_model = start_step == 0
-        with recorder.running():
-            adversarial_model.fit(
-                dataset,
-                steps_per_epoch=train_steps - start_step,
-                callbacks=[averaging, recorder] if averaging else [recorder],
-                verbose=0,
-                pause_every=pauses,
-            )
+    if not recorder.is_finished():
+        with strategy.scope(), recorder.running():
+            if start_step < train_steps:
+                try_out()  # A bad setting, or too large a batch, shows before there is anything to lose.
+                if averaging:
+                    averaging.start_from_model = start_step == 0
+                adversarial_model.fit(
+                    batches(start_step=start_step) if start_step else dataset,
+                    steps_per_epoch=train_steps - start_step,
+                    callbacks=[averaging, recorder] if averaging else [recorder],
+                    verbose=0,
+                    pause_every=(validate_every, checkpoint_every, log_every),
+                )
     _assign(best, recorder.best_weights())
     return TrainedModel(network, twin, best, recorder.report())
+
+
+def _check_layout(batch_size, num_replicas, num_parts, network):
+    """Refuses a process's share of a batch that does not spread over its replicas, and their parts, in whole groups."""
+    groups = {getattr(layer, "statistics_group_size", None) or 1 for layer in network.layers}
+    size, rest = divmod(batch_size, num_replicas * num_parts)
+    if rest or any(size % group for group in groups):
+        raise ValueError(
+            f"Expected a batch that gives each of {num_replicas} replicas accumulation_steps={num_parts} parts of "
+            f"whole groups of {max(groups)} images (STATISTICS_GROUP_SIZE). Received: a batch of {batch_size}"
+        )
 
 
 def _network(model, data, dtype_policy="float32"):
@@ -362,7 +380,7 @@ def _state(network, optimizer, twin):
 
 
 def _validation(network, twin, source, correct_fn, batch_size, seed):
-    """A function without arguments that returns the columns of a validation: accuracies over `source`."""
+    """Functions `try_out()`, which compiles what a validation runs, and `validate`, as `RunRecorder` takes it."""
     num_images = len(source.labels)
     num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
     if batch_size % num_replicas:
@@ -380,16 +398,24 @@ def _validation(network, twin, source, correct_fn, batch_size, seed):
 
     functions = {"": correct_of(network)} | ({"_averaged": correct_of(twin)} if twin is not None else {})
 
-    def validate():
+    def batch_of(indices):
+        seeds = noise.fold_in(noise.example_seeds(seed, 0, tf.constant(indices, tf.int32)), noise.VALIDATION)
+        return tf.constant(source.images[indices]), tf.constant(source.labels[indices]), seeds
+
+    def try_out():
+        for correct in functions.values():
+            correct(*batch_of(padded[:batch_size]))
+
+    def validate(should_stop):
         columns = {}
         for suffix, correct in functions.items():
             right = []
             for indices in padded.reshape(-1, batch_size):
-                seeds = noise.fold_in(noise.example_seeds(seed, 0, tf.constant(indices, tf.int32)), noise.VALIDATION)
-                images, labels = tf.constant(source.images[indices]), tf.constant(source.labels[indices])
-                right.append(np.stack(correct(images, labels, seeds)))
+                if should_stop():
+                    return None
+                right.append(np.stack(correct(*batch_of(indices))))
             clean, robust = np.concatenate(right, axis=1)[:, :num_images].mean(axis=1)
             columns |= {f"val_clean{suffix}": float(clean), f"val_robust{suffix}": float(robust)}
         return columns
 
-    return validate
+    return try_out, validate

@@ -66,7 +66,8 @@ def run(
     with strategy.scope():
         is_writer = distribution.process_index() == 0
     configurables.parse(gin_files, gin_params)
-    evaluate = configurables.resolve(configurables.evaluate)
+    with strategy.scope():  # Other networks may be loaded here.
+        evaluate = configurables.resolve(configurables.evaluate)
     config = configurables.operative_config()
     results_path = posixpath.join(workdir, "results.json")
     reading = {

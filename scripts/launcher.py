@@ -4,6 +4,7 @@ Import this before anything that imports TensorFlow.
 """
 
 import os
+import signal
 import sys
 
 from absl import flags
@@ -12,7 +13,7 @@ from absl import flags
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-PROCESS_LOST = 1  # of several; started again, all go on
+FAILED = 1  # another process was lost, or a file could not be read or written; started again, the command goes on
 USAGE = 2  # bad input; nothing was trained or attacked
 NON_FINITE_LOSS = 3
 TERMINATED = 75  # saved and stopped on a termination signal; the same command goes on
@@ -43,6 +44,10 @@ def launch(main, define_flags, description):
     from robust_keras import recording
     from robust_keras.data import sources
 
+    def stop(signum, frame):
+        raise recording.Terminated("Stopped by SIGTERM; what was finished is kept")
+
+    previous = signal.signal(signal.SIGTERM, stop)  # While training something better does.
     try:
         main(values)
     except sources.DataUnavailable as error:
@@ -52,15 +57,22 @@ def launch(main, define_flags, description):
         if os.environ.get("ROBUST_KERAS_TRACEBACK"):
             raise
         _exit(USAGE, error)
-    except tf.errors.OpError as error:
-        if "TF_CONFIG" not in os.environ or os.environ.get("ROBUST_KERAS_TRACEBACK"):
+    except (OSError, tf.errors.OpError) as error:
+        if os.environ.get("ROBUST_KERAS_TRACEBACK"):
             raise
-        reason = error.message.splitlines()[0]
-        _exit(PROCESS_LOST, f"Expected all processes to answer. Received: {reason}; start all of them again to go on")
+        reason = next(iter(str(getattr(error, "message", error)).splitlines()), type(error).__name__)
+        of_files = (OSError, tf.errors.PermissionDeniedError, tf.errors.UnimplementedError, tf.errors.NotFoundError)
+        if isinstance(error, (*of_files, tf.errors.ResourceExhaustedError)):
+            _exit(FAILED, f"Expected files and memory as the command needs them. Received: {reason}")
+        if "TF_CONFIG" not in os.environ:
+            raise
+        _exit(FAILED, f"Expected all processes to answer. Received: {reason}; start all of them again to go on")
     except recording.NonFiniteLoss as error:
         _exit(NON_FINITE_LOSS, error)
     except recording.Terminated as error:
         _exit(TERMINATED, error)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def define_strategy(values):

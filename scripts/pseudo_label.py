@@ -9,10 +9,8 @@ Each scores on all devices of its --strategy.
 
 from robust_keras.scripts import launcher  # isort: skip  Before TensorFlow is imported.
 
-import contextlib
 import functools
 import posixpath
-import signal
 
 from absl import flags
 from robust_keras.scripts import train
@@ -82,10 +80,7 @@ def run(
             train.train_and_export(train_classifier, training_config, data_dir=data_dir, workdir=folder)
         return _trained(folder)
 
-    with _stopping_on_sigterm():
-        return label_pool(
-            classifier=classifier, workdir=workdir, data_dir=data_dir, worker=worker, num_workers=num_workers
-        )
+    return label_pool(classifier=classifier, workdir=workdir, data_dir=data_dir, worker=worker, num_workers=num_workers)
 
 
 def _trained(folder):
@@ -99,21 +94,6 @@ def _trained(folder):
     weights = posixpath.join(best, f"step-{step:08d}.npz")
     identity = {"path": "classifier/saved_model", "sha256": snapshots.sha256(weights), "sha256_of": "its weights"}
     return functools.partial(loading.load_logits_fn, saved_model), identity
-
-
-@contextlib.contextmanager
-def _stopping_on_sigterm():
-    """Inside the context SIGTERM raises `recording.Terminated`: what is finished is on disk at any time."""
-    from robust_keras import recording
-
-    def stop(signum, frame):
-        raise recording.Terminated("Stopped by SIGTERM; what is finished is kept")
-
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def define_flags(values):

@@ -21,7 +21,7 @@ started=$(date +%s)
 
 for recipe in quickstart_plain quickstart; do
   echo "== Training gin/$recipe.gin"
-  "$PYTHON" scripts/train.py --gin_file="gin/$recipe.gin" --workdir="runs/$recipe"
+  "$PYTHON" scripts/train.py --gin_file="gin/$recipe.gin" --workdir="runs/$recipe" --strategy=one
   echo "== Attacking runs/$recipe/saved_model"
   "$PYTHON" scripts/evaluate.py --saved_model="runs/$recipe/saved_model" --dataset=digits \
     --gin_file=gin/eval/pgd40.gin --gin_file=gin/threats/linf_digits.gin --workdir="runs/$recipe/pgd40"

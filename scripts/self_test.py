@@ -46,7 +46,7 @@ def run(*, strategy=None, tpu=None, workdir=None):
     chosen = distribution.strategy(strategy or "auto", tpu=tpu)
     num_replicas = chosen.num_replicas_in_sync
     with chosen.scope():
-        num_processes, is_writer = distribution.num_processes(), distribution.process_index() == 0
+        num_processes, process = distribution.num_processes(), distribution.process_index()
 
     def meet():
         """Each process has what the first one wrote."""
@@ -58,12 +58,14 @@ def run(*, strategy=None, tpu=None, workdir=None):
             if num_processes > 1:
                 raise ValueError("Expected a --workdir that all processes share. Received: none")
             workdir = stack.enter_context(tempfile.TemporaryDirectory())
-        if is_writer and tf.io.gfile.exists(posixpath.join(workdir, "run")):
+        with chosen.scope():
+            in_use = any(distribution.all_processes(tf.io.gfile.exists(posixpath.join(workdir, "run"))))
+        if in_use:
             raise ValueError(f"Expected a new --workdir. Received: {workdir}")
         print(
             f"{type(chosen).__name__}, {num_replicas} replicas, {num_processes} processes, TensorFlow {tf.__version__}"
         )
-        test = _Test(workdir, num_replicas, {"strategy": strategy, "tpu": tpu}, is_writer, meet)
+        test = _Test(workdir, num_replicas, {"strategy": strategy, "tpu": tpu}, process, meet)
         passed = []
         for check in (test.step, test.averaging, test.checkpoint, test.restore, test.export, test.attack):
             meet()
@@ -82,15 +84,15 @@ def run(*, strategy=None, tpu=None, workdir=None):
 class _Test:
     """The checks: each returns what it found, or raises."""
 
-    def __init__(self, workdir, num_replicas, where, is_writer, meet):
+    def __init__(self, workdir, num_replicas, where, process, meet):
         self._run_path = posixpath.join(workdir, "run")
-        self._is_writer, self._meet = is_writer, meet
+        self._process, self._meet = process, meet
         self._workdir, self._num_replicas, self._where = workdir, num_replicas, where
 
     def step(self):
         """The compiled step, against the same step on one device."""
         losses = self._losses(self._train("run", **self._where))
-        one = self._losses(self._train("one_device", strategy="one"))
+        one = self._losses(self._train(f"one_device_{self._process}", strategy="one"))
         _expect(np.isfinite(losses).all() and len(losses) == _NUM_STEPS, f"{_NUM_STEPS} finite losses", losses)
         difference = np.max(np.abs(np.divide(losses, one) - 1))
         _expect(difference < _TOLERANCE, f"losses within {_TOLERANCE:.0%} of one device's {one}", losses)
@@ -121,7 +123,7 @@ class _Test:
         from robust_keras import snapshots
 
         middle = self._snapshot(_NUM_STEPS // 2)
-        if self._is_writer:
+        if self._process == 0:
             path = posixpath.join(self._workdir, "restored", "checkpoints")
             snapshots.write(path, middle.step, middle.arrays, middle.info)
         self._meet()
@@ -168,7 +170,7 @@ class _Test:
 
         ours = robust("attack", **self._where)
         _expect(ours["robust_accuracy"] <= ours["clean_accuracy"], "no more robust than clean", ours)
-        one = robust("attack_one_device", strategy="one")
+        one = robust(f"attack_one_device_{self._process}", strategy="one")
         difference = abs(ours["robust_accuracy"] - one["robust_accuracy"])
         _expect(difference <= _TOLERANCE, f"a robust accuracy near {one['robust_accuracy']}", ours["robust_accuracy"])
         shown = [f"{100 * ours[name]:.1f} %" for name in ("clean_accuracy", "robust_accuracy")]

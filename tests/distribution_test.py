@@ -35,6 +35,7 @@ def made(monkeypatch):
         ({"TF_CONFIG": json.dumps(CLUSTER)}, {}, "multi_worker"),
         ({"TF_CONFIG": json.dumps(CLUSTER), "TPU_NAME": "mine"}, {"name": "tpu"}, ("tpu", "mine")),
         ({"TPU_NAME": "mine"}, {}, ("tpu", "mine")),
+        ({"TF_CONFIG": json.dumps(CLUSTER)}, {"tpu": "yours"}, ("tpu", "yours")),
         ({"TPU_NAME": "mine"}, {"tpu": "yours"}, ("tpu", "yours")),
         ({"COLAB_TPU_ADDR": "10.0.0.2:8470"}, {}, ("tpu", "grpc://10.0.0.2:8470")),
         ({}, {"name": "tpu"}, ("tpu", "local")),
@@ -72,6 +73,7 @@ def test_auto_is_mirrored_over_several_gpus(made, monkeypatch):
             "Expected a TF_CONFIG with 'cluster'",
         ),
         ({}, {"name": "tpu"}, "Expected a TPU that answers. Received: 'local'"),
+        ({"TPU_NAME": "mine"}, {}, "Expected a TPU that answers. Received: 'mine'"),
     ],
 )
 def test_what_is_not_there_is_refused(environment, variables, arguments, message):

@@ -3,6 +3,7 @@
 Run as a program, this file is one process of such a run.
 """
 
+import csv
 import functools
 import hashlib
 import json
@@ -57,6 +58,8 @@ def result(workdir):
     snapshot = snapshots.read(workdir / "checkpoints", NUM_STEPS)
     rows = snapshot.info["rows"]
     assert [row["step"] for row in rows] == list(range(1, NUM_STEPS + 1))
+    with open(workdir / "metrics.csv") as file:  # One process wrote it.
+        assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(1, NUM_STEPS + 1))
     return [row["loss"] for row in rows], pathlib.Path(f"{workdir}.digest").read_text(), snapshot.arrays
 
 

@@ -254,6 +254,30 @@ def test_several_damaged_ones_are_passed_over_and_named(tmp_path, warned):
     assert snapshots.read_newest(tmp_path) is None
 
 
+def test_what_interrupted_writes_left_behind_goes_with_the_next(tmp_path):
+    write_three(tmp_path)
+    for step in (1, 7, 12):
+        (tmp_path / f"step-{step:08d}.npz").write_bytes(b"half")
+        (tmp_path / f"step-{step:08d}.json").unlink(missing_ok=True)
+    snapshots.write(tmp_path, 4, {"a": np.zeros(1)}, {}, keep=3)
+    assert sorted(path.name for path in tmp_path.glob("*.npz")) == [f"step-{k:08d}.npz" for k in (2, 3, 4)]
+
+
+def test_a_file_system_that_does_not_answer_is_no_damage(tmp_path, monkeypatch):
+    write_three(tmp_path)
+
+    def unavailable(*args):
+        raise tf.errors.UnavailableError(None, None, "try again")
+
+    with monkeypatch.context() as patched, pytest.raises(tf.errors.UnavailableError):
+        patched.setattr(snapshots, "sha256", unavailable)
+        snapshots.read_newest(tmp_path)
+    with monkeypatch.context() as patched, pytest.raises(tf.errors.UnavailableError):
+        patched.setattr(snapshots.gfile, "listdir", unavailable)
+        snapshots.steps(tmp_path)
+    assert snapshots.read_newest(tmp_path).step == 3
+
+
 def test_other_files_are_left_alone(tmp_path):
     others = ["step-1.json", "step-00000001.json.bak", "notes.txt", "xstep-00000009.json"]
     for name in others:
