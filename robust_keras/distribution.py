@@ -131,7 +131,7 @@ def all_processes(number):
 @functools.cache
 def _gather(strategy):
     # The identity has a device, which an argument has not.
-    return tf.function(functools.partial(_run_and_gather, strategy, tf.identity))
+    return tf.function(functools.partial(_run_and_gather, strategy, tf.identity), autograph=False)
 
 
 def expect_same(number, directory):
@@ -180,7 +180,7 @@ def over_replicas(fn, *, jit_compile=False):
 
     Args:
         fn: tensors and nests of tensors `[batch, ...]`, or scalars, to a nest of tensors `[batch, ...]`, each example
-            for itself.
+            for itself. Python's control flow is not converted, which takes longer than all other tracing.
         jit_compile: whether to compile it with XLA.
 
     Returns:
@@ -192,11 +192,11 @@ def over_replicas(fn, *, jit_compile=False):
     by_size = {}
 
     def compiled():
-        function = tf.function(fn, jit_compile=jit_compile)
+        function = tf.function(fn, jit_compile=jit_compile, autograph=False)
         if not has_strategy:
             return function
 
-        run = tf.function(functools.partial(_run_and_gather, strategy, function))
+        run = tf.function(functools.partial(_run_and_gather, strategy, function), autograph=False)
 
         def call(*args):
             args = tf.nest.map_structure(tf.convert_to_tensor, args)

@@ -119,16 +119,18 @@ def _execution(model):
         return run(step_of, batches, k)
 
     if not model.run_eagerly:
-        one_step, indexed_step = tf.function(one_step), tf.function(indexed_step)
+        # As Keras does, without converting Python's control flow, which takes longer than all other tracing.
+        one_step, indexed_step = (tf.function(step, autograph=False) for step in (one_step, indexed_step))
 
     def all_steps(batches, num_steps):
-        logs = indexed_step(batches, tf.constant(0))
-        for k in tf.range(1, num_steps):
-            logs = indexed_step(batches, k)
-        return logs
+        def another(k, _):
+            return k + 1, indexed_step(batches, k)
+
+        first = tf.constant(1), indexed_step(batches, tf.constant(0))
+        return tf.while_loop(lambda k, _: k < num_steps, another, first, maximum_iterations=most - 1)[1]
 
     if not model.run_eagerly:
-        all_steps = tf.function(all_steps)
+        all_steps = tf.function(all_steps, autograph=False)
 
     def execute(batches):
         if most == 1:

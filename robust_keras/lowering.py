@@ -47,7 +47,7 @@ def lower(fn, *args):
     """Traces a function and makes its StableHLO.
 
     Args:
-        fn: a function of tensors, as `tf.function` takes it; it may read and assign variables.
+        fn: a function of tensors, as `tf.function(autograph=False)` takes it; it may read and assign variables.
         *args: what to call it with; their values don't matter, but of variables.
 
     Returns:
@@ -56,7 +56,7 @@ def lower(fn, *args):
     Raises:
         ValueError: as the function does while it is traced, and for arguments of unknown shape.
     """
-    compiled = tf.function(fn, jit_compile=True)
+    compiled = tf.function(fn, jit_compile=True, autograph=False)
     operations = dict(_operations(compiled.get_concrete_function(*args).graph))
     compile_to = compiled.experimental_get_compiler_ir(*args)
     try:

@@ -157,7 +157,9 @@ def l1_project(x_adv, x, *, epsilon):
     return _clip(x + l1_nearest(x_adv - x, x, epsilon=epsilon))
 
 
-@tf.function(jit_compile=True)  # One pass over memory for each of its few iterations, also outside of XLA.
+@tf.function(
+    jit_compile=True, autograph=False
+)  # One pass over memory for each of its few iterations, also outside of XLA.
 def l1_nearest(delta, x, *, epsilon):
     """The difference nearest to `delta` whose absolute values sum to `epsilon` at most and that keeps `x` in [0, 1].
 

@@ -75,7 +75,7 @@ class AdversarialModel(keras.Model):
         layers = []  # Of the pending updates, in order.
         compute = functools.partial(self._gradients, layers)
         if self.jit_compile or self.accumulation_steps > 1:  # A function of its own is traced once.
-            compute = tf.function(compute, jit_compile=bool(self.jit_compile))
+            compute = tf.function(compute, jit_compile=bool(self.jit_compile), autograph=False)
         num_parts = self.accumulation_steps
         parts = tf.nest.map_structure(lambda values: _split(values, num_parts), batch)
 

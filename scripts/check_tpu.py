@@ -173,7 +173,6 @@ def _zeros(spec, size):
 def _training_step(settings, data, batch):
     """The `Part` of the training step, with optimiser and averaging, and the network."""
     import keras
-    import tensorflow as tf
 
     from robust_keras import averaging, optimizers, training
 
@@ -203,8 +202,7 @@ def _training_step(settings, data, batch):
             network(), tau=settings["tau"], warm_up=settings["averaging_warm_up"], start_from_model=False
         )
         averages.set_model(model)
-    # As Keras traces it.
-    return Part("training step", tf.autograph.experimental.do_not_convert(model.train_step), (batch,)), trained
+    return Part("training step", model.train_step, (batch,)), trained
 
 
 def _attacks_of_training(settings, network, batch, num_cores):
@@ -257,7 +255,7 @@ def _attacks_of_evaluation(settings, network, data, num_cores):
         search = attack.func.search(*attack.args, **attack.keywords)
         begin = functools.partial(searches.begin, search)
         given = (x, labels, tf.zeros((batch_size, num_classes)), seeds, labels)
-        progress = tf.function(begin).get_concrete_function(*given).structured_outputs
+        progress = tf.function(begin, autograph=False).get_concrete_function(*given).structured_outputs
         progress = tf.nest.map_structure(lambda each: tf.zeros(each.shape, each.dtype), progress)
         advance = functools.partial(searches.advance, search, logits_fn)
         parts.append(Part(f"attack {search.name}, start", begin, given))

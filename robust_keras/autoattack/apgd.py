@@ -302,7 +302,7 @@ def _l1_move(x, state, epsilon, momentum):
     return _l1_project(stepped - x, x, epsilon)
 
 
-@tf.function(jit_compile=True)  # As `threats.l1_nearest`.
+@tf.function(jit_compile=True, autograph=False)  # As `threats.l1_nearest`.
 def _order_statistic(size, rank):
     """The value with `rank` `[batch]` values before it in rising order: `[batch, 1, 1, 1]`, of `size` >= 0."""
     # Non-negative floats are ordered as their bits are: the value is found bit by bit, without sorting.

@@ -169,7 +169,7 @@ def nearest_boundary(logits_fn, x, labels, dual_length, target=None):
     return gap, weights
 
 
-@tf.function(jit_compile=True)  # As `threats.l1_nearest`.
+@tf.function(jit_compile=True, autograph=False)  # As `threats.l1_nearest`.
 def project(x, weights, gap, norm):
     """The shortest move in `norm` from `x` onto the hyperplane `gap + sum(weights * move) = 0`, inside [0, 1]^d.
 

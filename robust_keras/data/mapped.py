@@ -134,4 +134,9 @@ class MappedImages:
                 announce(mmap.MADV_WILLNEED, begin + position, length)
 
     def _upright(self, stored):
-        return np.ascontiguousarray(stored.swapaxes(-1, -3)) if self._column_major else stored
+        if not self._column_major:
+            return stored
+        upright = np.empty((*stored.shape[:-3], *self.shape[1:]), np.uint8)
+        for channel in range(self.shape[3]):  # Three times as fast as all at once.
+            upright[..., channel] = stored[..., channel, :, :].swapaxes(-1, -2)
+        return upright

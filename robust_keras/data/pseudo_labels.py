@@ -337,7 +337,6 @@ def _accuracy(logits_fn, test, batch_size):
     """Share of a labelled set that a classifier gets right."""
     num_right = 0
 
-    @tf.autograph.experimental.do_not_convert
     def on_batch(images):
         return logits_fn(tf.cast(images, tf.float32) / 255.0)
 
@@ -356,9 +355,8 @@ def _accuracy(logits_fn, test, batch_size):
 
 def _scorer(logits_fn, index):
     """A compiled function of a batch of uint8 images: label, score, nearest test image and its cosine."""
-    nearest = tf.function(functools.partial(duplicates.nearest, index), jit_compile=True)
+    nearest = tf.function(functools.partial(duplicates.nearest, index), jit_compile=True, autograph=False)
 
-    @tf.autograph.experimental.do_not_convert
     def on_batch(images):
         x = tf.cast(images, tf.float32) / 255.0
         logits = tf.cast(logits_fn(x), tf.float32)
