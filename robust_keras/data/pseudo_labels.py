@@ -222,8 +222,10 @@ def score(
             images, sha256 = coming.result()
             if following is not None:
                 coming = reader.submit(read, following)
-            padded = np.resize(images, (-(-len(images) // batch_size) * batch_size, *images.shape[1:]))
-            results = [on_batch(padded[k : k + batch_size]) for k in range(0, len(padded), batch_size)]
+            batches = (images[k : k + batch_size] for k in range(0, len(images), batch_size))
+            results = [
+                on_batch(np.resize(b, (batch_size, *b.shape[1:])) if len(b) < batch_size else b) for b in batches
+            ]
             label, scores, neighbors, cosines = (np.concatenate(parts)[: len(images)] for parts in zip(*results))
             if not np.isfinite(scores).all():
                 where = chunk * chunk_size + int(np.flatnonzero(~np.isfinite(scores))[0])
