@@ -71,7 +71,7 @@ def run(*, strategy=None, tpu=None, workdir=None):
             meet()
             started = time.perf_counter()
             try:
-                with contextlib.redirect_stdout(io.StringIO()):
+                with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                     found, right = check(), True
             except Exception as error:  # Whatever a device may raise is what is asked for.
                 found, right = f"{type(error).__name__}: {str(error).splitlines()[0]}", False
