@@ -1,5 +1,7 @@
 """SavedModels that need nothing but TensorFlow to run, with a model card."""
 
+import contextlib
+import io
 import json
 import platform
 import posixpath
@@ -51,7 +53,8 @@ def export(network, directory, *, card):
         lambda image: {"logits": network(tf.cast(image, tf.float32) / 255.0, training=False)},
         input_signature=[tf.TensorSpec((None, *shape), tf.uint8, name="image")],
     )
-    archive.write_out(directory, verbose=False)
+    with contextlib.redirect_stdout(io.StringIO()):  # Keras 3.5 has no other way to keep it quiet.
+        archive.write_out(directory)
     described = {
         "name": network.name,
         "num_parameters": sum(int(tf.size(w.value)) for w in network.trainable_weights),

@@ -253,7 +253,7 @@ def assert_exports_over(network, directory):
 def test_an_export_interrupted_before_its_card_is_replaced(tmp_path, monkeypatch, linear):
     directory = tmp_path / "new"
     whole = type(keras.export.ExportArchive()).write_out
-    interrupted_export(monkeypatch, linear, directory, lambda archive, path: whole(archive, path, verbose=False))
+    interrupted_export(monkeypatch, linear, directory, lambda archive, path: whole(archive, path))
     assert (directory / "saved_model.pb").exists()
     assert_exports_over(linear, directory)
 
