@@ -157,9 +157,8 @@ def l1_project(x_adv, x, *, epsilon):
     return _clip(x + l1_nearest(x_adv - x, x, epsilon=epsilon))
 
 
-@tf.function(
-    jit_compile=True, autograph=False
-)  # One pass over memory for each of its few iterations, also outside of XLA.
+# Compiled for one pass over memory for each of its few iterations, also outside of XLA.
+@tf.function(jit_compile=True, autograph=False)
 def l1_nearest(delta, x, *, epsilon):
     """The difference nearest to `delta` whose absolute values sum to `epsilon` at most and that keeps `x` in [0, 1].
 

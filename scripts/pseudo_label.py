@@ -55,9 +55,8 @@ def run(
 
     from robust_keras import configurables, loading
 
-    given = {"label_pool.strategy": strategy, "label_pool.tpu": tpu}
-    bindings = [f"{name} = {value!r}" for name, value in given.items() if value is not None]
-    configurables.parse(gin_files, [*gin_params, *train.bindings(strategy, tpu, init_from), *bindings])
+    bindings = train.bindings(strategy, tpu, init_from, functions=("train", "label_pool"))
+    configurables.parse(gin_files, [*gin_params, *bindings])
     train_classifier = configurables.resolve(configurables.train, is_last=False)
     training_config = configurables.operative_config()
     label_pool = configurables.resolve(configurables.label_pool)

@@ -38,9 +38,10 @@ def run(*, gin_files, gin_params=(), data_dir=None, workdir=None, strategy=None,
     return train_and_export(train, configurables.operative_config(), data_dir=data_dir, workdir=workdir)
 
 
-def bindings(strategy, tpu, init_from):
-    """What these arguments of `run` bind: a list of gin bindings."""
-    given = {"train.strategy": strategy, "train.tpu": tpu, "load_weights.path": init_from}
+def bindings(strategy, tpu, init_from, functions=("train",)):
+    """What these arguments of `run` bind, strategy and TPU for each of `functions`: a list of gin bindings."""
+    given = {f"{name}.strategy": strategy for name in functions} | {f"{name}.tpu": tpu for name in functions}
+    given["load_weights.path"] = init_from
     bound = [f"{name} = {value!r}" for name, value in given.items() if value is not None]
     return bound if init_from is None else [*bound, "train.initial_weights = @load_weights()"]
 
