@@ -17,4 +17,4 @@ export TF_ENABLE_ONEDNN_OPTS=1 TF_CPP_MIN_LOG_LEVEL=2
 "$VENV/bin/ruff" check .
 "$VENV/bin/ruff" format --check .
 # Files side by side on two cores: most tests keep one busy.
-"$VENV/bin/python" -m pytest -n 2 --dist loadfile "$@"
+"$VENV/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
