@@ -51,7 +51,7 @@ setuptools.setup(
         "gpu": ["tensorflow[and-cuda]>=2.18,<2.22"],
         # TensorFlow 2.20 made the gs:// file system an extra.
         "tpu": ["tensorflow-tpu[gcs-filesystem]>=2.18,<2.21"],
-        "test": ["cleverhans>=4.0", "pytest>=8", "pytest-xdist>=3.5", "ruff==0.17.6"],
+        "test": ["cleverhans>=4.0", "pytest>=8", "pytest-xdist>=3.8", "ruff==0.17.6"],
         "oracles": ["tensorflow-addons==0.23.0; python_version < '3.12'"],
     },
 )
