@@ -96,6 +96,11 @@ def define_reading(values):
     flags.DEFINE_string("logits_output", None, "Name of the output, where the model has several.", flag_values=values)
 
 
+def given_reading(values):
+    """Names of these flags that the command line has."""
+    return [name for name in ("input_range", "input_layout", "outputs", "logits_output") if values[name].present]
+
+
 def reading(values):
     """What these flags say: keyword arguments of `loading.load_logits_fn`.
 

@@ -12,6 +12,7 @@ from robust_keras.scripts import launcher  # isort: skip  Before TensorFlow is i
 import functools
 import posixpath
 
+import numpy as np
 from absl import flags
 from robust_keras.scripts import train
 
@@ -40,7 +41,7 @@ def run(
         strategy: binds `train.strategy` and `label_pool.strategy` where it is not None, like the one after it.
         tpu: binds `train.tpu` and `label_pool.tpu`.
         init_from: see `train.run`.
-        saved_model: a classifier to use; None to train one.
+        saved_model: a classifier to use, for which what the recipe says of training does not count; None to train one.
         reading: how `saved_model` is read, arguments of `loading.load_logits_fn`.
         worker: which process this is, from 0; the first trains the classifier.
         num_workers: processes that share the work.
@@ -53,13 +54,19 @@ def run(
     """
     import tensorflow as tf
 
-    from robust_keras import configurables, loading
+    from robust_keras import configurables, distribution, loading
+    from robust_keras.data import sources
 
+    if saved_model is not None and init_from is not None:
+        raise ValueError(f"Expected --saved_model or --init_from. Received: both, {saved_model} and {init_from}")
     bindings = train.bindings(strategy, tpu, init_from, functions=("train", "label_pool"))
     configurables.parse(gin_files, [*gin_params, *bindings])
     train_classifier = configurables.resolve(configurables.train, is_last=False)
     training_config = configurables.operative_config()
     label_pool = configurables.resolve(configurables.label_pool)
+    if saved_model is not None:  # How another one would be trained is no part of what the scores are of.
+        configurables.parse(gin_files, [*gin_params, *bindings])
+        configurables.resolve(configurables.label_pool, is_last=False)
     config = configurables.operative_config()
 
     labelled, test_set = train_classifier.keywords["data"].keywords["dataset"], label_pool.keywords["test_set"]
@@ -70,16 +77,36 @@ def run(
         scored = tf.io.gfile.exists(posixpath.join(workdir, "scores"))
         configurables.claim(workdir, config, holds_results=scored)
 
-    def classifier():
-        if saved_model is not None:
-            load = functools.partial(loading.load_logits_fn, saved_model, **(reading or {}))
-            return load, {"path": saved_model, "sha256": sha256, **(reading or {})}
-        folder = posixpath.join(workdir, "classifier")
-        if worker == 0:
-            train.train_and_export(train_classifier, training_config, data_dir=data_dir, workdir=folder)
-        return _trained(folder)
+    def saved_classifier(image_shape):
+        load = functools.partial(loading.load_logits_fn, saved_model, **(reading or {}))
+        images = np.zeros((tf.distribute.get_strategy().num_replicas_in_sync, *image_shape), np.float32)
+        shape = distribution.over_replicas(load())(images).shape
+        if shape.rank != 2:
+            raise ValueError(f"Expected a classifier that returns [batch, classes]. Received: {tuple(shape)}")
+        return shape[1], lambda: (load, {"path": saved_model, "sha256": sha256, **(reading or {})})
 
-    return label_pool(classifier=classifier, workdir=workdir, data_dir=data_dir, worker=worker, num_workers=num_workers)
+    def trained_classifier(image_shape):
+        source = sources.load(labelled, "train", data_dir=data_dir)
+        if source.images.shape[1:] != image_shape:
+            raise ValueError(
+                f"Expected labelled images {image_shape}, as in {test_set!r}. Received: {source.images.shape[1:]}"
+            )
+
+        def obtain():
+            folder = posixpath.join(workdir, "classifier")
+            if worker == 0:
+                train.train_and_export(train_classifier, training_config, data_dir=data_dir, workdir=folder)
+            return _trained(folder)
+
+        return source.num_classes, obtain
+
+    return label_pool(
+        classifier=trained_classifier if saved_model is None else saved_classifier,
+        workdir=workdir,
+        data_dir=data_dir,
+        worker=worker,
+        num_workers=num_workers,
+    )
 
 
 def _trained(folder):
@@ -110,6 +137,8 @@ def define_flags(values):
 
 
 def main(values):
+    if values.saved_model is None and (given := launcher.given_reading(values)):
+        raise ValueError(f"Expected --saved_model with --{given[0]}. Received: none")
     run(
         gin_files=values.gin_file,
         gin_params=values.gin_param,

@@ -12,7 +12,7 @@ import pytest
 from robust_keras.scripts import pseudo_label, train
 
 from robust_keras import export, snapshots
-from robust_keras.data import sources
+from robust_keras.data import pseudo_labels, sources
 
 ROOT = pathlib.Path(__file__).parent.parent
 SETTINGS = {
@@ -183,7 +183,7 @@ def test_a_killed_command_continues_to_the_same_bytes(monkeypatch, data, undistu
         ({"POOL": "'npz:nowhere.npz'"}, "nowhere.npz"),
         ({"POOL": "'digits'"}, "'digits'"),
         ({"label_pool.sizes": "(6,)"}, "multiples of 4, as (1000,). Received: (6,)"),
-        ({"label_pool.sizes": "(400,)"}, "at least 400 images. Received: 300"),
+        ({"label_pool.sizes": "(400,)"}, "at least 400 images, or smaller label_pool.sizes. Received: 300"),
         ({"TEST_SET": "'digits'", "label_pool.sizes": "(10,)"}, "(32, 32, 3)"),
         ({"TEST_SET": "%DATASET"}, "TEST_SET to name other images than DATASET"),
         ({"label_pool.sizes": "(40)"}, "multiples of 4, as (1000,). Received: 40"),
@@ -192,6 +192,9 @@ def test_a_killed_command_continues_to_the_same_bytes(monkeypatch, data, undistu
         ({"label_pool.near_duplicates": "0.5"}, "near_duplicates"),
         ({"label_pool.chunk_size": "0"}, "chunk_size"),
         ({"train.train_step": "3"}, "train_step"),
+        ({"label_pool.batch_size": "'16'"}, "Received: '16', 50"),
+        ({"DATASET": "'npz:nowhere.npz'"}, "nowhere.npz"),
+        ({"DATASET": "'digits'"}, "labelled images (8, 8, 3), as in 'npz:"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_trained(monkeypatch, capsys, data, tmp_path, changes, message):
@@ -200,6 +203,49 @@ def test_bad_input_is_refused_before_anything_is_trained(monkeypatch, capsys, da
     said = capsys.readouterr().err
     assert exit.value.code == 2 and said.count("error: Expected") == 1 and message in said
     assert not (tmp_path / "classifier").exists()
+
+
+def test_what_is_not_about_the_classifier_changes_nothing(monkeypatch, capsys, data, undisturbed, tmp_path):
+    """How another one would be trained is no part of a run with a saved one; flags that would not count are refused."""
+    before = contents(undisturbed)
+    model = f"--saved_model={data}/saved_model"
+    call(monkeypatch, pseudo_label, *arguments(data, undisturbed, model, TRAIN_STEPS="5"))
+    assert contents(undisturbed) == before
+    capsys.readouterr()
+    for extra, message in (
+        ([model, f"--init_from={tmp_path}"], "--saved_model or --init_from. Received: both"),
+        (["--outputs=probabilities"], "Expected --saved_model with --outputs. Received: none"),
+    ):
+        with pytest.raises(SystemExit) as exit:
+            call(monkeypatch, pseudo_label, *arguments(data, tmp_path / "new", *extra))
+        assert exit.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_test_set_need_not_hold_every_class(monkeypatch, capsys, data, tmp_path):
+    with np.load(data / "test.npz") as arrays:
+        few = arrays["label"] < 3
+        np.savez(tmp_path / "few.npz", image=arrays["image"][few], label=arrays["label"][few])
+        np.savez(tmp_path / "many.npz", image=arrays["image"], label=np.arange(32) % 5)
+    model, run = f"--saved_model={data}/saved_model", tmp_path / "run"
+    call(monkeypatch, pseudo_label, *arguments(data, run, model, TEST_SET=f"'npz:{tmp_path}/few.npz'"))
+    assert len(json.loads((run / "40" / "manifest.json").read_text())["classes"]) == 4
+    with pytest.raises(SystemExit) as exit:
+        call(monkeypatch, pseudo_label, *arguments(data, tmp_path, model, TEST_SET=f"'npz:{tmp_path}/many.npz'"))
+    assert exit.value.code == 2 and "a test set of 4 classes. Received: 5" in capsys.readouterr().err
+
+
+def test_a_chunk_that_another_worker_finds_damaged_is_scored_again(monkeypatch, data, undisturbed, tmp_path):
+    score, calls = pseudo_labels.score, []
+
+    def withdrawn(*args, directory, **settings):
+        score(*args, directory=directory, **settings)
+        if not calls:
+            snapshots.withdraw(f"{directory}/chunk-00000002")  # As `select` in the other one does.
+        calls.append(directory)
+
+    monkeypatch.setattr(pseudo_labels, "score", withdrawn)
+    call(monkeypatch, pseudo_label, *arguments(data, tmp_path, f"--saved_model={data}/saved_model"))
+    assert len(calls) == 2 and contents(tmp_path) == contents(undisturbed)
 
 
 def test_a_classifier_at_chance_is_refused(monkeypatch, capsys, data, make_tiny_model, tmp_path):

@@ -19,6 +19,7 @@ from robust_keras.data.mapped import local_path
 from robust_keras.data.tfds_sets import why
 
 _CHUNK = 1 << 20
+_MAX_HEADER_BYTES = 10_000  # NumPy reads longer ones before it refuses them.
 # So much is checked in a moment; what is larger is checked once.
 _CHECKED_EVERY_TIME = 1 << 28
 
@@ -59,6 +60,8 @@ def members(path, keys):
     """
     with _whole(path) as file, zipfile.ZipFile(file) as archive:
         entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
+        if len(entries) < len(archive.infolist()):
+            raise ValueError("it holds several arrays of one name")
         is_local = local_path(path) is not None
         return {key: _member(file, archive, entries[key], is_local) for key in keys if key in entries}, list(entries)
 
@@ -154,13 +157,18 @@ def _member(file, archive, entry, is_local):
         version = np.lib.format.read_magic(stream)
         if version not in ((1, 0), (2, 0)):
             raise ValueError(f"{entry.filename} has the version {version}")
+        length = int.from_bytes(stream.read(2 * version[0]), "little")
+        if length > _MAX_HEADER_BYTES:
+            raise ValueError(f"{entry.filename} has a header of {length} bytes")
+    with archive.open(entry) as stream:
+        np.lib.format.read_magic(stream)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, is_fortran, dtype = read_header(stream)
         header_bytes = stream.tell()
     if dtype.hasobject:
         raise ValueError(f"Object arrays cannot be read, such as {entry.filename}")
     claimed, held = math.prod(shape) * dtype.itemsize, entry.file_size - header_bytes
-    if min(shape, default=0) < 0 or claimed != held:
+    if not all(type(size) is int and size >= 0 for size in shape) or claimed != held:
         raise ValueError(f"{entry.filename} holds {held} bytes, and {dtype} {shape} is {claimed}")
     is_fortran = is_fortran and len(shape) > 1
     offset = None

@@ -113,6 +113,12 @@ def batches(
             smoothing outside [0, 1].
     """
     group_size = group_size or batch_size
+    counts, shares = (batch_size, group_size, num_repeats), (labelled_fraction, label_smoothing, extra_label_smoothing)
+    if not all(isinstance(n, int) for n in counts) or not all(isinstance(x, (int, float)) for x in shares):
+        raise ValueError(
+            "Expected integers as batch_size, group_size and num_repeats, and numbers as labelled_fraction, "
+            f"label_smoothing and extra_label_smoothing. Received: {(*counts, *shares)}"
+        )
     if batch_size < 1 or batch_size % (group_size * num_hosts):
         of_hosts = f" times the {num_hosts} hosts" if num_hosts > 1 else ""
         raise ValueError(

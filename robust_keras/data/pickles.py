@@ -32,6 +32,8 @@ _INSTRUCTIONS = (
     *(pickle.EMPTY_LIST, pickle.LIST, pickle.EMPTY_DICT, pickle.DICT),
     *(pickle.GLOBAL, pickle.STACK_GLOBAL),
 )
+# A list of five million numbers has as many instructions; arrays, which are what is wanted, have a handful.
+_MAX_INSTRUCTIONS = 10_000_000
 # Numbers, bytes and text of a fixed size: never objects, structures or pointers.
 _DTYPE = re.compile("[biufcSU][1-9][0-9]{0,8}")
 
@@ -83,6 +85,16 @@ class _BoundedFile:
 
 
 class _Instructions(dict):
+    """The functions of the instructions that are allowed, so many times as a file may have any."""
+
+    num_left = _MAX_INSTRUCTIONS
+
+    def __getitem__(self, opcode):
+        self.num_left -= 1
+        if self.num_left < 0:
+            raise ValueError(f"it has more than {_MAX_INSTRUCTIONS:,} instructions")
+        return super().__getitem__(opcode)
+
     def __missing__(self, opcode):
         raise ValueError(f"the instruction {bytes([opcode])!r} is not allowed")
 
@@ -103,11 +115,14 @@ class _Dtype:
 
 # The interpreter that is written in Python: the one in C cannot leave instructions out.
 class _Unpickler(pickle._Unpickler):
-    dispatch = _Instructions({code[0]: pickle._Unpickler.dispatch[code[0]] for code in _INSTRUCTIONS})
+    dispatch = {code[0]: pickle._Unpickler.dispatch[code[0]] for code in _INSTRUCTIONS}
 
     def __init__(self, file):
         super().__init__(file, encoding="latin1")  # What Python 2 called a string is bytes.
+        self.dispatch = _Instructions(self.dispatch)
         self._num_bytes = file.num_bytes
+        # Bytes that were read once can be asked for again and again. Every array takes its own twice, at most.
+        self._num_left = 4 * file.num_bytes
         self._empty_arrays = []
 
     def find_class(self, module, name):
@@ -124,9 +139,16 @@ class _Unpickler(pickle._Unpickler):
         result = name.function(*arguments)
         if name is _RECONSTRUCT:
             self._empty_arrays.append(result)
+        elif type(result) is bytes:
+            self._count(len(result))
         self.append(result)
 
     dispatch[pickle.REDUCE[0]] = load_reduce
+
+    def _count(self, num_bytes):
+        self._num_left -= num_bytes
+        if self._num_left < 0:
+            raise ValueError("it makes more of its bytes than there are")
 
     def load_build(self):
         state = self.stack.pop()
@@ -138,6 +160,7 @@ class _Unpickler(pickle._Unpickler):
             if array is target:
                 del self._empty_arrays[i]
                 _fill(array, state)
+                self._count(array.nbytes)
                 return
         raise ValueError(f"setting the state of {_shown(target)} is not allowed")
 

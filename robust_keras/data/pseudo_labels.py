@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from robust_keras import distribution, snapshots
 from robust_keras.data import duplicates, sources
-from robust_keras.data.record_sets import Chosen, read_text, set_name, write_set, write_text, writing
+from robust_keras.data.record_sets import Chosen, checksums, claim, read_text, set_name, write_set, writing
 
 gfile = tf.io.gfile
 _IDENTITY = "identity.json"  # Of the pool, the classifier and the settings that the scores are of.
@@ -66,8 +66,10 @@ def label_pool(
     """Makes pseudo-labelled sets out of a pool: `workdir`/scores and a folder for each set, such as `workdir`/500k.
 
     Args:
-        classifier: `() -> (load, identity)`: trains or finds a classifier, once all else has been checked; `load()` is
-            its logits_fn, made in the strategy's scope, and the identity is JSON, with a `path` that may change.
+        classifier: `(image_shape) -> (num_classes, obtain)`, called in the strategy's scope before any long work; it
+            refuses what does not fit such images. `obtain() -> (load, identity)` trains or finds the classifier, once
+            all else has been checked; `load()` is its logits_fn, made in the scope, and the identity is JSON, with a
+            `path` that may change.
         workdir: any `tf.io.gfile` path.
         pool: name of the pool, as `sources.open_pool` takes it.
         test_set: name of the data set whose test split must not be in the sets, as `sources.load` takes it.
@@ -92,33 +94,39 @@ def label_pool(
         ValueError: for bad input, before the classifier is trained; see also `score`, `select` and `write_set`.
     """
     strategy = distribution.strategy(strategy, tpu=tpu)
+    _check_settings(near_duplicate, batch_size, chunk_size, worker, num_workers, strategy)
     with strategy.scope():
         if (num_processes := distribution.num_processes()) > 1:
             raise ValueError(
                 f"Expected processes that share a pool as --num_workers. Received: {num_processes} in one strategy"
             )
-    test = sources.load(test_set, "test", data_dir=data_dir)
-    check_sizes(sizes, test.num_classes)
-    _check_settings(near_duplicate, batch_size, chunk_size, worker, num_workers, strategy)
+        test = sources.load(test_set, "test", data_dir=data_dir)
+        num_classes, obtain = classifier(test.images.shape[1:])
+    if test.num_classes > num_classes:
+        raise ValueError(f"Expected a test set of {num_classes} classes. Received: {test.num_classes} in {test_set!r}")
+    check_sizes(sizes, num_classes)
     scores = posixpath.join(workdir, "scores")
     while worker and not gfile.exists(posixpath.join(scores, _IDENTITY)):
         print("Waiting for worker 0 to convert the pool and train the classifier, where that is needed", flush=True)
         time.sleep(10)
     images = sources.open_pool(pool, data_dir=data_dir, image_shape=test.images.shape[1:], cache_dir=cache_dir)
     if max(sizes) > len(images):
-        raise ValueError(f"Expected a pool of at least {max(sizes):,} images. Received: {len(images):,}")
-    load, identity = classifier()
+        raise ValueError(
+            f"Expected a pool of at least {max(sizes):,} images, or smaller label_pool.sizes. Received: {len(images):,}"
+        )
+    load, identity = obtain()
     with strategy.scope():
         logits_fn = load()
         accuracy = _accuracy(logits_fn, test, batch_size)
         print(f"Accuracy of the classifier on the test images: {100 * accuracy:.2f} %", flush=True)
-        chance = 1 / test.num_classes
+        chance = 1 / num_classes
         if accuracy < chance + 0.1 * (1 - chance) and not allow_chance:
             raise ValueError(
                 "Expected a classifier that is right more often than chance, or label_pool.allow_chance = True. "
                 f"Received: one that is right on {100 * accuracy:.2f} % of the test images"
             )
-        score(
+        score_mine = functools.partial(
+            score,
             images,
             logits_fn,
             directory=scores,
@@ -131,11 +139,15 @@ def label_pool(
             num_workers=num_workers,
             progress=progress,
         )
-    while chunks := missing(scores):
-        workers = sorted({chunk % num_workers for chunk in chunks})
-        print(f"Waiting for {len(chunks):,} chunks of workers {', '.join(map(str, workers))}", flush=True)
-        time.sleep(10)
-    selection = select(scores, num_classes=test.num_classes, sizes=sizes)
+        score_mine()
+        while chunks := missing(scores):
+            workers = sorted({chunk % num_workers for chunk in chunks})
+            if worker in workers:  # Another worker found it damaged.
+                score_mine()
+                continue
+            print(f"Waiting for {len(chunks):,} chunks of workers {', '.join(map(str, workers))}", flush=True)
+            time.sleep(10)
+    selection = select(scores, num_classes=num_classes, sizes=sizes)
     folders = []
     for size, chosen in selection.sets.items():
         folders.append(posixpath.join(workdir, set_name(size)))
@@ -200,7 +212,7 @@ def score(
         "batch_size": batch_size,
         "chunk_size": chunk_size,
     }
-    _claim(directory, identity)
+    claim(posixpath.join(directory, _IDENTITY), identity, "scores of this pool")
     chunks = range(worker, _num_chunks(identity), num_workers)
     pending = [chunk for chunk in chunks if not snapshots.is_committed(_chunk(directory, chunk))]
     if len(pending) < len(chunks):
@@ -212,14 +224,14 @@ def score(
 
     def read(chunk):
         images = np.ascontiguousarray(pool[chunk * chunk_size : (chunk + 1) * chunk_size])
-        return images, hashlib.sha256(images).hexdigest()
+        return images, hashlib.sha256(images).hexdigest(), checksums(images)
 
     total = sum(min(chunk_size, len(pool) - chunk * chunk_size) for chunk in pending)
     bar = tqdm(total=total, unit="image", unit_scale=True, disable=not progress, mininterval=1.0)
     with concurrent.futures.ThreadPoolExecutor(1) as reader, bar:
         coming = reader.submit(read, pending[0])
         for chunk, following in zip(pending, [*pending[1:], None]):
-            images, sha256 = coming.result()
+            images, sha256, crc32 = coming.result()
             if following is not None:
                 coming = reader.submit(read, following)
             batches = (images[k : k + batch_size] for k in range(0, len(images), batch_size))
@@ -230,7 +242,7 @@ def score(
             if not np.isfinite(scores).all():
                 where = chunk * chunk_size + int(np.flatnonzero(~np.isfinite(scores))[0])
                 raise ValueError(f"Expected finite logits. Received: others for image {where} of the pool")
-            arrays = {"label": label, "score": scores}
+            arrays = {"label": label, "score": scores, "crc32": crc32}
             arrays |= _duplicates(index, images, neighbors, cosines, near_duplicate)
             with writing(stem := _chunk(directory, chunk)):
                 snapshots.commit(stem, arrays, {"images_sha256": sha256})
@@ -241,7 +253,9 @@ def missing(directory):
     """The chunks that are not scored yet: a list of their numbers."""
     present = set(gfile.listdir(directory))
     chunks = range(_num_chunks(_identity(directory)))
-    return [chunk for chunk in chunks if snapshots.marker_path(_chunk("", chunk)) not in present]
+    absent = [chunk for chunk in chunks if snapshots.marker_path(_chunk("", chunk)) not in present]
+    # A marker may be one that is being written, or half of one; they are read once all are there.
+    return absent or [chunk for chunk in chunks if not snapshots.is_committed(_chunk(directory, chunk))]
 
 
 def select(directory, *, num_classes, sizes):
@@ -262,7 +276,8 @@ def select(directory, *, num_classes, sizes):
     if chunks := missing(directory):
         raise ValueError(f"Expected a pool that is scored. Received: {len(chunks)} chunks that are not")
     identity, per_class = _identity(directory), max(sizes) // num_classes
-    best = [Chosen(*(np.zeros(0, dtype) for dtype in (np.int64, np.int32, np.float32))) for _ in range(num_classes)]
+    types = (np.int64, np.int32, np.float32, np.uint32)
+    best = [Chosen(*(np.zeros(0, dtype) for dtype in types)) for _ in range(num_classes)]
     counts, dropped = np.zeros(num_classes, np.int64), np.zeros(num_classes, np.int64)
     num_exact, digest = 0, hashlib.sha256()
     for chunk in range(_num_chunks(identity)):
@@ -275,7 +290,7 @@ def select(directory, *, num_classes, sizes):
         for label in range(num_classes):
             places = np.flatnonzero((arrays["label"] == label) & ~is_duplicate)
             counts[label] += len(places)
-            found = Chosen(index[places], arrays["label"][places], arrays["score"][places])
+            found = Chosen(index[places], *(arrays[name][places] for name in ("label", "score", "crc32")))
             best[label] = Chosen(*(np.concatenate(pair) for pair in zip(best[label], found)))
             if len(best[label].index) > 2 * per_class:
                 best[label] = _highest(best[label], per_class)
@@ -324,10 +339,11 @@ def check_sizes(sizes, num_classes):
 def _check_settings(near_duplicate, batch_size, chunk_size, worker, num_workers, strategy):
     if not isinstance(near_duplicate, (int, float)) or not 0 < near_duplicate <= 1:
         raise ValueError(f"Expected near_duplicate as a number above 0 and up to 1. Received: {near_duplicate!r}")
-    if batch_size < 1 or chunk_size < 1 or not 0 <= worker < num_workers:
+    whole = all(isinstance(number, int) for number in (batch_size, chunk_size, worker, num_workers))
+    if not whole or batch_size < 1 or chunk_size < 1 or not 0 <= worker < num_workers:
         raise ValueError(
             "Expected a batch_size and a chunk_size >= 1 and a worker from 0 to num_workers - 1. "
-            f"Received: {batch_size}, {chunk_size}, {worker} of {num_workers}"
+            f"Received: {batch_size!r}, {chunk_size!r}, {worker!r} of {num_workers!r}"
         )
     if batch_size % strategy.num_replicas_in_sync:
         raise ValueError(
@@ -345,12 +361,7 @@ def _accuracy(logits_fn, test, batch_size):
     predict = distribution.over_replicas(on_batch)
     for start in range(0, len(test.labels), batch_size):
         chosen = np.arange(start, start + batch_size) % len(test.labels)
-        logits = predict(test.images[chosen]).numpy()
-        if logits.shape[1:] != (test.num_classes,):
-            raise ValueError(
-                f"Expected a classifier of {test.num_classes} classes. Received: {logits.shape[1:]} logits"
-            )
-        right = logits.argmax(axis=-1) == test.labels[chosen]
+        right = predict(test.images[chosen]).numpy().argmax(axis=-1) == test.labels[chosen]
         num_right += int(right[: len(test.labels) - start].sum())
     return num_right / len(test.labels)
 
@@ -400,25 +411,7 @@ def _read_chunk(directory, chunk):
         return snapshots.read_committed(_chunk(directory, chunk))
     except ValueError as error:
         snapshots.withdraw(_chunk(directory, chunk))
-        raise ValueError(f"{error}; the same command scores these images again") from error
-
-
-def _claim(directory, identity):
-    """Says what the scores in a directory are of, or refuses those of something else."""
-    path = posixpath.join(directory, _IDENTITY)
-    with writing(path):
-        gfile.makedirs(directory)
-    try:
-        saved = json.loads(read_text(path))
-    except ValueError:  # None yet, or what an interrupted write left behind.
-        with writing(path):
-            write_text(path, json.dumps(identity))
-        return
-    if saved != identity:
-        different = [
-            f"{name} {saved.get(name)}, not {value}" for name, value in identity.items() if saved.get(name) != value
-        ]
-        raise ValueError(f"Expected scores of this pool in {directory}. Received: those of {'; '.join(different)}")
+        raise ValueError(f"{error}; the command of the worker whose it is scores these images again") from error
 
 
 def _identity(directory):

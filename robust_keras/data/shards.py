@@ -24,9 +24,10 @@ from tqdm import tqdm
 from robust_keras.data.mapped import MappedImages, Part, local_path
 
 SHARD_BYTES = 1 << 30
-_VERSION = 1
+_VERSION = 2
 _MARKER, _LABELS = "shards.json", "labels.npy"
 _NAME = re.compile("[0-9a-f]{32}")
+_BINDINGS = "training_data.cache_dir, or of a pool label_pool.cache_dir,"
 
 
 class Identity(NamedTuple):
@@ -36,19 +37,19 @@ class Identity(NamedTuple):
         num_files: how many files it consists of.
         num_bytes: of all of them.
         newest: when the newest was changed, in nanoseconds.
-        names: SHA-256 of their names, as a file that moves to the folder of another class changes nothing else.
+        files: SHA-256 of their names, sizes, and when each was changed.
     """
 
     num_files: int
     num_bytes: int
     newest: int
-    names: str
+    files: str
 
 
 def identity(paths):
     """The `Identity` of a source that consists of some files; it stays the same where they all move elsewhere."""
     num_bytes = newest = 0
-    names, num_common = hashlib.sha256(), len(os.path.commonpath([min(paths), max(paths)]))
+    files, num_common = hashlib.sha256(), len(os.path.commonpath([min(paths), max(paths)]))
     for path in paths:
         if local := local_path(path):
             found = os.stat(local)
@@ -57,8 +58,8 @@ def identity(paths):
             found = tf.io.gfile.stat(path)
             size, changed = found.length, found.mtime_nsec
         num_bytes, newest = num_bytes + size, max(newest, changed)
-        names.update(f"{path[num_common:]}\0".encode())
-    return Identity(len(paths), num_bytes, newest, names.hexdigest())
+        files.update(f"{path[num_common:]}\0{size}\0{changed}\0".encode())
+    return Identity(len(paths), num_bytes, newest, files.hexdigest())
 
 
 def place(path, cache_dir=None):
@@ -87,8 +88,8 @@ def place(path, cache_dir=None):
         local = folder = local_path(os.path.expanduser(cache_dir))
     if local is None:
         raise ValueError(
-            f"Expected training_data.cache_dir to be a folder on a local disk, for a copy of {path} that can be "
-            f"memory-mapped. Received: {cache_dir}"
+            f"Expected {_BINDINGS} to be a folder on a local disk, for a copy of {path} that can be memory-mapped. "
+            f"Received: {cache_dir}"
         )
     return os.path.join(folder, f"{name}.shards")
 
@@ -150,8 +151,8 @@ def _advice_where_it_fails(source, where):
         yield
     except OSError as error:
         raise ValueError(
-            f"Expected to write {where}, a copy of {source} that can be memory-mapped; set training_data.cache_dir to "
-            f"a folder on a local disk with room for it. Received: {error}"
+            f"Expected to write {where}, a copy of {source} that can be memory-mapped; set {_BINDINGS} to a folder on "
+            f"a local disk with room for it. Received: {error}"
         ) from error
 
 

@@ -1,12 +1,14 @@
 """Images and labels in TFRecord files."""
 
 import math
+import os
 import re
 import zlib
 from typing import NamedTuple
 
 import tensorflow as tf
 
+from robust_keras.data.mapped import local_path
 from robust_keras.data.pictures import BLOCK, FAILURES, PNG, compiled, decoded, decoded_or_refused
 from robust_keras.data.published import HOW_TO_LABEL
 from robust_keras.data.tfds_sets import why
@@ -71,6 +73,8 @@ def blocks(paths, image_shape, *, labelled):
     layout = None
     for path in paths:
         compression = _compression(path)
+        if not compression and local_path(path):
+            _check_lengths(local_path(path))
         records = tf.data.TFRecordDataset(path, compression, buffer_size=1 << 23)
         done = 0
         try:
@@ -111,6 +115,21 @@ def _compression(path):
         except (ValueError, zlib.error) as error:
             raise ValueError(f"Expected a whole {compression} file. Received: {path} ({why(error)})") from error
     return compression
+
+
+def _check_lengths(path):
+    """Raises an error for a record that is longer than the rest of its file: TensorFlow sets aside memory for it."""
+    with open(path, "rb") as file:
+        position, num_bytes = 0, os.fstat(file.fileno()).st_size
+        while len(length := file.read(8)) == 8:
+            # A record is a length and its checksum, then so many bytes and theirs.
+            end = position + 12 + int.from_bytes(length, "little") + 4
+            if end > num_bytes:
+                raise ValueError(
+                    f"Expected a whole TFRecord file. Received: {path} (the record at byte {position} would end "
+                    f"at byte {end} of {num_bytes})"
+                )
+            position = file.seek(end)
 
 
 def _masked_crc32c(data):

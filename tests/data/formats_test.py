@@ -232,7 +232,7 @@ def test_another_file_system(path):
     np.savez(path, image=_IMAGES, label=_LABELS)
     with tf.io.gfile.GFile("ram://formats_test/set.npz", "wb") as file:
         file.write(path.read_bytes())
-    assert_refused("training_data.cache_dir .*Received: None", npz, "ram://formats_test/set.npz")
+    assert_refused("training_data.cache_dir, .*Received: None", npz, "ram://formats_test/set.npz")
     for _ in range(2):
         assert_right(npz("ram://formats_test/set.npz", cache_dir=str(path.parent / "new" / "cache")))
     assert len(list(path.parent.glob("new/cache/set.npz-*.shards"))) == 1
@@ -274,6 +274,11 @@ def bad_arrays():
         "Object arrays.*image.npy": (claiming(_IMAGES, descr="|O"), _LABELS),
         "Object arrays.*label.npy": (_IMAGES, np.array([None] * 12)),
         "image.npy has the version": (b"\x93NUMPY\x03\x00" + npy(_IMAGES)[8:], _LABELS),
+        "whole npz file.*a header of 2000000000 bytes": (
+            b"\x93NUMPY\x02\x00" + struct.pack("<L", 2_000_000_000) + bytes(100),
+            _LABELS,
+        ),
+        r"holds 144 bytes, and uint8 \(True, 8, 6, 3\)": (claiming(_IMAGES[:1], shape=(True, 8, 6, 3)), _LABELS[:1]),
         "whole npz file.*magic": (b"nothing", _LABELS),
         "whole npz file.*EOF": (npy(_IMAGES)[:50], _LABELS),
         r"'label' of shape \(12,\) .*Received: \(11,\)": (_IMAGES, _LABELS[:11]),
@@ -303,6 +308,14 @@ def test_refuses_arrays(path, match, compression):
             np.testing.assert_array_equal(npz(path, num_classes=None)[0], _IMAGES)
     else:
         assert_refused(match, npz, path, num_classes=None)
+
+
+def test_refuses_two_arrays_of_a_name(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in {"image.npy": _IMAGES, "image": _IMAGES[::-1], "label.npy": _LABELS}.items():
+            archive.writestr(name, npy(array))
+    for function, argument in ((npz, path), (formats.load_npz, str(path))):
+        assert_refused("whole npz file.*several arrays of one name", function, argument)
 
 
 def test_refuses_an_array_that_is_not_where_the_archive_says(path):

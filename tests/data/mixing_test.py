@@ -468,7 +468,8 @@ def extra_data(kind, folder, images, labels):
             (folder / "extra.npz" / f"class{label}").mkdir(parents=True, exist_ok=True)
             (folder / "extra.npz" / f"class{label}" / f"{k:03d}.png").write_bytes(tf.io.encode_png(image).numpy())
     elif kind == "tfrecord":
-        chosen = record_sets.Chosen(np.arange(len(images)), labels, np.zeros(len(images), np.float32))
+        scores, crc32 = np.zeros(len(images), np.float32), record_sets.checksums(images)
+        chosen = record_sets.Chosen(np.arange(len(images)), labels, scores, crc32)
         record_sets.write_set(images, chosen, str(folder), manifest={}, images_per_part=9)
         return f"tfrecord:{folder}/*.tfrecord"
     return f"{kind}:{folder}/extra.npz"

@@ -292,6 +292,23 @@ def test_sets_no_memory_aside_for_what_is_not_there(tmp_path):
     assert _load(tmp_path, b"\x80\x02Nr\xff\xff\xff\xff0j\xff\xff\xff\xff.") is None  # A memo index.
 
 
+def test_few_bytes_do_not_become_many(tmp_path, monkeypatch):
+    text = b"\x80\x02X" + struct.pack("<L", 10_000) + b"a" * 10_000 + b"q\x00"
+    encode = b"c_codecs\nencode\nh\x00X\x06\x00\x00\x00latin1\x86R"
+    text = b"\x80\x02X" + struct.pack("<L", 10_000) + b"a" * 10_000 + b"q\x00"
+    assert _load(tmp_path, text + encode * 3 + b".") == b"a" * 10_000
+    _refused(tmp_path, text + encode * 50 + b".", "more of its bytes than there are")
+    # An array takes a copy of the same bytes, each time.
+    begin = b"C" + b"\xc8" + b"a" * 200 + b"\x94"
+    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85C\x01bt"
+    array += b"R(K\x01K\xc8\x85cnumpy\ndtype\nX\x02\x00\x00\x00u1\x85R\x89h\x00tb"
+    assert len(_load(tmp_path, b"\x80\x04" + begin + array + b".")) == 200
+    monkeypatch.setattr(pickles, "_MAX_INSTRUCTIONS", 1)
+    monkeypatch.setattr(pickles._Instructions, "num_left", 100)
+    assert _load(tmp_path, b"\x80\x02" + b"(1" * 48 + b"N.") is None
+    _refused(tmp_path, b"\x80\x02" + b"]" * 100 + b"N.", "more than 1 instructions")
+
+
 def test_refuses_an_array_without_all_its_data(tmp_path):
     _refused(tmp_path, _array_state(b"K\x03\x85", b"C\x02ab"), r"uint8 \(3,\) holds b'ab'")
     _refused(tmp_path, _array_state(b"K\x02\x85", b"(K\x00K\x01l"), r"holds \[0, 1\]")

@@ -243,6 +243,18 @@ def test_truncated_tfrecords(tmp_path, compression):
         assert os.listdir(tmp_path) == ["set"]
 
 
+@pytest.mark.parametrize("length", [2**40, 2**62, 2**64 - 20])
+def test_a_record_that_claims_more_than_there_is(tmp_path, length):
+    path = write_records(tmp_path / "set", records(raw))
+    claim = struct.pack("<Q", length)
+    claim += struct.pack("<L", tfrecords._masked_crc32c(claim)) + bytes(100)
+    whole = path.read_bytes()
+    for content in (claim, whole + claim):
+        path.write_bytes(content)
+        message = f"whole TFRecord file.*at byte {len(content) - len(claim)} would end at byte .* of {len(content)}"
+        assert_refused(message, tfrecord, path)
+
+
 @pytest.mark.parametrize("compression", ["", "GZIP", "ZLIB"])
 def test_damaged_tfrecords(tmp_path, compression):
     path = write_records(tmp_path / "set", records(raw), compression)

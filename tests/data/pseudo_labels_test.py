@@ -192,6 +192,18 @@ def test_workers_share_a_pool(tmp_path, scored):
     assert contents(tmp_path) == contents(scored)
 
 
+def test_a_marker_that_is_being_written_is_none_yet(tmp_path, scored):
+    score(tmp_path)
+    marker = tmp_path / "chunk-00000003.json"
+    marker.write_text(marker.read_text()[:9])
+    assert pseudo_labels.missing(str(tmp_path)) == [3]
+    with pytest.raises(ValueError, match="Received: 1 chunks that are not"):
+        pseudo_labels.select(str(tmp_path), num_classes=NUM_CLASSES, sizes=(40,))
+    assert marker.exists()
+    score(tmp_path)
+    assert contents(tmp_path) == contents(scored)
+
+
 def write(scored, directory, **options):
     selection = pseudo_labels.select(scored, num_classes=NUM_CLASSES, sizes=(40,))
     manifest = {"licence": "none", **selection.statistics}
@@ -255,8 +267,41 @@ def test_writing_goes_on_where_it_was_killed_and_workers_share_it(scored, tmp_pa
     assert not write(scored, tmp_path / "shared", worker=1, num_workers=2)
     assert write(scored, tmp_path / "shared", worker=0, num_workers=2)
     expected = contents(tmp_path / "undisturbed")
-    assert len(expected) == 7
+    assert len(expected) == 8
     assert contents(tmp_path / "killed") == expected and contents(tmp_path / "shared") == expected
+
+
+def test_parts_that_are_damaged_or_lost_are_written_again(scored, tmp_path):
+    write(scored, tmp_path)
+    expected, parts = contents(tmp_path), [tmp_path / f"part-{k:05d}-of-00003.tfrecord" for k in range(3)]
+    parts[0].write_bytes(parts[0].read_bytes()[:-1])
+    parts[1].unlink()
+    parts[2].write_bytes(parts[2].read_bytes().replace(b"index", b"incex", 1))
+    assert write(scored, tmp_path) and contents(tmp_path) == expected
+
+
+def test_a_folder_holds_one_set(scored, tmp_path):
+    write(scored, tmp_path)
+    expected = contents(tmp_path)
+    chosen = pseudo_labels.select(scored, num_classes=NUM_CLASSES, sizes=(40,)).sets[40]
+    others = {
+        "chosen_sha256": (chosen._replace(score=chosen.score + 1), 15),
+        "images_per_part 15, not 16": (chosen, 16),
+    }
+    for message, (other, images_per_part) in others.items():
+        with pytest.raises(ValueError, match=f"Expected a folder of this set.*Received: that of another, .*{message}"):
+            record_sets.write_set(POOL, other, str(tmp_path), manifest={}, images_per_part=images_per_part)
+    assert contents(tmp_path) == expected
+
+
+def test_a_pool_that_changed_since_it_was_scored_is_refused(scored, tmp_path):
+    chosen = pseudo_labels.select(scored, num_classes=NUM_CLASSES, sizes=(40,)).sets[40]
+    changed = POOL.copy()
+    changed[chosen.index[20]] = TEST[0]  # Which would go into the set.
+    with pytest.raises(ValueError, match=f"the pool that was scored.*Received: another image {chosen.index[20]}"):
+        record_sets.write_set(changed, chosen, str(tmp_path), manifest={})
+    assert not (tmp_path / "manifest.json").exists()
+    assert record_sets.write_set(POOL, chosen, str(tmp_path), manifest={})
 
 
 @pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs a device that is always full")
@@ -267,7 +312,7 @@ def test_a_full_disk_leaves_what_is_finished(scored, tmp_path):
     (folder / "part-00001-of-00003.tfrecord").symlink_to("/dev/full")
     with pytest.raises(ValueError, match="Expected room to write .*part-00001-of-00003.tfrecord.* Received: "):
         write(scored, folder)
-    finished = ["part-00000-of-00003.tfrecord", "part-00000-of-00003.tfrecord.sha256"]
+    finished = ["identity.json", "part-00000-of-00003.tfrecord", "part-00000-of-00003.tfrecord.sha256"]
     (folder / "part-00001-of-00003.tfrecord").unlink()
     expected = contents(tmp_path / "undisturbed")
     assert contents(folder) == {name: expected[name] for name in finished}
@@ -286,6 +331,8 @@ def test_a_full_disk_leaves_what_is_finished(scored, tmp_path):
     [
         ({"test_images": TEST[:, :4]}, r"images \(4, 8, 3\). Received: \(8, 8, 3\)"),
         ({"batch_size": 0}, "Received: 0, 20"),
+        ({"batch_size": 8.0}, "Received: 8.0, 20"),
+        ({"chunk_size": None}, "Received: 8, None"),
         ({"worker": 2, "num_workers": 2}, "2 of 2"),
         ({"classifier": "another"}, "classifier ab, not another"),
         ({"near_duplicate": 0.5}, "near_duplicate .*, not 0.5"),

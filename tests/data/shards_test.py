@@ -99,7 +99,7 @@ def test_converts_once_and_says_so(where, capsys):
     assert capsys.readouterr().out == f"Converting npz:source to {folder}, once\n"
 
 
-@pytest.mark.parametrize("change", [{"num_files": 3}, {"num_bytes": 301}, {"newest": 12344}, {"names": "others"}])
+@pytest.mark.parametrize("change", [{"num_files": 3}, {"num_bytes": 301}, {"newest": 12344}, {"files": "others"}])
 def test_converts_a_changed_source_again(where, capsys, change):
     convert(where, Maker(sizes=(3,)))
     (old,) = folders(where)
@@ -221,7 +221,7 @@ def test_full_disk(where, limit):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
-        match = f"Expected to write {where}, .*set training_data.cache_dir to a folder .*Received: .*File too large"
+        match = f"Expected to write {where}, .*set training_data.cache_dir, or .* label_pool.cache_dir, to a folder .*Received: .*File too large"
         assert_refused(match, convert, where)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -317,7 +317,10 @@ def test_place(tmp_path, monkeypatch):
 )
 def test_a_place_is_local(path, cache_dir):
     assert_refused(
-        f"training_data.cache_dir to be a folder on a local disk.* Received: {cache_dir}", shards.place, path, cache_dir
+        f"training_data.cache_dir, .* to be a folder on a local disk.* Received: {cache_dir}",
+        shards.place,
+        path,
+        cache_dir,
     )
 
 
@@ -341,6 +344,14 @@ def test_identity(tmp_path):
     ):
         assert shards.identity(write("three", **change)) != found
         shutil.rmtree(tmp_path / "three")
+    # Two files of different sizes, or times, change places.
+    for content, time in ((b"1", 10), (b"123", 9)):
+        pair = [write("three", names=("a/x", "b/y")), write("three", content, time, names=("b/y",))][0]
+        before = shards.identity(pair)
+        os.rename(pair[0], f"{pair[0]}.away")
+        os.rename(pair[1], pair[0])
+        os.rename(f"{pair[0]}.away", pair[1])
+        assert shards.identity(pair) != before and shards.identity(pair)[:3] == before[:3]
     os.utime(tmp_path / "one/a/x", ns=(99, 99))
     assert shards.identity([str(tmp_path / "one" / name) for name in ("a/x", "b/y")]).newest == 99
     for path in ("ram://shards_test/a", "ram://shards_test/b"):
