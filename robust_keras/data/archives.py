@@ -76,7 +76,7 @@ def load(path, keys):
         return [arrays[key] for key in keys]
 
 
-def blocks(path, member, folder, num_rows):
+def blocks(path, member, folder, num_rows, *, first=0):
     """The rows of an array, `num_rows` at a time, in little memory; the last block may be smaller.
 
     Args:
@@ -84,6 +84,7 @@ def blocks(path, member, folder, num_rows):
         member: a `Member` of it.
         folder: where a file of the array's size may be kept meanwhile, if the array is in Fortran order.
         num_rows: rows of a block.
+        first: how many rows to leave out at the beginning.
 
     Yields:
         Arrays of the member's dtype in the machine's byte order.
@@ -95,7 +96,8 @@ def blocks(path, member, folder, num_rows):
     row_shape = member.shape[1:]
     native = member.dtype.newbyteorder("=")
     if not member.is_fortran:
-        for data in _numbers(path, member, num_rows * math.prod(row_shape) * member.dtype.itemsize):
+        row_bytes = math.prod(row_shape) * member.dtype.itemsize
+        for data in _numbers(path, member, num_rows * row_bytes, first * row_bytes):
             yield np.frombuffer(data, member.dtype).reshape(-1, *row_shape).astype(native, copy=False)
         return
     unpacked = os.path.join(folder, "fortran_order")
@@ -104,7 +106,7 @@ def blocks(path, member, folder, num_rows):
             file.write(data)
     rows = np.memmap(unpacked, member.dtype, "r", shape=member.shape, order="F")
     os.remove(unpacked)  # What is mapped stays until it is no longer used.
-    for start in range(0, len(rows), num_rows):
+    for start in range(first, len(rows), num_rows):
         yield np.ascontiguousarray(rows[start : start + num_rows], native)
 
 
@@ -182,14 +184,20 @@ def _member(file, archive, entry, is_local):
     return Member(entry.filename, shape, dtype, is_fortran, header_bytes, offset)
 
 
-def _numbers(path, member, num_bytes):
-    """The bytes of an array without its header, `num_bytes` at a time; before the last, zipfile compares the CRC-32."""
-    left = math.prod(member.shape) * member.dtype.itemsize
+def _numbers(path, member, num_bytes, first=0):
+    """The bytes of an array from `first` on, `num_bytes` at a time; before the last, zipfile compares the CRC-32."""
+    left = math.prod(member.shape) * member.dtype.itemsize - first
     with _whole(path) as file, zipfile.ZipFile(file) as archive, archive.open(member.file_name) as stream:
-        stream.read(member.header_bytes)
+
+        def read(size):
+            data = stream.read(size)
+            if len(data) < size:
+                raise ValueError(f"{member.file_name} ends early")
+            return data
+
+        before = member.header_bytes + first
+        for start in range(0, before, _CHUNK):  # What is compressed has to be read all the same.
+            read(min(_CHUNK, before - start))
         while left:
-            data = stream.read(min(num_bytes, left))
-            if len(data) < min(num_bytes, left):
-                raise ValueError(f"{member.file_name} ends {left - len(data)} bytes early")
+            yield (data := read(min(num_bytes, left)))
             left -= len(data)
-            yield data

@@ -53,9 +53,10 @@ def npz(path, *, image_shape, num_classes, cache_dir):
         images = MappedImages([Part(local, image.offset, image.shape[0])], image.shape[1:])
         return images, np.memmap(local, label.dtype, "r", label.offset, label.shape) if labelled else None
 
-    def blocks(folder):
+    def blocks(folder, first):
         num_rows = max(1, _BLOCK_BYTES // (math.prod(image.shape[1:]) * image.dtype.itemsize))
-        streams = [archives.blocks(path, member, folder, num_rows) for member in (image, label) if member is not None]
+        wanted = [member for member in (image, label) if member is not None]
+        streams = [archives.blocks(path, member, folder, num_rows, first=first) for member in wanted]
         for images, *labels in zip(*streams):
             yield as_bytes(images, f"'image' in {path}"), labels[0] if labels else None
 
@@ -77,8 +78,9 @@ def tiny_images(path, *, image_shape, num_classes, cache_dir):
     if local := local_path(path):
         return MappedImages([Part(local, 0, num_images)], _TINY_SHAPE, column_major=True), None
 
-    def blocks(folder):
+    def blocks(folder, first):
         with tf.io.gfile.GFile(path, "rb") as file:
+            file.seek(first * _TINY_BYTES)
             while data := file.read(_BLOCK_BYTES // _TINY_BYTES * _TINY_BYTES):
                 columns = np.frombuffer(data, np.uint8).reshape(-1, *_TINY_SHAPE[::-1])
                 yield np.ascontiguousarray(columns.transpose(0, 3, 2, 1)), None
@@ -92,8 +94,8 @@ def tfrecord(path, *, image_shape, num_classes, cache_dir):
     files = tfrecords.list_files(path)
     tfrecords.check_complete(files)
 
-    def blocks(folder):
-        return tfrecords.blocks(files, image_shape, labelled=labelled)
+    def blocks(folder, first):
+        return tfrecords.blocks(files, image_shape, labelled=labelled, first=first)
 
     return _converted(path, files, blocks, image_shape, labelled, cache_dir)
 
@@ -107,8 +109,8 @@ def images(path, *, image_shape, num_classes, cache_dir):
     if labelled and labels[-1] + 1 != num_classes:
         raise ValueError(f"Expected {num_classes} classes, each a sub-folder of {path}. Received: {labels[-1] + 1}")
 
-    def blocks(folder):
-        return pictures.file_blocks(files, labels, image_shape)
+    def blocks(folder, first):
+        return pictures.file_blocks(files, labels, image_shape, first=first)
 
     return _converted(path, files, blocks, image_shape, labelled, cache_dir, total=len(files))
 

@@ -64,13 +64,14 @@ def list_folder(folder):
     return paths, np.repeat(np.arange(len(classes)), counts)
 
 
-def file_blocks(paths, labels, image_shape):
+def file_blocks(paths, labels, image_shape, *, first=0):
     """Decodes image files.
 
     Args:
         paths: a list of them.
         labels: integers `[N]`, or None.
         image_shape: of every image, or None for that of the first.
+        first: how many to leave out at the beginning.
 
     Yields:
         (images, labels): uint8 `[n, height, width, channels]`, and `[n]` or None.
@@ -80,10 +81,10 @@ def file_blocks(paths, labels, image_shape):
     """
     shape = image_shape or _decoded_file(paths[0]).shape
     decode = compiled(decoded, shape=shape, read=tf.io.read_file)
-    for first in range(0, len(paths), _FILES_AT_ONCE):
-        dataset = tf.data.Dataset.from_tensor_slices(paths[first : first + _FILES_AT_ONCE])
+    for begin in range(first, len(paths), _FILES_AT_ONCE):
+        dataset = tf.data.Dataset.from_tensor_slices(paths[begin : begin + _FILES_AT_ONCE])
         dataset = dataset.batch(BLOCK).map(decode, tf.data.AUTOTUNE)
-        done = first
+        done = begin
         try:
             for images in dataset.prefetch(2).as_numpy_iterator():
                 start, done = done, done + len(images)

@@ -4,7 +4,8 @@
     <place>/<unique name>/            images-00000.npy, images-00001.npy, ... uint8, and labels.npy
 
 Every conversion writes to a folder of its own and nothing is renamed, so two at once do not touch each other's files.
-A folder that the marker does not name is what a killed conversion left behind, or of a source that has changed.
+In the folder, `unfinished.json` says what it is a conversion of and is locked while a process is at work. One that
+nobody has locked was killed: the same conversion goes on after its last whole file of images, another one removes it.
 """
 
 import contextlib
@@ -23,9 +24,14 @@ from tqdm import tqdm
 
 from robust_keras.data.mapped import MappedImages, Part, local_path
 
+try:
+    import fcntl
+except ImportError:  # Not on Windows, where nothing is then known to have been killed.
+    fcntl = None
+
 SHARD_BYTES = 1 << 30
 _VERSION = 2
-_MARKER, _LABELS = "shards.json", "labels.npy"
+_MARKER, _LABELS, _UNFINISHED = "shards.json", "labels.npy", "unfinished.json"
 _NAME = re.compile("[0-9a-f]{32}")
 _BINDINGS = "training_data.cache_dir, or of a pool label_pool.cache_dir,"
 
@@ -101,8 +107,9 @@ def converted(source, where, identity, make_blocks, *, image_shape=None, labelle
         source: what to call the source in messages.
         where: the folder that `place` names.
         identity: the `Identity` of the source.
-        make_blocks: `(folder) -> iterator of (images, labels)`: uint8 `[n, height, width, channels]`, and integers
-            `[n]` or always None. It raises ValueError for bad data, and may keep files in `folder` while it runs.
+        make_blocks: `(folder, first) -> iterator of (images, labels)` from the image `first` on: uint8 `[n, height,
+            width, channels]`, and integers `[n]` or always None. It raises ValueError for bad data, and may keep files
+            in `folder` while it runs.
         image_shape: (height, width, channels) of the images that are wanted, or None for any. A conversion to another
             shape does not count.
         labelled: whether labels are wanted. A conversion without them does then not count.
@@ -113,7 +120,7 @@ def converted(source, where, identity, make_blocks, *, image_shape=None, labelle
 
     Raises:
         ValueError: what make_blocks raises; for a source without images; where shards cannot be written or read. A
-            conversion that fails leaves nothing behind.
+            conversion that fails leaves nothing behind; one that is interrupted goes on when it is called again.
     """
 
     def existing():
@@ -121,28 +128,87 @@ def converted(source, where, identity, make_blocks, *, image_shape=None, labelle
 
     if (found := existing()) is not None:
         return found
-    name = uuid.uuid4().hex
-    folder = os.path.join(where, name)
-    try:
-        with _advice_where_it_fails(source, where):
-            others = [entry for entry in _listed(where) if _NAME.fullmatch(entry)]
-            os.makedirs(folder)
-            print(f"Converting {source} to {folder}, once", flush=True)
-            if others:
-                print(f"Unused there, unless another process is at work: {', '.join(others)}", flush=True)
-            marker = {"version": _VERSION, "folder": name, "source": identity._asdict()}
-            marker |= _write(folder, make_blocks(folder), source, total)
+    conversion = {"version": _VERSION, "source": identity._asdict(), "image_shape": image_shape, "labelled": labelled}
+    with contextlib.ExitStack() as lock, _advice_where_it_fails(source, where):
+        folder = _unfinished(where, json.dumps(conversion).encode(), lock)
+        try:
+            shape, counts = _whole_shards(folder)
+            print(
+                f"Going on with the conversion of {source} to {folder} after {sum(counts):,} images"
+                if counts
+                else f"Converting {source} to {folder}, once",
+                flush=True,
+            )
+            if others := [
+                entry for entry in os.listdir(where) if _NAME.fullmatch(entry) and not folder.endswith(entry)
+            ]:
+                print(f"Unused there, unless another process is at work: {', '.join(sorted(others))}", flush=True)
+            marker = {"version": _VERSION, "folder": os.path.basename(folder), "source": identity._asdict()}
+            marker |= _write(folder, shape, counts, make_blocks(folder, sum(counts)), source, total)
             if (found := existing()) is not None:  # Another process was faster.
                 shutil.rmtree(folder, ignore_errors=True)
                 return found
             with open(os.path.join(where, _MARKER), "w") as file:
                 file.write(json.dumps(marker, indent=1))
+            os.remove(os.path.join(folder, _UNFINISHED))
             return _open(where, marker)
+        except BaseException as error:
+            if isinstance(error, Exception) or not _whole_shards(folder)[1]:
+                _remove(folder)
+            raise
+
+
+def _remove(folder):
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        os.rmdir(os.path.dirname(folder))  # If nothing else is in it.
+
+
+def _unfinished(where, conversion, lock):
+    """The folder of a conversion, locked while the stack `lock` is open: one that was killed, or a new one."""
+    os.makedirs(where, exist_ok=True)
+    for name in sorted(os.listdir(where)) if fcntl else ():
+        path = os.path.join(where, name, _UNFINISHED)
+        if not _NAME.fullmatch(name) or not os.path.exists(path):
+            continue
+        with contextlib.ExitStack() as stack:
+            try:
+                file = stack.enter_context(open(path, "rb"))
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:  # Another process is at work.
+                continue
+            if not os.path.exists(path):  # It has ended meanwhile.
+                continue
+            if file.read() == conversion:
+                lock.push(stack.pop_all())
+                return os.path.join(where, name)
+            _remove(os.path.join(where, name))
+    folder = os.path.join(where, uuid.uuid4().hex)
+    try:
+        os.makedirs(folder)
+        file = lock.enter_context(open(os.path.join(folder, _UNFINISHED), "wb", buffering=0))
+        if fcntl:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file.write(conversion)
     except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            os.rmdir(where)  # If nothing else is in it.
+        _remove(folder)
         raise
+    return folder
+
+
+def _whole_shards(folder):
+    """Shape of the images, and how many each whole file of them holds that a killed conversion left."""
+    shape, counts = None, []
+    with contextlib.suppress(FileNotFoundError, ValueError):  # A file that is not whole says that it has no rows.
+        while True:
+            with open(_images_path(folder, len(counts)), "rb") as file:
+                np.lib.format.read_magic(file)
+                (count, *row_shape), _, _ = np.lib.format.read_array_header_1_0(file)
+            if count != _images_per_shard(row_shape):
+                break
+            shape = tuple(row_shape)
+            counts.append(count)
+    return shape, counts
 
 
 @contextlib.contextmanager
@@ -154,10 +220,6 @@ def _advice_where_it_fails(source, where):
             f"Expected to write {where}, a copy of {source} that can be memory-mapped; set {_BINDINGS} to a folder on "
             f"a local disk with room for it. Received: {error}"
         ) from error
-
-
-def _listed(folder):
-    return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
 
 
 def _read(where, identity, image_shape, labelled):
@@ -198,34 +260,41 @@ def _open(where, marker):
     return images, labels
 
 
-def _write(folder, blocks, source, total):
-    """Writes images and labels, and returns what the marker says of them."""
-    shape, counts, append_labels = None, [], None
-    bar = tqdm(desc="converting", unit="image", unit_scale=True, total=total, delay=5, mininterval=1)
+def _write(folder, shape, counts, blocks, source, total):
+    """Writes images and labels after those that are there, and returns what the marker says of all."""
+    append_labels, first, is_open = None, sum(counts), False
+    labels_path = os.path.join(folder, _LABELS)
+    bar = tqdm(desc="converting", unit="image", unit_scale=True, total=total, initial=first, delay=5, mininterval=1)
     with contextlib.ExitStack() as labels_file, contextlib.ExitStack() as shard, bar:
+        if first and os.path.exists(labels_path):
+            dtype = np.load(labels_path, mmap_mode="r", allow_pickle=False).dtype
+            append_labels = labels_file.enter_context(_npy_file(labels_path, (), dtype, first))
         for images, labels in blocks:
-            if shape is None:
-                shape = images.shape[1:]
-                images_per_shard = max(1, SHARD_BYTES // math.prod(shape))
-                if labels is not None:
-                    new = _npy_file(os.path.join(folder, _LABELS), (), labels.dtype)
-                    append_labels = labels_file.enter_context(new)
+            shape = shape or images.shape[1:]
+            if append_labels is None and labels is not None:
+                append_labels = labels_file.enter_context(_npy_file(labels_path, (), labels.dtype))
             if append_labels is not None:
                 append_labels(labels)
             bar.update(len(images))
             while len(images):
-                if not counts or counts[-1] == images_per_shard:
-                    shard.close()
+                if not is_open:
                     new = _npy_file(_images_path(folder, len(counts)), shape, images.dtype)
-                    append_images = shard.enter_context(new)
+                    append_images, is_open = shard.enter_context(new), True
                     counts.append(0)
-                fitting = images[: images_per_shard - counts[-1]]
+                fitting = images[: _images_per_shard(shape) - counts[-1]]
                 append_images(fitting)
                 counts[-1] += len(fitting)
                 images = images[len(fitting) :]
+                if counts[-1] == _images_per_shard(shape):
+                    shard.close()
+                    is_open = False
     if not counts:
         raise ValueError(f"Expected images in {source}. Received: none")
     return {"image_shape": shape, "num_images": counts, "labelled": append_labels is not None}
+
+
+def _images_per_shard(shape):
+    return max(1, SHARD_BYTES // math.prod(shape))
 
 
 def _images_path(folder, k):
@@ -233,9 +302,8 @@ def _images_path(folder, k):
 
 
 @contextlib.contextmanager
-def _npy_file(path, row_shape, dtype):
-    """A function that appends rows to a new `.npy` file; the header gets their number at the end."""
-    num_rows = 0
+def _npy_file(path, row_shape, dtype, num_rows=0):
+    """A function that appends rows to a `.npy` file, after its first ones; the header gets their number at the end."""
 
     def write_header():
         description = np.lib.format.dtype_to_descr(dtype)
@@ -245,10 +313,13 @@ def _npy_file(path, row_shape, dtype):
     def append(rows):
         nonlocal num_rows
         file.write(np.ascontiguousarray(rows, dtype).data)
+        file.flush()  # Labels are to be there before the images that they are of.
         num_rows += len(rows)
 
-    with open(path, "xb") as file:
+    with open(path, "r+b" if num_rows else "wb") as file:
         write_header()
+        file.seek(num_rows * math.prod(row_shape) * dtype.itemsize, os.SEEK_CUR)
+        file.truncate()
         yield append
         file.seek(0)
         write_header()

@@ -6,6 +6,7 @@ import re
 import zlib
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 from robust_keras.data.mapped import local_path
@@ -55,7 +56,7 @@ def check_complete(paths):
             )
 
 
-def blocks(paths, image_shape, *, labelled):
+def blocks(paths, image_shape, *, labelled, first=0):
     """Decodes the records of TFRecord files, each compressed with GZIP or ZLIB or not.
 
     Args:
@@ -63,6 +64,7 @@ def blocks(paths, image_shape, *, labelled):
             bytes, and maybe `label`, int64.
         image_shape: of every image, or None for that of the first, which then must not be raw bytes.
         labelled: whether labels are wanted.
+        first: how many records to leave out at the beginning.
 
     Yields:
         (images, labels): uint8 `[n, height, width, channels]`, and int64 `[n]` or None.
@@ -79,12 +81,15 @@ def blocks(paths, image_shape, *, labelled):
         done = 0
         try:
             if layout is None:
-                first = next(records.take(1).as_numpy_iterator(), None)
-                if first is None:
+                record = next(records.take(1).as_numpy_iterator(), None)
+                if record is None:
                     raise ValueError(f"Expected records in {path}. Received: none")
-                layout = _layout(first, path, image_shape, labelled)
+                layout = _layout(record, path, image_shape, labelled)
                 parse = compiled(_parsed, layout=layout)
-            dataset = records.batch(BLOCK).map(parse, tf.data.AUTOTUNE)
+            if first:
+                done = int(records.take(first).reduce(np.int64(0), lambda count, _: count + 1))
+                first -= done
+            dataset = records.skip(done).batch(BLOCK).map(parse, tf.data.AUTOTUNE)
             for images, labels in dataset.prefetch(2).as_numpy_iterator():
                 yield images, labels if layout.has_labels else None
                 done += len(images)

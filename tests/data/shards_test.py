@@ -1,6 +1,7 @@
 """Converting a source once, whatever happens meanwhile."""
 
 import errno
+import itertools
 import json
 import os
 import resource
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from robust_keras.data import shards
+from robust_keras.data import formats, record_sets, shards
 
 _SHAPE = (2, 3, 1)
 _IMAGES = np.random.RandomState(0).randint(0, 256, (23, *_SHAPE)).astype(np.uint8)
@@ -19,10 +20,11 @@ _LABELS = np.arange(23) % 5
 _IDENTITY = shards.Identity(2, 300, 12345, "names")
 
 
-def blocks(sizes=(4, 1, 9, 9), labelled=True):
+def blocks(first=0, sizes=(4, 1, 9, 9), labelled=True):
     ends = np.cumsum(sizes)
-    for start, end in zip(ends - sizes, ends):
-        yield _IMAGES[start:end], _LABELS[start:end] if labelled else None
+    for start, end in zip(np.maximum(ends - sizes, first), ends):
+        if start < end:
+            yield _IMAGES[start:end], _LABELS[start:end] if labelled else None
 
 
 class Maker:
@@ -32,9 +34,9 @@ class Maker:
         self.num_calls = 0
         self._options = options
 
-    def __call__(self, folder):
+    def __call__(self, folder, first):
         self.num_calls += 1
-        return blocks(**self._options)
+        return blocks(first, **self._options)
 
 
 def convert(where, make_blocks=None, identity=_IDENTITY, **options):
@@ -121,7 +123,7 @@ def test_converts_again_what_is_not_what_is_wanted(where, options):
 
 
 def test_a_source_without_images(where):
-    for make_blocks in (lambda folder: iter(()), lambda folder: iter([(_IMAGES[:0], _LABELS[:0])])):
+    for make_blocks in (lambda *args: iter(()), lambda *args: iter([(_IMAGES[:0], _LABELS[:0])])):
         assert_refused("images in npz:source. Received: none", convert, where, make_blocks)
         assert not where.exists()
 
@@ -133,7 +135,7 @@ def test_two_at_once(where):
     """The other one begins and ends while this one is at work."""
     folders_seen = []
 
-    def make_blocks(folder):
+    def make_blocks(folder, first):
         parts = blocks()
         yield next(parts)
         folders_seen.append(folder)
@@ -156,7 +158,7 @@ def test_two_at_the_same_moment(where, monkeypatch):
     """Neither sees the other's marker before it writes its own."""
     found = []
 
-    def make_blocks(folder):
+    def make_blocks(folder, first):
         yield from blocks()
         found.append(convert(where))
         monkeypatch.setattr(shards, "_read", lambda *args: None)
@@ -170,35 +172,99 @@ def test_two_at_the_same_moment(where, monkeypatch):
     assert maker.num_calls == 0
 
 
-def test_killed(where, capsys):
-    """SIGKILL after two blocks, and again: nothing of it is used, and nothing in the way."""
+def kill(where, num_blocks, **options):
+    """A process that converts so many blocks and is then killed; returns where it began."""
+    begin, end = os.pipe()
 
-    def make_blocks(folder):
-        parts = blocks(sizes=(20, 1, 2))
-        yield next(parts)
-        yield next(parts)
+    def make_blocks(folder, first):
+        os.write(end, bytes([first]))
+        yield from itertools.islice(blocks(first), num_blocks)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    for _ in range(2):
-        child = os.fork()
-        if child == 0:
-            try:
-                convert(where, make_blocks)
-            finally:
-                os._exit(1)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    left = folders(where)
-    assert len(left) == 2 and not (where / "shards.json").exists() and list(left[0].iterdir())
+    child = os.fork()
+    if child == 0:
+        try:
+            convert(where, make_blocks, **options)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    return os.read(begin, 1)[0]
+
+
+def test_goes_on_where_it_was_killed(where, monkeypatch, capsys):
+    """Again and again, in one folder, which is in the end that of an undisturbed conversion."""
+    monkeypatch.setattr(shards, "SHARD_BYTES", 5 * 6)
+    assert [kill(where, 1), kill(where, 2), kill(where, 1)] == [0, 0, 5]
+    (folder,) = folders(where)
+    assert not (where / "shards.json").exists()
     capsys.readouterr()
     assert_right(convert(where))
-    assert len(folders(where)) == 3
-    output = capsys.readouterr().out
-    assert all(path.name in output for path in left)
+    assert capsys.readouterr().out == f"Going on with the conversion of npz:source to {folder} after 10 images\n"
+    assert folders(where) == [folder] and not (folder / "unfinished.json").exists()
+    convert(where.parent / "undisturbed")
+    (expected,) = folders(where.parent / "undisturbed")
+    for path in expected.iterdir():
+        assert (folder / path.name).read_bytes() == path.read_bytes()
+
+
+def test_killed_when_all_images_were_there(where, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD_BYTES", 23 * 6)
+    assert [kill(where, 4), kill(where, 4)] == [0, 23]
+    assert_right(convert(where))
+
+
+def test_labels_may_have_been_cut_off(where, monkeypatch):
+    """Rows that a killed conversion had written after its last whole shard, and half a row."""
+    monkeypatch.setattr(shards, "SHARD_BYTES", 5 * 6)
+    kill(where, 3)
+    (folder,) = folders(where)
+    with open(folder / "labels.npy", "ab") as file:
+        file.write(b"half")
+    assert_right(convert(where))
+
+
+def test_removes_what_killed_conversions_of_something_else_left(where, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD_BYTES", 5 * 6)
+    kill(where, 3, identity=_IDENTITY._replace(newest=1))
+    (old,) = folders(where)
+    assert_right(convert(where))
+    (new,) = folders(where)
+    assert new != old
+    # A whole one is not touched: another process may read it.
+    assert_right(convert(where, identity=_IDENTITY._replace(newest=2)))
+    assert len(folders(where)) == 2 and new in folders(where)
+
+
+def test_without_locks_nothing_counts_as_killed(where, monkeypatch, capsys):
+    monkeypatch.setattr(shards, "SHARD_BYTES", 5 * 6)
+    kill(where, 3)
+    (left,) = folders(where)
+    monkeypatch.setattr(shards, "fcntl", None)
+    assert_right(convert(where))
+    assert f"Unused there, unless another process is at work: {left.name}\n" in capsys.readouterr().out
+    assert len(folders(where)) == 2
+
+
+@pytest.mark.parametrize("images_per_shard", [5, 1000])
+def test_interrupted(where, monkeypatch, capsys, images_per_shard):
+    """Ctrl-C or SIGTERM: what is whole is kept."""
+    monkeypatch.setattr(shards, "SHARD_BYTES", images_per_shard * 6)
+
+    def make_blocks(folder, first):
+        yield from itertools.islice(blocks(first), 3)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(where, make_blocks)
+    assert where.exists() == (images_per_shard == 5)
+    capsys.readouterr()
+    assert_right(convert(where))
+    assert ("after 10 images" in capsys.readouterr().out) == (images_per_shard == 5)
 
 
 @pytest.mark.parametrize("error", [ValueError("Expected a. Received: b"), KeyboardInterrupt()])
 def test_an_error_leaves_nothing_behind(where, error):
-    def make_blocks(folder):
+    def make_blocks(folder, first):
         yield from blocks(sizes=(3, 9))
         raise error
 
@@ -358,3 +424,42 @@ def test_identity(tmp_path):
         with tf.io.gfile.GFile(path, "wb") as file:
             file.write(b"1234")
     assert shards.identity(["ram://shards_test/a", "ram://shards_test/b"])[:2] == (2, 8)
+
+
+# Every format, from any image on.
+
+
+@pytest.mark.parametrize("first", [0, 1, 7, 11])
+@pytest.mark.parametrize("kind", ["npz", "Fortran order", "tfrecord", "images", "tiny_images"])
+def test_every_format_goes_on(tmp_path, monkeypatch, kind, first):
+    images = np.random.RandomState(1).randint(0, 256, (12, 32, 32, 3)).astype(np.uint8)
+    labels, num_classes = np.sort(np.arange(12) % 3), 3
+    if kind in ("npz", "Fortran order"):
+        path = tmp_path / "set.npz"
+        np.savez_compressed(path, image=images if kind == "npz" else np.asfortranarray(images), label=labels)
+        open_format = formats.npz
+    elif kind == "tfrecord":
+        scores = np.zeros(12, np.float32)
+        chosen = record_sets.Chosen(np.arange(12), labels, scores, record_sets.checksums(images))
+        record_sets.write_set(images, chosen, str(tmp_path / "set"), manifest={}, images_per_part=5)
+        path, open_format = tmp_path / "set" / "*.tfrecord", formats.tfrecord
+    elif kind == "images":
+        path, open_format = tmp_path / "set", formats.images
+        for k, image in enumerate(images):
+            (path / str(labels[k])).mkdir(parents=True, exist_ok=True)
+            tf.io.write_file(str(path / str(labels[k]) / f"{k:02d}.png"), tf.io.encode_png(image))
+    else:
+        path, open_format, labels, num_classes = f"ram://shards_test/{first}.bin", formats.tiny_images, None, None
+        with tf.io.gfile.GFile(path, "wb") as file:
+            file.write(images.transpose(0, 3, 2, 1).tobytes())
+    found = []
+
+    def converted(source, where, identity, make_blocks, **options):
+        found[:] = make_blocks(str(tmp_path), first)
+        return None, None
+
+    monkeypatch.setattr(shards, "converted", converted)
+    open_format(str(path), image_shape=None, num_classes=num_classes, cache_dir=str(tmp_path / "cache"))
+    np.testing.assert_array_equal(np.concatenate([block for block, _ in found]), images[first:])
+    if labels is not None:
+        np.testing.assert_array_equal(np.concatenate([block for _, block in found]), labels[first:])
