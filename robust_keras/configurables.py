@@ -5,6 +5,7 @@ with the arguments bound in scope `training`, a plain `functools.partial` that k
 """
 
 import contextlib
+import copy
 import functools
 import inspect
 import os
@@ -14,7 +15,18 @@ import posixpath
 import tensorflow as tf
 
 import gin
-from robust_keras import attacks, evaluation, loading, losses, models, objectives, schedules, threats, training
+from robust_keras import (
+    attacks,
+    distribution,
+    evaluation,
+    loading,
+    losses,
+    models,
+    objectives,
+    schedules,
+    threats,
+    training,
+)
 from robust_keras.autoattack import apgd, ensemble, fab, square
 from robust_keras.data import augmentation, mixing, pseudo_labels
 
@@ -156,6 +168,20 @@ def resolve(configurable, *, is_last=True):
     if is_last and (unused := unused_bindings()):
         raise ValueError(f"Expected bindings that are used. Received: {', '.join(unused)}, which change nothing")
     return bound
+
+
+def strategy(function):
+    """The `distribution.strategy` that `<function>.strategy` and `.tpu` bind: to be there before anything is resolved,
+    which may load a network.
+    """
+
+    def bound(name, default):
+        try:
+            return copy.deepcopy(gin.query_parameter(f"{function}.{name}"))  # A copy of a macro is its value.
+        except ValueError:
+            return default
+
+    return distribution.strategy(bound("strategy", "auto"), tpu=bound("tpu", None))
 
 
 def unused_bindings():

@@ -40,7 +40,7 @@ DEVICES = {
     ),
 }
 # Passes with the weights' gradient, and whether the attack needs a prediction on the clean images first.
-_OUTER_PASSES = {"standard_training": 1, "adversarial_training": 1, "trades": 2, "mart": 2}
+OUTER_PASSES = {"standard_training": 1, "adversarial_training": 1, "trades": 2, "mart": 2}
 
 
 def forward_flops(depth, width, *, num_classes=10, size=32, channels=3):
@@ -71,7 +71,7 @@ def training_flops(forward, *, batch_size, num_steps, attack_steps, objective, c
         objective: the name of a function of `objectives`.
         clean_prediction: whether the attack starts from a prediction on the clean images.
     """
-    per_image = 3 * _OUTER_PASSES[objective] + 2 * attack_steps + bool(clean_prediction)
+    per_image = 3 * OUTER_PASSES[objective] + 2 * attack_steps + bool(clean_prediction)
     return forward * per_image * batch_size * num_steps
 
 

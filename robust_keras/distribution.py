@@ -6,6 +6,8 @@ Functions other than `strategy` mean the strategy whose scope they are called in
 import functools
 import json
 import os
+import signal
+import threading
 
 import tensorflow as tf
 
@@ -54,7 +56,7 @@ def _strategy(name, tpu):
                 "Expected an environment variable TF_CONFIG that lists the workers and says which of them this process "
                 f"is. Received: {os.environ.get('TF_CONFIG')!r}"
             )
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        return _multi_worker_strategy()
     if name == "tpu":
         return _tpu_strategy(tpu or _tpu_of_environment() or "local")
     if name == "mirrored":
@@ -74,6 +76,16 @@ def _workers_of_environment():
         return sum(len(cluster.get(kind, ())) for kind in ("chief", "worker"))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"Expected a TF_CONFIG with 'cluster' and this process's 'task'. Received: {text}") from error
+
+
+def _multi_worker_strategy():
+    if (num_workers := _workers_of_environment()) > 1:
+        print(f"Waiting for all {num_workers} processes of TF_CONFIG", flush=True)
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    if threading.current_thread() is threading.main_thread():
+        # TensorFlow has put a handler of its own below Python's, which would not hear of SIGTERM again.
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+    return strategy
 
 
 def _tpu_of_environment():
@@ -203,7 +215,11 @@ def over_replicas(fn, *, jit_compile=False):
             share, index = num_processes(), process_index()
 
             def mine(values):
-                size = values.shape[0] // share
+                size, rest = divmod(values.shape[0], share)
+                if rest:
+                    raise ValueError(
+                        f"Expected a batch that divides among {share} processes. Received: {values.shape[0]}"
+                    )
                 return values[index * size : (index + 1) * size]
 
             with strategy.scope():

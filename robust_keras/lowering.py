@@ -48,17 +48,25 @@ def lower(fn, *args):
 
     Args:
         fn: a function of tensors, as `tf.function(autograph=False)` takes it; it may read and assign variables.
-        *args: what to call it with; their values don't matter, but of variables.
+        *args: what to call it with: nests of tensors, whose values don't matter.
 
     Returns:
         A `Program`. What TensorFlow cannot lower is in its `refusals`.
 
     Raises:
-        ValueError: as the function does while it is traced, and for arguments of unknown shape.
+        ValueError: as the function does while it is traced, for arguments of unknown shape, and with TensorFlow 2.18,
+            which makes no StableHLO.
     """
-    compiled = tf.function(fn, jit_compile=True, autograph=False)
-    operations = dict(_operations(compiled.get_concrete_function(*args).graph))
-    compile_to = compiled.experimental_get_compiler_ir(*args)
+    if tuple(map(int, tf.__version__.split(".")[:2])) < (2, 19):
+        raise ValueError(f"Expected TensorFlow 2.19 or newer, which makes StableHLO. Received: {tf.__version__}")
+    # Of arguments that are tensors XLA would know the values, and take shapes that depend on them.
+    specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in map(tf.convert_to_tensor, tf.nest.flatten(args))]
+    compiled = tf.function(lambda *flat: fn(*tf.nest.pack_sequence_as(args, flat)), jit_compile=True, autograph=False)
+    try:
+        operations = dict(_operations(compiled.get_concrete_function(*specs).graph))
+    except tf.errors.OperatorNotAllowedInGraphError as error:
+        return Program(None, (f"Python that asks for a tensor's value: {str(error).partition('. ')[0]}",), {})
+    compile_to = compiled.experimental_get_compiler_ir(*specs)
     try:
         text = compile_to(stage="stablehlo")
     except (ValueError, tf.errors.OpError) as error:
@@ -135,7 +143,7 @@ _NO_ELEMENTS = "a list without elements, as of a TensorArray with dynamic_size=T
 _FAULTS = {
     "a shape that depends on values": lambda tensor: None in tensor.shape,
     _NO_ELEMENTS: lambda tensor: (
-        0 in tensor.shape and not (len(tensor.shape) == 1 and tensor.element in ("i32", "i64"))
+        tensor.shape[:1] == (0,) and not (len(tensor.shape) == 1 and tensor.element in ("i32", "i64"))
     ),
     "double precision": lambda tensor: tensor.element in ("f64", "complex<f64>"),
     "64-bit integers": lambda tensor: tensor.element in ("i64", "ui64") and (tensor.size or _FEW) > _FEW,

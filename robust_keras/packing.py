@@ -113,11 +113,16 @@ class Packing:
         return arrays
 
     def restore(self, arrays):
-        """Takes up where `save` was called, bit for bit."""
-        self._slots, self._steps, self.broken = (np.array(arrays[name]) for name in ("slots", "steps", "broken"))
+        """Takes up where `save` was called, bit for bit, on any number of replicas."""
+        slots, steps, self.broken = (np.array(arrays[name]) for name in ("slots", "steps", "broken"))
         self._next, self.steps_taken = int(arrays["next"]), int(arrays["taken"])
         leaves = [arrays[name] for name in sorted(arrays) if name.startswith("progress/")]
+        missing = -len(slots) % tf.distribute.get_strategy().num_replicas_in_sync
+        self._slots = np.concatenate([slots, np.full((missing, 2), -1)])
+        self._steps = np.concatenate([steps, np.zeros(missing, np.int64)])
         if leaves:
+            copies = np.arange(len(slots) + missing) % len(slots)  # Empty slots hold copies.
+            leaves = [leaf[copies] for leaf in leaves]
             x, labels, progress = self._fresh(self._slots)
             leaves = [tf.constant(saved, leaf.dtype) for saved, leaf in zip(leaves, tf.nest.flatten(progress))]
             self._batch = x, labels, tf.nest.pack_sequence_as(progress, leaves)

@@ -114,7 +114,7 @@ class RunRecorder(keras.callbacks.Callback):
         self._terminating = False
         self._is_writer = distribution.process_index() == 0
         self._thread = concurrent.futures.ThreadPoolExecutor(1)
-        self._writing = None  # The snapshot under way.
+        self._writing, self._writing_step = None, None  # The snapshot under way.
 
     def restore(self):
         """Continues from the newest intact snapshot, if there is one.
@@ -154,7 +154,9 @@ class RunRecorder(keras.callbacks.Callback):
         self._start_step = snapshot.step
         self._write_metrics()
         if self._is_writer:
-            self._write_best(self._best, self._best_weights)
+            kept = snapshots.read_newest(self.best_path)
+            if self._best and (kept is None or kept.step != self._best["step"]):
+                self._write_best(self._best, self._best_weights)
             print(f"Resuming from step {snapshot.step}", flush=True)
         return snapshot.step
 
@@ -194,6 +196,7 @@ class RunRecorder(keras.callbacks.Callback):
                 self._events.close()
             if is_main:
                 signal.signal(signal.SIGTERM, previous)
+        distribution.all_processes(0)  # None goes on before the files are there.
 
     def on_train_begin(self, logs=None):
         interactive = sys.stderr.isatty()
@@ -226,8 +229,12 @@ class RunRecorder(keras.callbacks.Callback):
             self._unfinished = {"step": step, "logs": logs}
         elif row or last or step % self._log_every == 0:
             self._log(step, logs, row, pause)
-        failed = self._writing is not None and self._writing.done() and self._writing.exception()
-        if last or step % self._checkpoint_every == 0 or terminating or failed:
+        under_way = self._writing is not None and not self._writing.done()
+        failed = self._writing is not None and not under_way and self._writing.exception()
+        # There may not be the time for two: the one under way is waited for, and is enough.
+        if terminating and under_way and self._writing.exception() is None:
+            step = self._writing_step
+        elif last or step % self._checkpoint_every == 0 or terminating or failed:
             self._save(step)
         # The rate counts training steps alone, and not the first, which compiles.
         if self._clock is None or row or last:
@@ -253,7 +260,11 @@ class RunRecorder(keras.callbacks.Callback):
             raise Terminated(f"Stopped by SIGTERM; saved at step {step}")
         self._unfinished = None
         self._log(step, logs, row, time.perf_counter())
-        self._save(step)
+        # A snapshot would first take away the one of this step, which is good until the next one: this can be repeated.
+        if step == self._train_steps:
+            self._save(step)
+        elif self._is_writer and self._best["step"] == step:
+            self._write_best(self._best, self._best_weights)
 
     def _validate_now(self, step):
         """Columns of a validation; None where SIGTERM stopped it."""
@@ -304,11 +315,12 @@ class RunRecorder(keras.callbacks.Callback):
             logging.warning("A snapshot was not written (%s); saving step %d instead", error, step)
             now()
         else:
-            self._writing = self._thread.submit(now)
+            self._writing, self._writing_step = self._thread.submit(now), step
 
     def _write(self, step, arrays, info, best, best_weights):
         snapshots.write(self.checkpoints_path, step, arrays, info, keep=self._num_checkpoints)
-        self._write_best(best, best_weights)
+        if best and snapshots.steps(self.best_path) != [best["step"]]:
+            self._write_best(best, best_weights)
 
     def _finish_writing(self):
         if self._writing is not None:
@@ -324,9 +336,8 @@ class RunRecorder(keras.callbacks.Callback):
         return arrays
 
     def _write_best(self, best, weights):
-        if best and snapshots.steps(self.best_path) != [best["step"]]:
-            info = {"best": best, "description": self._description}
-            snapshots.write(self.best_path, best["step"], weights, info, keep=1)
+        info = {"best": best, "description": self._description}
+        snapshots.write(self.best_path, best["step"], weights, info, keep=1)
 
     def _write_metrics(self):
         if not self._is_writer:

@@ -1,13 +1,14 @@
 """Adversarial training: the compiled step, and the run around it."""
 
 import functools
+import posixpath
 from typing import NamedTuple
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from robust_keras import distribution, fitting, noise
+from robust_keras import distribution, fitting, noise, snapshots
 from robust_keras.averaging import WeightAveraging
 from robust_keras.data import sources
 from robust_keras.normalization import BATCH, apply_updates, batch_norm_mode, pending_updates
@@ -221,7 +222,7 @@ def train(
         steps_per_execution: steps in one compiled call, which also ends where anything is due. SIGTERM is heard between
             calls.
         initial_weights: `() -> {name: array}`, the network's to start from, such as `loading.load_weights` with a path
-            bound; None for new ones.
+            bound; None for new ones. A run that goes on does not need them again.
         validation_batch_size: images in a batch of the validation attack, over all replicas.
         validate_every: steps between validations; the last step is validated too.
         checkpoint_every: steps between snapshots; the last step has one too.
@@ -269,7 +270,8 @@ def train(
         averaging = None
         if tau is not None:
             averaging = WeightAveraging(_network(model, data), tau=tau, warm_up=averaging_warm_up)
-        _assign(network, drawn if initial_weights is None else initial_weights())
+        is_new = not snapshots.steps(posixpath.join(str(workdir), "checkpoints"))
+        _assign(network, initial_weights() if initial_weights is not None and is_new else drawn)
         adversarial_model = AdversarialModel(
             network,
             objective=objective,

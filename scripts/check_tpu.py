@@ -1,4 +1,4 @@
-"""Says whether a recipe is ready for TPU cores, and what it takes there. Needs neither a TPU nor the data.
+"""Says whether a recipe is ready for TPU cores, and what it takes there. Needs neither a TPU nor the paper's data.
 
     python scripts/check_tpu.py --gin_file=gin/at_80mti.gin
     python scripts/check_tpu.py --gin_file=gin/best_wrn70_16.gin --gin_file=gin/eval/aa_mt.gin --num_cores=8
@@ -41,12 +41,13 @@ class Part(NamedTuple):
     arguments: tuple
 
 
-def run(*, gin_files, gin_params=(), num_cores=None, memory_gib=_MEMORY_GIB):
+def run(*, gin_files, gin_params=(), data_dir=None, num_cores=None, memory_gib=_MEMORY_GIB):
     """Lowers what recipes run on a core, and prints what it takes.
 
     Args:
         gin_files: recipes of training, of evaluation or both, read in order.
         gin_params: further bindings.
+        data_dir: where data sets are, which are needed for shapes that are not known.
         num_cores: over which batches are spread; by default the paper's 32, or as many as share a smaller batch.
         memory_gib: of a core.
 
@@ -59,7 +60,7 @@ def run(*, gin_files, gin_params=(), num_cores=None, memory_gib=_MEMORY_GIB):
     train, evaluate = _resolve(gin_files, gin_params)
     settings = _settings(train)
     evaluation = _settings(evaluate) if "attacks" in evaluate.keywords else {}
-    data = _data(settings["data"].keywords)
+    data = _data(settings["data"].keywords, data_dir)
     spec = settings["batches"](data, seed=0, num_steps=1).element_spec
     batch_size = spec["image"].shape[0]
     groups = settings["batches"].keywords.get("group_size") or 1
@@ -134,7 +135,7 @@ def _settings(configured):
     return {**defaults, **configured.keywords}
 
 
-def _data(names):
+def _data(names, data_dir):
     """A `mixing.TrainingData` of black images like those of the sets."""
     import numpy as np
 
@@ -144,7 +145,7 @@ def _data(names):
     if name.partition(":")[0] in _SETS:
         shape, num_classes = _SETS[name.partition(":")[0]]
     else:
-        source = sources.load(name, "train")
+        source = sources.load(name, "train", data_dir=data_dir)
         shape, num_classes = source.images.shape[1:], source.num_classes
     images, labels = np.zeros((num_classes, *shape), np.uint8), np.arange(num_classes, dtype=np.int32)
     source = sources.Source(name, images, labels, num_classes)
@@ -271,8 +272,9 @@ def _flops(settings, data, batch_size):
     """Operations of a training step by the architecture; None for one that `costs` does not know."""
     from robust_keras import costs, models
 
-    model, attack = settings["model"], settings["attack"]
-    if model.func is not models.wide_resnet:
+    model, attack, objective = settings["model"], settings["attack"], settings["objective"].func
+    attack_steps = attack.keywords.get("num_steps") if attack else 0
+    if model.func is not models.wide_resnet or attack_steps is None or objective.__name__ not in costs.OUTER_PASSES:
         return None
     size, _, channels = data.labelled.images.shape[1:]
     forward = costs.forward_flops(
@@ -286,8 +288,8 @@ def _flops(settings, data, batch_size):
         forward,
         batch_size=batch_size,
         num_steps=1,
-        attack_steps=attack.keywords["num_steps"] if attack else 0,
-        objective=settings["objective"].func.__name__,
+        attack_steps=attack_steps,
+        objective=objective.__name__,
         clean_prediction=settings["attack_target"] == "clean_prediction",
     )
 
@@ -299,6 +301,7 @@ def define_flags(values):
     flags.DEFINE_multi_string(
         "gin_param", [], "Binding, such as \"NORM = 'L2'\"; any number of times.", flag_values=values
     )
+    flags.DEFINE_string("data_dir", None, "Where data sets are, for the shapes of those not known.", flag_values=values)
     flags.DEFINE_integer(
         "num_cores", None, "Cores of the slice; 32 by default, or as many as share a smaller batch.", flag_values=values
     )
@@ -310,6 +313,7 @@ def main(values):
     found = run(
         gin_files=values.gin_file,
         gin_params=values.gin_param,
+        data_dir=values.data_dir,
         num_cores=values.num_cores,
         memory_gib=values.memory_gib,
     )

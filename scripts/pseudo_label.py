@@ -61,7 +61,8 @@ def run(
         raise ValueError(f"Expected --saved_model or --init_from. Received: both, {saved_model} and {init_from}")
     bindings = train.bindings(strategy, tpu, init_from, functions=("train", "label_pool"))
     configurables.parse(gin_files, [*gin_params, *bindings])
-    train_classifier = configurables.resolve(configurables.train, is_last=False)
+    with configurables.strategy("train").scope():
+        train_classifier = configurables.resolve(configurables.train, is_last=False)
     training_config = configurables.operative_config()
     label_pool = configurables.resolve(configurables.label_pool)
     if saved_model is not None:  # How another one would be trained is no part of what the scores are of.

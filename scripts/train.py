@@ -34,7 +34,8 @@ def run(*, gin_files, gin_params=(), data_dir=None, workdir=None, strategy=None,
 
     workdir = workdir or f"runs/{pathlib.PurePath(gin_files[-1]).stem}"
     configurables.parse(gin_files, [*gin_params, *bindings(strategy, tpu, init_from)])
-    train = configurables.resolve(configurables.train)
+    with configurables.strategy("train").scope():  # Processes meet first; other networks may be loaded in it.
+        train = configurables.resolve(configurables.train)
     return train_and_export(train, configurables.operative_config(), data_dir=data_dir, workdir=workdir)
 
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 from robust_keras.scripts import check_tpu
 
 import gin
-from robust_keras import configurables, models
+from robust_keras import configurables, models, objectives
 
 GIN = configurables.gin_directory()
 # base.gin is what they share; an evaluation is checked after a recipe, or alone.
@@ -45,6 +45,15 @@ def bad_models():
         network = configurables._partial(_network_with(layer))
         with gin.unlock_config():  # Another test may have used it.
             gin.external_configurable(network, f"with_{layer.__name__}", module="check_tpu_test")
+
+
+@pytest.fixture(scope="module")
+def own_objective():
+    def own(logits_fn, x, x_adv, labels, targets):
+        return objectives.adversarial_training(logits_fn, x, x_adv, labels, targets)
+
+    with gin.unlock_config():
+        gin.external_configurable(configurables._partial(own), "own", module="check_tpu_test")
 
 
 def call(monkeypatch, *args):
@@ -146,3 +155,17 @@ def test_every_recipe_is_ready(recipe):
 def test_every_evaluation_is_ready(evaluation, norm):
     bindings = (*SMALL, f"NORM = '{norm}'", "EPSILON = '128/255'", "evaluate.batch_size = 8")
     assert check_tpu.run(gin_files=["quickstart_plain.gin", evaluation], gin_params=bindings) == []
+
+
+@pytest.mark.parametrize(
+    "recipe, bindings",
+    [
+        ("quickstart.gin", ["train.objective = @own()", "training/pgd.num_steps = 1"]),
+        ("quickstart_plain.gin", ["train.attack = @multi_targeted()", "multi_targeted.threat = @threat()"]),
+    ],
+)
+def test_what_the_costs_do_not_know_is_checked_all_the_same(monkeypatch, capsys, own_objective, recipe, bindings):
+    code = call(monkeypatch, f"--gin_file=gin/{recipe}", *params("pgd40/pgd.num_steps = 1", *SMALL, *bindings))
+    said = capsys.readouterr()
+    assert code == 0, said.err
+    assert "FLOP a step" not in said.out and said.out.endswith("ready: cores of 16 GiB\n")

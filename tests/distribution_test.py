@@ -1,6 +1,11 @@
 """Strategies by name, and batches over replicas."""
 
 import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -81,6 +86,26 @@ def test_what_is_not_there_is_refused(environment, variables, arguments, message
         environment.setenv(name, value)
     with pytest.raises(ValueError, match=message):
         distribution.strategy(**arguments)
+
+
+def test_sigterm_is_still_heard_where_processes_met():
+    """TensorFlow's own handler, which it sets as the processes meet, hears it in place of Python's."""
+    program = """if True:
+        import os, signal
+        heard = []
+        signal.signal(signal.SIGTERM, lambda *args: heard.append(1))
+        from robust_keras import distribution
+        distribution.strategy("multi_worker")
+        os.kill(os.getpid(), signal.SIGTERM)
+        print("heard", heard)
+    """
+    with socket.create_server(("localhost", 0)) as server:
+        address = f"localhost:{server.getsockname()[1]}"
+    cluster = {"cluster": {"worker": [address]}, "task": {"type": "worker", "index": 0}}
+    environment = {**os.environ, "TF_CONFIG": json.dumps(cluster), "PYTHONPATH": str(pathlib.Path(__file__).parents[1])}
+    command = [sys.executable, "-c", program]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert said.stdout == "heard [1]\n", said.stderr
 
 
 def test_one_process_is_the_first_of_one():

@@ -45,7 +45,14 @@ def endless_gradient(x):
     return tape.gradient(y, x)
 
 
+def number_in(x):
+    return tf.cast(tf.reduce_sum(x[0]), tf.int32)
+
+
 BAD = {
+    "a slice": (lambda x: x[: number_in(x)], "depends on values: StridedSlice "),
+    "a shape": (lambda x: tf.zeros((number_in(x), 3)), "not compiled: Fill zeros"),
+    "Python's if": (lambda x: x if tf.reduce_sum(x) > 0 else -x, "Python that asks for a tensor's value: "),
     "boolean_mask": (boolean_mask, "depends on values: Where boolean_mask/Where"),
     "a mask's gradient": (gradient_of_mask, "depends on values: Where boolean_mask/Where"),
     "a mask in a loop": (mask_in_loop, "depends on values: Where while/boolean_mask/Where"),
@@ -94,6 +101,12 @@ def test_an_argument_of_64_bits_is_found():
     assert lowering.problems(lowering.lower(lambda x: x + 1, ones(dtype=tf.int64))) == []
 
 
+def test_versions_that_make_no_stablehlo_are_refused(monkeypatch):
+    monkeypatch.setattr(tf, "__version__", "2.18.1")
+    with pytest.raises(ValueError, match="TensorFlow 2.19 or newer.*Received: 2.18.1"):
+        lowering.lower(lambda x: x, ones(2))
+
+
 def test_nothing_is_found_in_what_compiles():
     step = tf.Variable(tf.zeros((), tf.int64))
 
@@ -105,7 +118,16 @@ def test_nothing_is_found_in_what_compiles():
         drawn = tf.random.stateless_uniform((4, 16), [1, 2], alg="philox")
         best = tf.math.top_k(tf.sort(x), 3).values
         branch = tf.cond(tf.reduce_sum(x) > 0, lambda: tf.sin(x), lambda: x)
-        return array.stack(), drawn, best, branch, tf.argmax(x, -1, output_type=tf.int32), tf.where(x > 0, x, 0.0)
+        whole = tf.concat([x[:, :0], x], axis=1)
+        return (
+            array.stack(),
+            whole,
+            drawn,
+            best,
+            branch,
+            tf.argmax(x, -1, output_type=tf.int32),
+            tf.where(x > 0, x, 0.0),
+        )
 
     assert lowering.problems(lowering.lower(function, ones(4, 16))) == []
 

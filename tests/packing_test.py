@@ -281,6 +281,28 @@ def test_resumed_at_every_point(batch_size):
         assert [len(arrays["slots"]) for arrays in saved] == [0] + [3] * 7 + [1] * 2
 
 
+def test_resumed_on_another_number_of_replicas(mirrored):
+    falls = [(0, 0), (NEVER, 0), (0, 24), (1, 3), ((0, 24), (1, 0)), (NEVER, 0)]
+    make_work = functools.partial(make, falls, scripted(num_runs=2), batch_size=3)
+    work, saved = make_work(), []
+    saved.append(copied(work.save()))
+    while work.advance() is not None:
+        saved.append(copied(work.save()))
+    expected = run(make_work())
+    for arrays in saved[1:-1]:
+        with mirrored.scope():
+            other = make(falls, scripted(num_runs=2), batch_size=4)
+            other.restore(arrays)
+            assert len(other._slots) % 2 == 0
+            before = set(np.flatnonzero(other.broken))
+            found = {}
+            while (new := other.advance()) is not None:
+                found |= dict(zip(new[0].tolist(), new[1]))
+        assert before | found.keys() == expected.keys()
+        for index, image in found.items():
+            np.testing.assert_array_equal(image, expected[index])
+
+
 @pytest.fixture(scope="module")
 def tiny(make_tiny_model):
     """A tiny model, images and its predictions on them."""

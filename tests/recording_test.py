@@ -3,7 +3,9 @@
 import csv
 import functools
 import os
+import shutil
 import signal
+import threading
 
 import numpy as np
 import pytest
@@ -54,6 +56,80 @@ def test_sigterm_stops_a_validation_which_is_caught_up_on(monkeypatch, capsys, u
     assert calls.count(step) == 3
     assert f"Resuming from step {step}\n" in capsys.readouterr().out
     assert_same_run(tmp_path, undisturbed)
+
+
+def test_what_was_saved_stays_while_a_validation_is_caught_up_on(monkeypatch, undisturbed, tmp_path):
+    """SIGKILL right after it: with one snapshot, and none to fall back to."""
+    validate, write = recording.RunRecorder._validate_now, recording.RunRecorder._write
+
+    class Killed(BaseException):
+        pass
+
+    def disturbed(recorder, at):
+        if at == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return validate(recorder, at)
+
+    def killed(recorder, step, *args):
+        if step != 3:
+            raise Killed
+        write(recorder, step, *args)
+
+    monkeypatch.setattr(recording.RunRecorder, "_validate_now", disturbed)
+    with pytest.raises(recording.Terminated, match="saved at step 3"):
+        tiny_run(tmp_path, checkpoint_every=100)
+    monkeypatch.setattr(recording.RunRecorder, "_validate_now", validate)
+    written = (tmp_path / "checkpoints" / "step-00000003.npz").stat().st_mtime_ns
+    monkeypatch.setattr(recording.RunRecorder, "_write", killed)
+    with pytest.raises(Killed):
+        tiny_run(tmp_path, checkpoint_every=100)
+    assert (tmp_path / "checkpoints" / "step-00000003.npz").stat().st_mtime_ns == written
+    assert snapshots.read_newest(tmp_path / "checkpoints").step == 3
+    monkeypatch.setattr(recording.RunRecorder, "_write", write)
+    tiny_run(tmp_path, checkpoint_every=100)
+    assert_same_run(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_sigterm_waits_for_the_snapshot_under_way_and_writes_no_other(monkeypatch, undisturbed, tmp_path, fails):
+    write, should_stop, steps = snapshots.write, recording.RunRecorder._should_stop, []
+    go_on = threading.Event()
+
+    def slow(directory, step, *args, **kwargs):
+        if str(directory).endswith("checkpoints"):
+            steps.append(step)
+            if len(steps) == 1:
+                assert go_on.wait(60)
+                if fails:
+                    raise OSError("No space left on device")
+        write(directory, step, *args, **kwargs)
+
+    def at_step_4(recorder):
+        if recorder._writing_step == 3 and recorder._writing is not None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            threading.Timer(0.5, go_on.set).start()
+        return should_stop(recorder)
+
+    monkeypatch.setattr(snapshots, "write", slow)
+    monkeypatch.setattr(recording.RunRecorder, "_should_stop", at_step_4)
+    with pytest.raises(recording.Terminated, match=f"saved at step {4 if fails else 3}"):
+        tiny_run(tmp_path)
+    assert steps == ([3, 4] if fails else [3])
+    monkeypatch.undo()
+    tiny_run(tmp_path)
+    assert_same_run(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("ending", ["json", "npz"])
+def test_damaged_best_weights_come_from_the_snapshot_again(undisturbed, tmp_path, ending):
+    shutil.copytree(undisturbed, tmp_path / "run")
+    best = snapshots.read_newest(tmp_path / "run" / "best")
+    os.truncate(tmp_path / "run" / "best" / f"step-{best.step:08d}.{ending}", 0 if ending == "json" else 100)
+    tiny_run(tmp_path / "run")
+    again = snapshots.read_newest(tmp_path / "run" / "best")
+    assert again.step == best.step and again.info == best.info
+    for name, array in best.arrays.items():
+        np.testing.assert_array_equal(again.arrays[name], array)
 
 
 def test_where_a_snapshot_cannot_be_written_the_next_step_is_saved(monkeypatch, undisturbed, tmp_path):

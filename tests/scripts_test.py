@@ -329,6 +329,9 @@ def test_weights_to_start_from(monkeypatch, capsys, images, finished, tmp_path):
         for weight, array in best.items():
             if not weight.rsplit("/")[-1].startswith(("moving", "num_updates")):
                 np.testing.assert_array_equal(arrays[f"weights/{weight}"], array, err_msg=weight)
+    # The weights are needed for the start alone.
+    (tmp_path / "best.keras").rename(tmp_path / "elsewhere.keras")
+    call(monkeypatch, train, *arguments(images, tmp_path / "file", **no_steps), f"--init_from={path}")
     again = arguments(images, tmp_path / "run", **no_steps)
     assert "load_weights.path" in refused(monkeypatch, capsys, train, *again)
     for path, changes, message in (
