@@ -188,7 +188,8 @@ def _unfinished(where, conversion, lock):
         os.makedirs(folder)
         file = lock.enter_context(open(os.path.join(folder, _UNFINISHED), "wb", buffering=0))
         if fcntl:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with contextlib.suppress(OSError):  # A file system without locks: nothing there counts as killed.
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         file.write(conversion)
     except BaseException:
         _remove(folder)

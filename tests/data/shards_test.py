@@ -235,11 +235,19 @@ def test_removes_what_killed_conversions_of_something_else_left(where, monkeypat
     assert len(folders(where)) == 2 and new in folders(where)
 
 
-def test_without_locks_nothing_counts_as_killed(where, monkeypatch, capsys):
+@pytest.mark.parametrize("is_there", [False, True])
+def test_without_locks_nothing_counts_as_killed(where, monkeypatch, capsys, is_there):
     monkeypatch.setattr(shards, "SHARD_BYTES", 5 * 6)
     kill(where, 3)
     (left,) = folders(where)
-    monkeypatch.setattr(shards, "fcntl", None)
+
+    def refuse(*args):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    if is_there:
+        monkeypatch.setattr(shards.fcntl, "flock", refuse)
+    else:
+        monkeypatch.setattr(shards, "fcntl", None)
     assert_right(convert(where))
     assert f"Unused there, unless another process is at work: {left.name}\n" in capsys.readouterr().out
     assert len(folders(where)) == 2
