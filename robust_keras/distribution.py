@@ -174,17 +174,21 @@ def to_replicas(batch):
     def part(context):
         k = context.replica_id_in_sync_group - first
 
-        def cut(values):
-            size, rest = divmod(values.shape[0], num_replicas)
-            if rest:
-                raise ValueError(
-                    f"Expected a batch that divides among {num_replicas} replicas. Received: {values.shape[0]}"
-                )
-            return values[k * size : (k + 1) * size]
-
-        return tf.nest.map_structure(lambda values: cut(values) if values.shape.rank else values, batch)
+        return _cut(batch, k, num_replicas, "replicas")
 
     return strategy.experimental_distribute_values_from_function(part)
+
+
+def _cut(batch, k, count, what):
+    """The k-th of `count` equal parts of a nest of tensors; scalars are in each."""
+
+    def cut(values):
+        size, rest = divmod(values.shape[0], count)
+        if rest:
+            raise ValueError(f"Expected a batch that divides among {count} {what}. Received: {values.shape[0]}")
+        return values[k * size : (k + 1) * size]
+
+    return tf.nest.map_structure(lambda values: cut(values) if values.shape.rank else values, batch)
 
 
 def over_replicas(fn, *, jit_compile=False):
@@ -212,18 +216,8 @@ def over_replicas(fn, *, jit_compile=False):
 
         def call(*args):
             args = tf.nest.map_structure(tf.convert_to_tensor, args)
-            share, index = num_processes(), process_index()
-
-            def mine(values):
-                size, rest = divmod(values.shape[0], share)
-                if rest:
-                    raise ValueError(
-                        f"Expected a batch that divides among {share} processes. Received: {values.shape[0]}"
-                    )
-                return values[index * size : (index + 1) * size]
-
             with strategy.scope():
-                return run(*to_replicas(tf.nest.map_structure(lambda t: mine(t) if t.shape.rank else t, args)))
+                return run(*to_replicas(_cut(args, process_index(), num_processes(), "processes")))
 
         return call
 

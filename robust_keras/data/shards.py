@@ -128,7 +128,8 @@ def converted(source, where, identity, make_blocks, *, image_shape=None, labelle
 
     if (found := existing()) is not None:
         return found
-    conversion = {"version": _VERSION, "source": identity._asdict(), "image_shape": image_shape, "labelled": labelled}
+    source_of = {"version": _VERSION, "source": identity._asdict()}
+    conversion = {**source_of, "image_shape": image_shape, "labelled": labelled}
     with contextlib.ExitStack() as lock, _advice_where_it_fails(source, where):
         folder = _unfinished(where, json.dumps(conversion).encode(), lock)
         try:
@@ -143,7 +144,7 @@ def converted(source, where, identity, make_blocks, *, image_shape=None, labelle
                 entry for entry in os.listdir(where) if _NAME.fullmatch(entry) and not folder.endswith(entry)
             ]:
                 print(f"Unused there, unless another process is at work: {', '.join(sorted(others))}", flush=True)
-            marker = {"version": _VERSION, "folder": os.path.basename(folder), "source": identity._asdict()}
+            marker = {**source_of, "folder": os.path.basename(folder)}
             marker |= _write(folder, shape, counts, make_blocks(folder, sum(counts)), source, total)
             if (found := existing()) is not None:  # Another process was faster.
                 shutil.rmtree(folder, ignore_errors=True)
