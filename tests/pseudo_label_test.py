@@ -234,6 +234,14 @@ def test_a_test_set_need_not_hold_every_class(monkeypatch, capsys, data, tmp_pat
     assert exit.value.code == 2 and "a test set of 4 classes. Received: 5" in capsys.readouterr().err
 
 
+def test_a_classifier_of_other_classes_is_refused(monkeypatch, capsys, data, tmp_path):
+    np.savez(tmp_path / "dozen.npz", image=np.zeros((24, 32, 32, 3), np.uint8), label=np.arange(24) % 12)
+    sets = {"DATASET": f"'npz:{tmp_path}/dozen.npz'", "TEST_SET": "'digits'", "label_pool.sizes": "(12,)"}
+    with pytest.raises(SystemExit) as exit:
+        call(monkeypatch, pseudo_label, *arguments(data, tmp_path / "run", **sets))
+    assert exit.value.code == 2 and "a test set of 12 classes. Received: 10 in 'digits'" in capsys.readouterr().err
+
+
 def test_a_chunk_that_another_worker_finds_damaged_is_scored_again(monkeypatch, data, undisturbed, tmp_path):
     score, calls = pseudo_labels.score, []
 
