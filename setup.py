@@ -1,4 +1,4 @@
-"""Packaging. `scripts/` and `gin/` stand at the top of the checkout and inside the package of the wheel."""
+"""Packaging. `gin/` stands at the top of the checkout and inside the package of the wheel."""
 
 import pathlib
 import re
@@ -16,21 +16,15 @@ setuptools.setup(
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
     python_requires=">=3.10,<3.14",
-    packages=[
-        "robust_keras",
-        "robust_keras.autoattack",
-        "robust_keras.data",
-        "robust_keras.scripts",
-        "robust_keras.gin",
-    ],
-    package_dir={"robust_keras.scripts": "scripts", "robust_keras.gin": "gin"},
+    packages=[*setuptools.find_packages(include=["robust_keras", "robust_keras.*"]), "robust_keras.gin"],
+    package_dir={"robust_keras.gin": "gin"},
     package_data={
         "robust_keras.data": ["digits.npz", "digits_LICENSE.txt"],
         "robust_keras.gin": ["*.gin", "*/*.gin", "study.csv"],
     },
     entry_points={
         "console_scripts": [
-            f"robust-keras-{name.replace('_', '-')} = robust_keras.scripts.{name}:command" for name in COMMANDS
+            f"robust-keras-{name.replace('_', '-')} = robust_keras.commands.{name}:command" for name in COMMANDS
         ]
     },
     # No TensorFlow: which variant is the installer's choice, and a plain requirement would replace a TPU wheel.

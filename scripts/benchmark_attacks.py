@@ -6,7 +6,7 @@ Steps and floor run in turn, and medians are printed, with the median of the pai
 example leaves its batch: what packing saves is in results.json of an evaluation (`steps`, `steps_without_packing`).
 """
 
-from robust_keras.scripts import launcher  # isort: skip  Before TensorFlow is imported.
+from robust_keras.commands import launcher  # isort: skip  Before TensorFlow is imported.
 
 import statistics
 import time
@@ -18,10 +18,11 @@ def run(*, saved_model, input_shape, norm="Linf", epsilon="8/255", batch_size=64
     """Prints a table, and returns it: `{name: (milliseconds a step, milliseconds of its floor, ratio)}` per example."""
     import tensorflow as tf
 
-    from robust_keras import attacks, loading, losses, noise, searches, threats
-    from robust_keras.autoattack import apgd, fab, square
+    from robust_keras import losses, noise, threats
+    from robust_keras.attacks import apgd, fab, pgd, square, stepwise
+    from robust_keras.saved_models import load
 
-    logits_fn = loading.load_logits_fn(saved_model)
+    logits_fn = load.load_logits_fn(saved_model)
     threat = threats.threat(norm=norm, epsilon=epsilon)
     seeds = noise.example_seeds(0, 0, tf.range(batch_size))
     x = noise.uniform(seeds, input_shape)
@@ -32,7 +33,7 @@ def run(*, saved_model, input_shape, norm="Linf", epsilon="8/255", batch_size=64
         return logits_fn(x)
 
     def backward(x):
-        return searches.value_and_gradient(logits_fn, x, lambda logits: losses.cross_entropy(logits, labels))[2]
+        return stepwise.value_and_gradient(logits_fn, x, lambda logits: losses.cross_entropy(logits, labels))[2]
 
     # Each search, and how often a step needs a forward pass and one with its gradient.
     measured = {
@@ -40,7 +41,7 @@ def run(*, saved_model, input_shape, norm="Linf", epsilon="8/255", batch_size=64
         "apgd-t": (apgd.apgd_targeted.search(threat=threat), 0, 1),
         "fab-t": (fab.fab.search(threat=threat, targeted=True, num_restarts=1), 1, 1),
         "square": (square.square.search(threat=threat), 1, 0),
-        "multi-targeted": (attacks.multi_targeted.search(threat=threat), 0, 1),
+        "multi-targeted": (pgd.multi_targeted.search(threat=threat), 0, 1),
     }
     table = {}
     for name, (search, num_forward, num_backward) in measured.items():
@@ -56,8 +57,8 @@ def run(*, saved_model, input_shape, norm="Linf", epsilon="8/255", batch_size=64
             return tf.while_loop(lambda i, _: i < num_steps, body, (0, x))[1]
 
         def steps(x, search=search):
-            progress = searches.begin(search, x, labels, clean_logits, seeds, tf.zeros_like(labels))
-            return searches.advance(search, logits_fn, x, labels, progress, num_steps).found
+            progress = stepwise.begin(search, x, labels, clean_logits, seeds, tf.zeros_like(labels))
+            return stepwise.advance(search, logits_fn, x, labels, progress, num_steps).found
 
         compiled = [tf.function(function) for function in (steps, floor)]
         pairs = [[_seconds(function, x) for function in compiled] for _ in range(num_pairs + 1)][1:]

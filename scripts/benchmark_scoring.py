@@ -7,7 +7,7 @@ and labels it with an untrained WRN-10-1; duplicates are sought among all test i
 timed before and after, on images in memory.
 """
 
-from robust_keras.scripts import launcher  # isort: skip  Before TensorFlow is imported.
+from robust_keras.commands import launcher  # isort: skip  Before TensorFlow is imported.
 
 import os
 import resource
@@ -25,14 +25,15 @@ def run(*, num_images, workdir, dataset="cifar10", data_dir=None, batch_size=256
     import keras
     import tensorflow as tf
 
-    from robust_keras import models
-    from robust_keras.data import pseudo_labels, sources
+    from robust_keras.data import sources
+    from robust_keras.models import wide_resnet
+    from robust_keras.pseudo_labelling import pseudo_labels
 
     train, test = (sources.load(dataset, split, data_dir=data_dir) for split in ("train", "test"))
     path = os.path.join(workdir, "tiny_images.bin")
     _write(path, train.images, num_images)
     keras.utils.set_random_seed(0)
-    network = models.wide_resnet(
+    network = wide_resnet.wide_resnet(
         depth=10,
         width=1,
         num_classes=10,

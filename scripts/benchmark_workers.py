@@ -9,7 +9,7 @@ that sleeps for a moment, as one that waits does, may be lent to others and come
 core, in all runs, a process that takes what nothing else wants.
 """
 
-from robust_keras.scripts import launcher  # isort: skip  Before TensorFlow is imported.
+from robust_keras.commands import launcher  # isort: skip  Before TensorFlow is imported.
 
 import contextlib
 import csv

@@ -5,9 +5,9 @@ import sys
 
 import setuptools
 
-from robust_keras import configurables
+from robust_keras.commands import configuration
 
-ROOT = configurables.gin_directory().parent
+ROOT = configuration.gin_directory().parent
 
 
 def test_without_tensorflow_importing_says_which_extra_to_install():
@@ -23,12 +23,12 @@ import robust_keras
 
 
 def test_importing_the_package_leaves_tensorflow_to_the_launcher():
-    program = "import sys, robust_keras.scripts.launcher; sys.exit('tensorflow' in sys.modules)"
+    program = "import sys, robust_keras.commands.launcher; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 
 def test_the_launcher_switches_on_what_cpus_need_for_speed():
-    program = "import os, robust_keras.scripts.train; print(os.environ['TF_ENABLE_ONEDNN_OPTS'])"
+    program = "import os, robust_keras.commands.train; print(os.environ['TF_ENABLE_ONEDNN_OPTS'])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "1\n"
 

@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from robust_keras import attacks, losses, models, noise, normalization, objectives, schedules, threats, training
-from robust_keras.averaging import WeightAveraging
-from robust_keras.optimizers import NesterovSGD
+from robust_keras import losses, noise, schedules, threats
+from robust_keras.attacks import pgd
+from robust_keras.models import normalization, wide_resnet
+from robust_keras.training import objectives, train
+from robust_keras.training.optimizer import NesterovSGD
+from robust_keras.training.weight_averaging import WeightAveraging
 from tests.oracles import torch_inputs as given
 
 REFERENCE = pathlib.Path(__file__).parent / "oracles" / "torch_reference.npz"
@@ -40,7 +43,7 @@ class Run:
     def __init__(self):
         inputs = given.make()
         make = functools.partial(
-            models.wide_resnet,
+            wide_resnet.wide_resnet,
             depth=10,
             width=1,
             num_classes=given.NUM_CLASSES,
@@ -57,14 +60,14 @@ class Run:
             random_start=lambda x, seeds: tf.clip_by_value(x + starts[self.model.optimizer.iterations.value], 0.0, 1.0)
         )
         attack = functools.partial(
-            attacks.pgd,
+            pgd.pgd,
             threat=self.threat,
             loss_fn=losses.cross_entropy,
             num_steps=given.NUM_ATTACK_STEPS,
             step_size=given.STEP_SIZE,
         )
         self.attack = attack
-        self.model = training.AdversarialModel(self.network, objective=objectives.adversarial_training, attack=attack)
+        self.model = train.AdversarialModel(self.network, objective=objectives.adversarial_training, attack=attack)
         schedule = functools.partial(
             schedules.multistep,
             base=given.BASE_LEARNING_RATE,

@@ -28,8 +28,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from robust_keras.data import formats, mapped, tfds_sets, tfrecords
-from robust_keras.data.published import (
+from robust_keras.data.readers import formats, mapped, tfds_sets, tfrecords
+from robust_keras.data.readers.published import (
     CARMON_FILE,
     DDPM_FILE,
     PUBLISHED,

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from robust_keras.data import sources, tfds_sets
+from robust_keras.data import sources
+from robust_keras.data.readers import tfds_sets
 
 _TFDS_DIR = pathlib.Path(__file__).parents[2].parent / "shared" / "tfds"
 needs_cifar10 = pytest.mark.skipif(not (_TFDS_DIR / "cifar10").is_dir(), reason="no prepared CIFAR-10")

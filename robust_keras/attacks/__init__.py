@@ -1,0 +1,1 @@
+"""Attacks on any callable that returns logits."""

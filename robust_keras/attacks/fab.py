@@ -1,0 +1,274 @@
+"""FAB, the fast adaptive boundary attack (Croce & Hein 2020b, https://arxiv.org/abs/1907.02044).
+
+    x_adv = fab(logits_fn, x, labels, threat=linf, seeds=seeds)
+
+Where other attacks climb a loss inside the ball, this one looks for the misclassified image nearest to the clean one:
+it moves onto the decision boundary of the linearised model, leans towards the clean image, and steps back to it
+whenever it has crossed.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from robust_keras import noise
+from robust_keras.attacks import stepwise
+
+
+class _Geometry(NamedTuple):
+    """A norm's part in the attack; `[batch, 1, ...]` is what reductions return.
+
+    Attributes:
+        noise: `(seeds, shape) -> [batch, *shape]`, which divided by its length is the direction of a random start.
+        length: `(moves) -> [batch, 1, ...]`, the norm.
+        dual_length: `(gradients) -> [batch, 1, ...]`, the dual norm.
+        fill: `(sizes, rooms, gap) -> amounts`, the shortest with `sum(sizes * amounts) = gap`, at most `rooms`.
+        smallest: weights of at most this size move nothing.
+    """
+
+    noise: Callable
+    length: Callable
+    dual_length: Callable
+    fill: Callable
+    smallest: float
+
+
+@stepwise.attack
+def fab(
+    *,
+    threat,
+    num_steps=100,
+    num_restarts=5,
+    targeted=False,
+    num_targets=9,
+    alpha_max=0.1,
+    eta=1.05,
+    beta=0.9,
+):
+    """FAB (Croce & Hein 2020b, algorithm 1), towards any class or, targeted, towards one class in each run.
+
+    With d(z) the shortest move from z onto the nearest class boundary of the model linearised at x_k, inside [0, 1]^d,
+    and alpha = min(|d(x_k)| / (|d(x_k)| + |d(x)|), alpha_max)::
+
+        x_adv = clip((1 - alpha) (x_k + eta d(x_k)) + alpha (x + eta d(x)))
+        x_{k+1} = x + beta (x_adv - x) where x_adv is misclassified, else x_adv
+
+    An example is broken when any x_adv is misclassified and within the radius. The first restart starts at x, the
+    others at a random point at half the radius. Untargeted, a step costs two forward passes and num_classes - 1
+    backward ones; targeted, two and one.
+
+    Args:
+        threat: a `threats.Threat` of norm 'Linf', 'L2' or 'L1'.
+        num_steps: an int >= 1.
+        num_restarts: starts, of every target class where it is targeted; an int >= 1.
+        targeted: whether every run heads for the boundary to one class, from the second highest clean logit downwards.
+        num_targets: how many classes, all but the label at most; an int >= 1.
+        alpha_max: the largest weight of the move from the clean image, in [0, 1].
+        eta: how far beyond the boundary to go, 1 being the boundary.
+        beta: how much of the perturbation a step back leaves, in [0, 1].
+
+    Returns:
+        A `searches.Search` named 'fab' or 'fab-t'; runs are ordered by target class, then by restart.
+
+    Raises:
+        ValueError: for counts under 1, fractions outside [0, 1], eta <= 0, or a norm without a projection.
+    """
+    if min(num_steps, num_restarts, num_targets) < 1:
+        raise ValueError(
+            "Expected num_steps, num_restarts and num_targets >= 1. "
+            f"Received: {num_steps}, {num_restarts}, {num_targets}"
+        )
+    if not (0 <= alpha_max <= 1 and 0 <= beta <= 1 and eta > 0):
+        raise ValueError(f"Expected alpha_max and beta in [0, 1] and eta > 0. Received: {alpha_max}, {beta} and {eta}")
+    if threat.norm not in _NORMS:
+        raise ValueError(f"Expected a norm out of {', '.join(_NORMS)}. Received: {threat.norm!r}")
+    geometry = _NORMS[threat.norm]
+
+    def num_runs(num_classes):
+        return (min(num_targets, num_classes - 1) if targeted else 1) * num_restarts
+
+    def start(x, labels, clean_logits, seeds, run):
+        direction = start_noise(seeds, tuple(x.shape[1:]), threat.norm)
+        elsewhere = _clip(x + 0.5 * threat.epsilon * tf.math.divide_no_nan(direction, geometry.length(direction)))
+        state = {"image": tf.where(stepwise.expand(run % num_restarts > 0, x), elsewhere, x)}
+        if targeted:
+            state["target"] = stepwise.target_class(clean_logits, labels, run // num_restarts)
+        return state
+
+    def step(logits_fn, x, labels, state, k):
+        image = state["image"]
+        gap, weights = nearest_boundary(logits_fn, image, labels, geometry.dual_length, state.get("target"))
+        # From the clean image the same boundary is as far as the linear model says.
+        gaps = tf.concat([gap, gap + _total(weights * (x - image))], axis=0)
+        points, weights = tf.concat([image, x], axis=0), tf.concat([weights, weights], axis=0)
+        moves = project(points, weights, gaps, threat.norm)
+        lengths = tf.maximum(geometry.length(moves), 1e-8)
+        (move, clean_move), (way, clean_way) = tf.split(moves, 2), tf.split(lengths, 2)
+        alpha = tf.minimum(way / (way + clean_way), alpha_max)
+        x_adv = _clip((1.0 - alpha) * (image + eta * move) + alpha * (x + eta * clean_move))
+        wrong = stepwise.is_wrong(logits_fn(x_adv), labels)
+        broken = wrong & (threat.distance(x_adv, x) <= threat.epsilon)
+        following = tf.where(stepwise.expand(wrong, x), x + beta * (x_adv - x), x_adv)
+        return {**state, "image": following}, tf.where(stepwise.expand(broken, x), x_adv, x), broken
+
+    return stepwise.Search("fab-t" if targeted else "fab", num_runs, num_steps, start, step)
+
+
+def start_noise(seeds, shape, norm):
+    """What the random starts are made of: float32 `[batch, *shape]`, uniform in [-1, 1) for Linf, else normal."""
+    return _NORMS[norm].noise(seeds, shape)
+
+
+def nearest_boundary(logits_fn, x, labels, dual_length, target=None):
+    """The class boundary nearest to `x`, in the norm whose dual is given, of the model linearised at `x`.
+
+    Args:
+        logits_fn: images to logits `[batch, num_classes]`.
+        x: float32 `[batch, ...]`.
+        labels: int32 `[batch]`.
+        dual_length: `(gradients) -> [batch, 1, ...]`.
+        target: int32 `[batch]`, the only class to consider; None for all.
+
+    Returns:
+        `(gap, weights)`: `logits_c - logits_y` at `x`, `[batch, 1, ...]`, and its gradient, like `x`. Both are zero
+        where no class has a gradient of finite size.
+    """
+    with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+        tape.watch(x)
+        logits = logits_fn(x)
+    num_classes = logits.shape[-1]
+    count = num_classes - 1 if target is None else 1
+
+    def nearer(j, distance, gap, weights):
+        other = (labels + j) % num_classes if target is None else target
+        difference = tf.one_hot(other, num_classes) - tf.one_hot(labels, num_classes)
+        gradient = tape.gradient(logits, x, difference, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        # The gradient of a loaded model forgets the size of the batch.
+        gradient.set_shape(x.shape)
+        new_gap = stepwise.expand(tf.reduce_sum(difference * logits, axis=-1), x)
+        size = dual_length(gradient)
+        new = tf.abs(new_gap) / (1e-12 + size)
+        is_nearer = tf.math.is_finite(size) & (new < distance)
+        return (
+            j + 1,
+            tf.where(is_nearer, new, distance),
+            tf.where(is_nearer, new_gap, gap),
+            tf.where(is_nearer, gradient, weights),
+        )
+
+    # The forward pass stays outside: the loop holds one backward pass, however many classes there are, and runs
+    # them one after the other, for the memory.
+    far = tf.zeros_like(_total(x))
+    nothing = (tf.constant(1), far + float("inf"), far, tf.zeros_like(x))
+    if count == 1:
+        return nearer(*nothing)[2:]
+    _, _, gap, weights = tf.while_loop(
+        lambda j, *_: j <= count, nearer, nothing, maximum_iterations=count, parallel_iterations=1
+    )
+    return gap, weights
+
+
+@tf.function(jit_compile=True, autograph=False)  # As `threats.l1_nearest`.
+def project(x, weights, gap, norm):
+    """The shortest move in `norm` from `x` onto the hyperplane `gap + sum(weights * move) = 0`, inside [0, 1]^d.
+
+    Where the box ends before the hyperplane, the move leads to the corner that comes nearest. Weights that are zero
+    (under 1e-8 for L2 and L1) move nothing.
+
+    Args:
+        x: float32 `[batch, ...]` in [0, 1].
+        weights: like `x`.
+        gap: `[batch, 1, ...]`.
+        norm: 'Linf', 'L2' or 'L1'.
+
+    Returns:
+        The move, float32 like `x`.
+    """
+    geometry = _NORMS[norm]
+    sizes = tf.abs(weights)
+    sizes = tf.where(sizes > geometry.smallest, sizes, 0.0)
+    direction = -tf.sign(gap) * tf.sign(weights)
+    rooms = tf.where(sizes > 0, tf.where(direction < 0, x, 1.0 - x), 0.0)
+    return direction * geometry.fill(sizes, rooms, tf.abs(gap))
+
+
+def _rise_together(sizes, rooms, gap, *, speed_fn):
+    """`min(level * speeds, rooms)` at the lowest level that closes the gap: no sorting, but Newton's method.
+
+    The sum is concave and piecewise linear in the level, so that Newton's method rises from 0 to the solution without
+    overshooting, and is exact once no more entries run out of room.
+    """
+    speeds = speed_fn(sizes)
+    full = sizes * rooms
+
+    def newton(level, free, _):
+        slope = _total(tf.where(free, sizes * speeds, 0.0))
+        level = tf.where(slope > 0, (gap - _total(tf.where(free, 0.0, full))) / slope, level)
+        still_free = free & (rooms > level * speeds)
+        return level, still_free, tf.reduce_any(free & ~still_free)
+
+    free = (rooms > 0) & (_total(full) > gap)
+    # What is left of the gap, times the slope, falls to a quarter or less every time: 50 are more than float32 can use.
+    level, free, _ = tf.while_loop(
+        lambda level, free, changed: changed, newton, (tf.zeros_like(gap), free, True), maximum_iterations=50
+    )
+    return tf.where(free, tf.minimum(level * speeds, rooms), rooms)
+
+
+def _largest_first(sizes, rooms, gap):
+    """All the room of the largest sizes; the size that closes the gap shares what is left between its equals.
+
+    That size is the largest with `sum(sizes * rooms)` over it and all above it no less than the gap. Positive floats
+    are ordered as their bits are, so that it is found bit by bit.
+    """
+    full = sizes * rooms
+    bits = tf.bitcast(sizes, tf.int32)
+
+    def set_bit(i, threshold):
+        candidate = threshold + tf.bitwise.left_shift(1, 30 - i)
+        return i + 1, tf.where(_total(tf.where(bits >= candidate, full, 0.0)) >= gap, candidate, threshold)
+
+    nothing = (tf.constant(0), tf.zeros_like(gap, tf.int32))
+    threshold = tf.while_loop(lambda i, _: i < 31, set_bit, nothing, maximum_iterations=31)[1]
+    above, tied = bits > threshold, tf.equal(bits, threshold)
+    left = gap - _total(tf.where(above, full, 0.0))
+    share = _clip(tf.math.divide_no_nan(left, _total(tf.where(tied, full, 0.0))))
+    return tf.where(above, rooms, tf.where(tied, share * rooms, 0.0))
+
+
+def _clip(x):
+    return tf.clip_by_value(x, 0.0, 1.0)
+
+
+def _over_image(reduce, values):
+    return reduce(values, axis=list(range(1, values.shape.rank)), keepdims=True)
+
+
+def _largest(values):
+    return _over_image(tf.reduce_max, tf.abs(values))
+
+
+def _euclidean(values):
+    return tf.sqrt(_total(tf.square(values)))
+
+
+def _total_size(values):
+    return _total(tf.abs(values))
+
+
+_total = functools.partial(_over_image, tf.reduce_sum)
+_NORMS = {
+    "Linf": _Geometry(
+        functools.partial(noise.uniform, minval=-1.0, maxval=1.0),
+        _largest,
+        _total_size,
+        functools.partial(_rise_together, speed_fn=tf.ones_like),
+        0.0,
+    ),
+    "L2": _Geometry(
+        noise.normal, _euclidean, _euclidean, functools.partial(_rise_together, speed_fn=lambda sizes: sizes), 1e-8
+    ),
+    "L1": _Geometry(noise.normal, _total_size, _largest, _largest_first, 1e-8),
+}

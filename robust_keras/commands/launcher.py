@@ -1,0 +1,126 @@
+"""Starts a command: what TensorFlow reads when it is imported, flags, and errors as one line and an exit code.
+
+Import this before anything that imports TensorFlow.
+"""
+
+import os
+import signal
+import sys
+
+from absl import flags
+
+# Convolutions on AVX2 machines are 1.4 to 2 times faster with it; it is off by default there.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+FAILED = 1  # another process was lost, or a file could not be read or written; started again, the command goes on
+USAGE = 2  # bad input; nothing was trained or attacked
+NON_FINITE_LOSS = 3
+TERMINATED = 75  # saved and stopped on a termination signal; the same command goes on
+
+
+def launch(main, define_flags, description):
+    """Parses the command line, runs `main(values)`, and exits with 0, or with a line on stderr and a code from above.
+
+    Args:
+        main: takes the `absl.flags.FlagValues`.
+        define_flags: takes the `absl.flags.FlagValues` and defines the command's flags in it.
+        description: what `--help` says before it lists the flags.
+    """
+    values = flags.FlagValues()
+    define_flags(values)
+    if "--help" in sys.argv[1:]:
+        print(f"{description.strip()}\n{values.get_help()}")
+        return
+    try:
+        rest = values(sys.argv)[1:]
+        if rest:
+            raise flags.Error(f"Expected flags only. Received: {' '.join(rest)}")
+    except flags.Error as error:
+        _exit(USAGE, error)
+
+    import tensorflow as tf
+
+    from robust_keras.data import sources
+    from robust_keras.training import recorder
+
+    def stop(signum, frame):
+        raise recorder.Terminated("Stopped by SIGTERM; what was finished is kept")
+
+    previous = signal.signal(signal.SIGTERM, stop)  # While training something better does.
+    try:
+        main(values)
+    except sources.DataUnavailable as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)  # It may hold commands, one on a line.
+        sys.exit(USAGE)
+    except ValueError as error:
+        if os.environ.get("ROBUST_KERAS_TRACEBACK"):
+            raise
+        _exit(USAGE, error)
+    except (OSError, tf.errors.OpError) as error:
+        if os.environ.get("ROBUST_KERAS_TRACEBACK"):
+            raise
+        reason = next(iter(str(getattr(error, "message", error)).splitlines()), type(error).__name__)
+        of_files = (OSError, tf.errors.PermissionDeniedError, tf.errors.UnimplementedError, tf.errors.NotFoundError)
+        if isinstance(error, (*of_files, tf.errors.ResourceExhaustedError)):
+            _exit(FAILED, f"Expected files and memory as the command needs them. Received: {reason}")
+        if "TF_CONFIG" not in os.environ:
+            raise
+        _exit(FAILED, f"Expected all processes to answer. Received: {reason}; start all of them again to go on")
+    except recorder.NonFiniteLoss as error:
+        _exit(NON_FINITE_LOSS, error)
+    except recorder.Terminated as error:
+        _exit(TERMINATED, error)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def define_strategy(values):
+    """Defines the flags that say where a command computes."""
+    flags.DEFINE_string(
+        "strategy",
+        None,
+        "auto (the default), one, mirrored (all GPUs), tpu, or multi_worker (as TF_CONFIG lists them).",
+        flag_values=values,
+    )
+    flags.DEFINE_string("tpu", None, "Address of the TPU; the attached one by default.", flag_values=values)
+
+
+def define_reading(values):
+    """Defines the flags that say how a saved classifier is read."""
+    flags.DEFINE_list(
+        "input_range", ["0", "1"], "The model's pixel values for black and white, low,high.", flag_values=values
+    )
+    flags.DEFINE_enum("input_layout", "NHWC", ["NHWC", "NCHW"], "How the model takes images.", flag_values=values)
+    flags.DEFINE_enum("outputs", "logits", ["logits", "probabilities"], "What the model returns.", flag_values=values)
+    flags.DEFINE_string("logits_output", None, "Name of the output, where the model has several.", flag_values=values)
+
+
+def given_reading(values):
+    """Names of these flags that the command line has."""
+    return [name for name in ("input_range", "input_layout", "outputs", "logits_output") if values[name].present]
+
+
+def reading(values):
+    """What these flags say: keyword arguments of `loading.load_logits_fn`.
+
+    Raises:
+        ValueError: for an input range that is not two numbers.
+    """
+    try:
+        low, high = (float(value) for value in values.input_range)
+    except ValueError:
+        raise ValueError(f"Expected --input_range=low,high. Received: {','.join(values.input_range)}") from None
+    return {
+        "input_range": [low, high],
+        "input_layout": values.input_layout,
+        "outputs": values.outputs,
+        "logits_output": values.logits_output,
+    }
+
+
+def _exit(code, error):
+    # gin adds to a message where in the configuration the call came from.
+    lines = [line for line in str(error).splitlines() if not line.lstrip().startswith("In call to configurable")]
+    print(f"error: {' '.join(' '.join(lines).split())}", file=sys.stderr, flush=True)
+    sys.exit(code)

@@ -1,0 +1,107 @@
+"""Trains a classifier from a recipe, or continues a run that was interrupted.
+
+python scripts/train.py --gin_file=gin/at_80mti.gin --data_dir=DIR --workdir=runs/mine --gin_param="TAU = 0.995"
+"""
+
+from robust_keras.commands import launcher  # isort: skip  Before TensorFlow is imported.
+
+import inspect
+import pathlib
+import posixpath
+
+from absl import flags
+
+
+def run(*, gin_files, gin_params=(), data_dir=None, workdir=None, strategy=None, tpu=None, init_from=None):
+    """Trains, and exports the best model to `workdir`/saved_model.
+
+    Args:
+        gin_files: recipes, read in order.
+        gin_params: further bindings.
+        data_dir: where data sets are.
+        workdir: the run's folder; runs/<name of the last recipe> by default.
+        strategy: binds `train.strategy` where it is not None, like the two after it.
+        tpu: binds `train.tpu`.
+        init_from: binds `load_weights.path`, and `train.initial_weights` to it.
+
+    Returns:
+        A `training.TrainedModel`.
+
+    Raises:
+        ValueError: for bad input, before training starts.
+    """
+    from robust_keras.commands import configuration
+
+    workdir = workdir or f"runs/{pathlib.PurePath(gin_files[-1]).stem}"
+    configuration.parse(gin_files, [*gin_params, *bindings(strategy, tpu, init_from)])
+    with configuration.strategy("train").scope():  # Processes meet first; other networks may be loaded in it.
+        train = configuration.resolve(configuration.train)
+    return train_and_export(train, configuration.operative_config(), data_dir=data_dir, workdir=workdir)
+
+
+def bindings(strategy, tpu, init_from, functions=("train",)):
+    """What these arguments of `run` bind, strategy and TPU for each of `functions`: a list of gin bindings."""
+    given = {f"{name}.strategy": strategy for name in functions} | {f"{name}.tpu": tpu for name in functions}
+    given["load_weights.path"] = init_from
+    bound = [f"{name} = {value!r}" for name, value in given.items() if value is not None]
+    return bound if init_from is None else [*bound, "train.initial_weights = @load_weights()"]
+
+
+def train_and_export(train, config, *, data_dir, workdir):
+    """What `run` does with the configured `train` and its operative configuration."""
+    from robust_keras import storage
+    from robust_keras.commands import configuration
+    from robust_keras.engines import distribution
+    from robust_keras.saved_models import export
+
+    holds_results = bool(storage.steps(posixpath.join(workdir, "checkpoints")))
+    settings = inspect.signature(train).parameters
+    strategy = distribution.strategy(settings["strategy"].default, tpu=settings["tpu"].default)
+    with strategy.scope():
+        is_writer = distribution.process_index() == 0
+    configuration.claim(workdir, config, holds_results=holds_results, write=is_writer)
+    trained = train(workdir=workdir, data_dir=data_dir)
+    if not is_writer:
+        return trained
+
+    for name, validation in trained.report.items():
+        metrics = ", ".join(f"{column} {100 * value:.2f} %" for column, value in validation["metrics"].items())
+        print(f"{name}: step {validation['step']}, {metrics}")
+    saved_model = posixpath.join(workdir, "saved_model")
+    if not export.is_finished(saved_model):
+        network, card = export.network_of_run(workdir)
+        export.export(network, saved_model, card={**card, "validation": trained.report})
+    print(f"SavedModel: {saved_model}")
+    return trained
+
+
+def define_flags(values):
+    flags.DEFINE_multi_string(
+        "gin_file", None, "Recipe, such as gin/at.gin; several are read in order.", flag_values=values
+    )
+    flags.DEFINE_multi_string(
+        "gin_param", [], "Binding, such as \"NORM = 'L2'\"; any number of times.", flag_values=values
+    )
+    flags.DEFINE_string("data_dir", None, "Where data sets are, or are to be downloaded to.", flag_values=values)
+    flags.DEFINE_string("workdir", None, "The run's folder; runs/<recipe> by default.", flag_values=values)
+    launcher.define_strategy(values)
+    flags.DEFINE_string(
+        "init_from", None, "Start from the weights of this run's folder or .keras file.", flag_values=values
+    )
+    flags.mark_flag_as_required("gin_file", flag_values=values)
+
+
+def main(values):
+    run(
+        gin_files=values.gin_file,
+        gin_params=values.gin_param,
+        data_dir=values.data_dir,
+        workdir=values.workdir,
+        strategy=values.strategy,
+        tpu=values.tpu,
+        init_from=values.init_from,
+    )
+
+
+def command():
+    launcher.launch(main, define_flags, __doc__)

@@ -1,0 +1,1 @@
+"""Sets of images in files, a format a file."""

@@ -1,0 +1,203 @@
+"""Arrays in `.npz` files: what they are without reading them, where they can be memory-mapped, and block by block.
+
+An array that is stored uncompressed, as by `np.savez`, lies in one piece in the file.
+"""
+
+import contextlib
+import json
+import math
+import os
+import struct
+import zipfile
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from robust_keras.data.readers.mapped import local_path
+from robust_keras.data.readers.tfds_sets import why
+
+_CHUNK = 1 << 20
+_MAX_HEADER_BYTES = 10_000  # NumPy reads longer ones before it refuses them.
+# So much is checked in a moment; what is larger is checked once.
+_CHECKED_EVERY_TIME = 1 << 28
+
+
+class Member(NamedTuple):
+    """An array in an npz file.
+
+    Attributes:
+        file_name: its name in the archive.
+        shape: a tuple.
+        dtype: an `np.dtype`.
+        is_fortran: whether the first axis varies fastest.
+        header_bytes: how many come before the numbers.
+        offset: where in the file the numbers begin, if they can be memory-mapped there: of a local file, uncompressed,
+            in C order and the machine's byte order; otherwise None.
+    """
+
+    file_name: str
+    shape: tuple
+    dtype: np.dtype
+    is_fortran: bool
+    header_bytes: int
+    offset: int | None
+
+
+def members(path, keys):
+    """What an npz file holds, of which only the headers are read.
+
+    Args:
+        path: a path that `tf.io.gfile` can open.
+        keys: names of arrays.
+
+    Returns:
+        (members, names): a dictionary with the `Member` of each key that is there, and the names of all arrays.
+
+    Raises:
+        ValueError: for a file that is no whole npz file, and for an array of objects, which only a pickle can hold.
+    """
+    with _whole(path) as file, zipfile.ZipFile(file) as archive:
+        entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
+        if len(entries) < len(archive.infolist()):
+            raise ValueError("it holds several arrays of one name")
+        is_local = local_path(path) is not None
+        return {key: _member(file, archive, entries[key], is_local) for key in keys if key in entries}, list(entries)
+
+
+def load(path, keys):
+    """The arrays of some keys, read into memory.
+
+    Raises:
+        ValueError: for a file that is no whole npz file, and for an array of objects.
+    """
+    with _whole(path) as file, np.load(file, allow_pickle=False) as arrays:
+        return [arrays[key] for key in keys]
+
+
+def blocks(path, member, folder, num_rows, *, first=0):
+    """The rows of an array, `num_rows` at a time, in little memory; the last block may be smaller.
+
+    Args:
+        path: of the npz file.
+        member: a `Member` of it.
+        folder: where a file of the array's size may be kept meanwhile, if the array is in Fortran order.
+        num_rows: rows of a block.
+        first: how many rows to leave out at the beginning.
+
+    Yields:
+        Arrays of the member's dtype in the machine's byte order.
+
+    Raises:
+        ValueError: for an array that is damaged.
+        OSError: for a full disk.
+    """
+    row_shape = member.shape[1:]
+    native = member.dtype.newbyteorder("=")
+    if not member.is_fortran:
+        row_bytes = math.prod(row_shape) * member.dtype.itemsize
+        for data in _numbers(path, member, num_rows * row_bytes, first * row_bytes):
+            yield np.frombuffer(data, member.dtype).reshape(-1, *row_shape).astype(native, copy=False)
+        return
+    unpacked = os.path.join(folder, "fortran_order")
+    with open(unpacked, "wb") as file:
+        for data in _numbers(path, member, _CHUNK):
+            file.write(data)
+    rows = np.memmap(unpacked, member.dtype, "r", shape=member.shape, order="F")
+    os.remove(unpacked)  # What is mapped stays until it is no longer used.
+    for start in range(first, len(rows), num_rows):
+        yield np.ascontiguousarray(rows[start : start + num_rows], native)
+
+
+def verify(path, arrays, note):
+    """Compares arrays with the CRC-32 in the file, as reading them would; of a large file only once.
+
+    Args:
+        path: of a local npz file.
+        arrays: a list of `Member`s.
+        note: path of a file that remembers it until the size or the time of change of the npz file differ. Where it
+            cannot be written, a large file is checked every time.
+
+    Raises:
+        ValueError: for an array that is damaged.
+    """
+    num_bytes = sum(math.prod(array.shape) * array.dtype.itemsize for array in arrays)
+    status = os.stat(path)
+    checked = {"num_bytes": status.st_size, "mtime_nsec": status.st_mtime_ns}
+    names = [array.file_name for array in arrays]
+    if num_bytes > _CHECKED_EVERY_TIME:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open(note) as file:
+            remembered = json.loads(file.read())
+            if set(names) <= set(remembered.pop("arrays")) and remembered == checked:
+                return
+        print(f"Checking {path}, {num_bytes / 1e9:.1f} GB", flush=True)
+    with tqdm(desc="checking", unit="B", unit_scale=True, total=num_bytes, delay=5, mininterval=1) as bar:
+        for array in arrays:
+            for data in _numbers(path, array, _CHUNK):
+                bar.update(len(data))
+    if num_bytes > _CHECKED_EVERY_TIME:
+        with contextlib.suppress(OSError):
+            os.makedirs(os.path.dirname(note), exist_ok=True)
+            with open(note, "w") as file:
+                file.write(json.dumps({"arrays": names, **checked}))
+
+
+@contextlib.contextmanager
+def _whole(path):
+    """The open file; whatever is raised for what is no archive of plain arrays becomes an error of one line."""
+    local = local_path(path)
+    try:
+        with tf.io.gfile.GFile(path, "rb") if local is None else open(local, "rb") as file:
+            yield file
+    except Exception as error:
+        raise ValueError(f"Expected a whole npz file. Received: {path} ({why(error)})") from error
+
+
+def _member(file, archive, entry, is_local):
+    with archive.open(entry) as stream:
+        version = np.lib.format.read_magic(stream)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"{entry.filename} has the version {version}")
+        length = int.from_bytes(stream.read(2 * version[0]), "little")
+        if length > _MAX_HEADER_BYTES:
+            raise ValueError(f"{entry.filename} has a header of {length} bytes")
+    with archive.open(entry) as stream:
+        np.lib.format.read_magic(stream)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, is_fortran, dtype = read_header(stream)
+        header_bytes = stream.tell()
+    if dtype.hasobject:
+        raise ValueError(f"Object arrays cannot be read, such as {entry.filename}")
+    claimed, held = math.prod(shape) * dtype.itemsize, entry.file_size - header_bytes
+    if not all(type(size) is int and size >= 0 for size in shape) or claimed != held:
+        raise ValueError(f"{entry.filename} holds {held} bytes, and {dtype} {shape} is {claimed}")
+    is_fortran = is_fortran and len(shape) > 1
+    offset = None
+    if is_local and entry.compress_type == zipfile.ZIP_STORED and not is_fortran and dtype.isnative:
+        # The archive's directory tells where the entry's own header is, which has lengths of its own.
+        file.seek(entry.header_offset)
+        offset = entry.header_offset + 30 + sum(struct.unpack("<26x2H", file.read(30))) + header_bytes
+        num_bytes = file.seek(0, os.SEEK_END)
+        if offset + held > num_bytes:
+            raise ValueError(f"{entry.filename} ends at byte {offset + held} of {num_bytes}")
+    return Member(entry.filename, shape, dtype, is_fortran, header_bytes, offset)
+
+
+def _numbers(path, member, num_bytes, first=0):
+    """The bytes of an array from `first` on, `num_bytes` at a time; before the last, zipfile compares the CRC-32."""
+    left = math.prod(member.shape) * member.dtype.itemsize - first
+    with _whole(path) as file, zipfile.ZipFile(file) as archive, archive.open(member.file_name) as stream:
+
+        def read(size):
+            data = stream.read(size)
+            if len(data) < size:
+                raise ValueError(f"{member.file_name} ends early")
+            return data
+
+        before = member.header_bytes + first
+        for start in range(0, before, _CHUNK):  # What is compressed has to be read all the same.
+            read(min(_CHUNK, before - start))
+        while left:
+            yield (data := read(min(num_bytes, left)))
+            left -= len(data)

@@ -1,0 +1,202 @@
+"""Sets of images in files, as arrays that stay on disk: a function for each format.
+
+What is stored as it is used is memory-mapped where it lies, the rest is converted once, as `shards` says; only `carmon`
+and `load_npz` read everything. The functions take the same arguments and return the same:
+
+Args:
+    path: of the set.
+    image_shape: (height, width, channels) that the images have to have, or None for any.
+    num_classes: of the labels that are wanted; None where no labels are.
+    cache_dir: a local folder for what has to be converted, or None for beside the set.
+
+Returns:
+    (images, labels): an image array, as `mapped` says; and integers `[N]`, not None where labels are wanted, which are
+    not checked to be of the classes.
+
+Raises:
+    ValueError: for a set that is damaged, of another shape, or without the labels that are wanted.
+"""
+
+import math
+import os
+
+import numpy as np
+import tensorflow as tf
+
+from robust_keras.data.readers import archives, pickles, pictures, shards, tfrecords
+from robust_keras.data.readers.mapped import MappedImages, Part, local_path
+from robust_keras.data.readers.published import HOW_TO_LABEL
+
+_BLOCK_BYTES = 1 << 24
+_TINY_SHAPE = (32, 32, 3)
+_TINY_BYTES = math.prod(_TINY_SHAPE)
+
+
+def load_npz(path):
+    """Images and labels of an npz file as arrays in memory: uint8 `[N, height, width, channels]`, integers `[N]`."""
+    _npz_members(path, labelled=True)
+    images, labels = archives.load(path, ("image", "label"))
+    return as_bytes(images, f"'image' in {path}"), labels
+
+
+def npz(path, *, image_shape, num_classes, cache_dir):
+    """An npz file of `image` uint8 `[N, height, width, channels]`, or floats k/255, and `label` integers `[N]`."""
+    labelled = num_classes is not None
+    image, label = _npz_members(path, labelled)
+    check_shape(image.shape[1:], image_shape, path)
+    wanted = [image, label] if labelled else [image]
+    if image.dtype == np.uint8 and all(member.offset is not None for member in wanted):
+        local = local_path(path)
+        # A cache_dir that is not local is none for this.
+        note = os.path.join(shards.place(path, cache_dir and local_path(cache_dir)), "checked.json")
+        archives.verify(local, wanted, note)
+        images = MappedImages([Part(local, image.offset, image.shape[0])], image.shape[1:])
+        return images, np.memmap(local, label.dtype, "r", label.offset, label.shape) if labelled else None
+
+    def blocks(folder, first):
+        num_rows = max(1, _BLOCK_BYTES // (math.prod(image.shape[1:]) * image.dtype.itemsize))
+        wanted = [member for member in (image, label) if member is not None]
+        streams = [archives.blocks(path, member, folder, num_rows, first=first) for member in wanted]
+        for images, *labels in zip(*streams):
+            yield as_bytes(images, f"'image' in {path}"), labels[0] if labels else None
+
+    return _converted(path, [path], blocks, image_shape, labelled, cache_dir, total=image.shape[0])
+
+
+def tiny_images(path, *, image_shape, num_classes, cache_dir):
+    """`tiny_images.bin` of Torralba et al. (2008): records of 3,072 bytes, `[channels, width, height]`, no labels."""
+    if num_classes is not None:
+        raise ValueError(f"Expected images with labels; {HOW_TO_LABEL}. Received: {path}, which has none")
+    check_shape(_TINY_SHAPE, image_shape, path)
+    num_bytes = tf.io.gfile.stat(path).length
+    if not num_bytes or num_bytes % _TINY_BYTES:
+        raise ValueError(
+            f"Expected a whole number of images of {_TINY_BYTES} bytes in {path}; it is truncated or something else. "
+            f"Received: {num_bytes} bytes"
+        )
+    num_images = num_bytes // _TINY_BYTES
+    if local := local_path(path):
+        return MappedImages([Part(local, 0, num_images)], _TINY_SHAPE, column_major=True), None
+
+    def blocks(folder, first):
+        with tf.io.gfile.GFile(path, "rb") as file:
+            file.seek(first * _TINY_BYTES)
+            while data := file.read(_BLOCK_BYTES // _TINY_BYTES * _TINY_BYTES):
+                columns = np.frombuffer(data, np.uint8).reshape(-1, *_TINY_SHAPE[::-1])
+                yield np.ascontiguousarray(columns.transpose(0, 3, 2, 1)), None
+
+    return _converted(path, [path], blocks, image_shape, False, cache_dir, total=num_images)
+
+
+def tfrecord(path, *, image_shape, num_classes, cache_dir):
+    """TFRecord files, a glob, of `tf.train.Example`s of `image` and maybe `label`: see `tfrecords.blocks`."""
+    labelled = num_classes is not None
+    files = tfrecords.list_files(path)
+    tfrecords.check_complete(files)
+
+    def blocks(folder, first):
+        return tfrecords.blocks(files, image_shape, labelled=labelled, first=first)
+
+    return _converted(path, files, blocks, image_shape, labelled, cache_dir)
+
+
+def images(path, *, image_shape, num_classes, cache_dir):
+    """A folder of image files, or of sub-folders of them, each a class: see `pictures.list_folder`."""
+    labelled = num_classes is not None
+    files, labels = pictures.list_folder(path)
+    if labelled and labels is None:
+        raise ValueError(f"Expected a sub-folder of images for each class in {path}; {HOW_TO_LABEL}. Received: none")
+    if labelled and labels[-1] + 1 != num_classes:
+        raise ValueError(f"Expected {num_classes} classes, each a sub-folder of {path}. Received: {labels[-1] + 1}")
+
+    def blocks(folder, first):
+        return pictures.file_blocks(files, labels, image_shape, first=first)
+
+    return _converted(path, files, blocks, image_shape, labelled, cache_dir, total=len(files))
+
+
+def carmon(path, *, image_shape, num_classes, cache_dir):
+    """The pickle of Carmon et al. (2019), a dict of `data` and `extrapolated_targets`, which is read into memory."""
+    keys = ("data", "extrapolated_targets")
+    content = pickles.load(path)
+    found = list(content) if type(content) is dict else type(content).__name__
+    if type(content) is not dict or not all(type(content.get(k)) is np.ndarray for k in keys):
+        raise ValueError(f"Expected a dict with arrays {keys} in {path}. Received: {found}")
+    images, labels = (content[key] for key in keys)
+    check_form(images, labels, *keys, path)
+    images = as_bytes(images, f"'data' in {path}")
+    check_shape(images.shape[1:], image_shape, path)
+    return images, labels
+
+
+def check_form(images, labels, image_key, label_key, path):
+    """Raises ValueError unless two arrays, or `archives.Member`s, can be images and their labels, which may be None."""
+    shape = images.shape
+    if len(shape) != 4 or 0 in shape:
+        expected, received = f"{image_key!r} of shape [N, height, width, channels]", shape
+    elif shape[1] in (1, 3) and shape[3] not in (1, 3):
+        expected, received = f"{image_key!r} with the channels last", shape
+    elif images.dtype != np.uint8 and images.dtype.kind != "f":
+        expected, received = f"{image_key!r} of uint8", images.dtype
+    elif labels is not None and labels.shape != shape[:1]:
+        expected, received = f"{label_key!r} of shape {shape[:1]}", labels.shape
+    elif labels is not None and labels.dtype.kind not in "iu":
+        expected, received = f"{label_key!r} of integers", labels.dtype
+    else:
+        return
+    raise ValueError(f"Expected {expected} in {path}. Received: {received}")
+
+
+def check_shape(shape, image_shape, where):
+    """Raises ValueError where images have another shape than `image_shape`, which may be None."""
+    if image_shape is not None and tuple(shape) != tuple(image_shape):
+        raise ValueError(
+            f"Expected images of shape {tuple(image_shape)}, as in the labelled set, for {where}. "
+            f"Received: {tuple(shape)}"
+        )
+
+
+def as_bytes(images, where):
+    """Images of uint8 as they are, and of floats k/255 as uint8 k.
+
+    Raises:
+        ValueError: for floats that are something else.
+    """
+    if images.dtype == np.uint8:
+        return images
+    low, high = images.min(), images.max()
+    if not (low >= 0 and high <= 1):  # Also where there is a NaN.
+        raise ValueError(f"Expected uint8, or floats in [0, 1], for {where}. Received: {low:g} to {high:g}")
+    result = np.empty(images.shape, np.uint8)
+    num_rows = max(1, _BLOCK_BYTES // (math.prod(images.shape[1:]) * 8))
+    for start in range(0, len(images), num_rows):
+        scaled = images[start : start + num_rows].astype(np.float64) * 255
+        rounded = np.rint(scaled)
+        error = np.abs(scaled - rounded).max()
+        if error > 1e-3:
+            raise ValueError(
+                f"Expected uint8, or floats that are multiples of 1/255, for {where}. "
+                f"Received: floats up to {error:.3f}/255 away from one"
+            )
+        result[start : start + num_rows] = rounded
+    return result
+
+
+def _npz_members(path, labelled):
+    """What `archives.members` says of images, and of labels, which are None if they are neither wanted nor fit."""
+    keys = ("image", "label") if labelled else ("image",)
+    members, names = archives.members(path, ("image", "label"))
+    if not all(key in members for key in keys):
+        expected = "the arrays 'image' and 'label'" if labelled else "an array 'image'"
+        advice = f"; {HOW_TO_LABEL}" if "image" in members else ""
+        raise ValueError(f"Expected {expected} in {path}{advice}. Received: {names}")
+    image, label = members["image"], members.get("label")
+    if not labelled and label is not None and (label.shape != image.shape[:1] or label.dtype.kind not in "iu"):
+        label = None
+    check_form(image, label, "image", "label", path)
+    return image, label
+
+
+def _converted(path, files, blocks, image_shape, labelled, cache_dir, total=None):
+    where, identity = shards.place(path, cache_dir), shards.identity(files)
+    return shards.converted(path, where, identity, blocks, image_shape=image_shape, labelled=labelled, total=total)

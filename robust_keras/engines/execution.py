@@ -1,0 +1,143 @@
+"""`fit` in exact steps, several in one call, under any strategy.
+
+Stock Keras is not able to (3.5 to 3.15, TensorFlow 2.18 to 2.21):
+- an epoch of 7 steps, three in an execution, takes 9 of them;
+- several steps in an execution fail on several replicas (since https://github.com/keras-team/keras/pull/20396);
+- MultiWorkerMirroredStrategy fails (https://github.com/keras-team/keras/issues/20585).
+
+`tests/fitting_test.py` tells when that has changed and this module can go.
+"""
+
+import keras
+import tensorflow as tf
+
+from robust_keras.engines import distribution
+
+
+def fit(
+    model,
+    dataset,
+    *,
+    epochs=1,
+    steps_per_epoch=None,
+    initial_epoch=0,
+    callbacks=None,
+    verbose="auto",
+    pause_every=(),
+):
+    """Calls `model.train_step` on batch after batch, as `keras.Model.fit` does.
+
+    As many steps as `model.compile(steps_per_execution=...)` says run in one compiled call; callbacks then get the
+    index of its last step. `train_step` must return a dictionary of scalars that are the same on all replicas.
+
+    Args:
+        model: a compiled `keras.Model`, made in its strategy's scope.
+        dataset: a `tf.data.Dataset` of this process's share of each batch: nests of tensors of static shapes. It is
+            read on through all epochs where `steps_per_epoch` is given, and once in each otherwise.
+        epochs: the epoch before which to stop.
+        steps_per_epoch: steps; None for the dataset's length.
+        initial_epoch: the first epoch.
+        callbacks: `keras.callbacks.Callback`s.
+        verbose: of the progress bar, as `keras.Model.fit` has it.
+        pause_every: numbers of steps; an execution also ends at their multiples, counted by the optimiser.
+
+    Returns:
+        A `keras.callbacks.History`.
+
+    Raises:
+        ValueError: for a dataset of unknown length without `steps_per_epoch`, or one that ends early.
+    """
+    length = int(dataset.cardinality())
+    num_steps = steps_per_epoch or length
+    if num_steps < 1:
+        raise ValueError(f"Expected steps_per_epoch, or a dataset that knows its length. Received: {num_steps}")
+    callbacks = keras.callbacks.CallbackList(
+        callbacks,
+        add_history=True,
+        add_progbar=verbose != 0,
+        verbose=1 if verbose == "auto" else verbose,
+        epochs=epochs,
+        steps=num_steps,
+        model=model,
+    )
+    with model.distribute_strategy.scope():
+        if not model.optimizer.built:  # No compiled step of several replicas can make variables.
+            model.optimizer.build(model.trainable_variables)
+        if model.train_function is None:
+            model.train_function = _execution(model)
+        model.stop_training = False
+        done = int(model.optimizer.iterations.numpy())
+        iterator, logs = iter(dataset), {}
+        callbacks.on_train_begin()
+        for epoch in range(initial_epoch, epochs):
+            if steps_per_epoch is None:
+                iterator = iter(dataset)
+            model.reset_metrics()
+            callbacks.on_epoch_begin(epoch)
+            step = 0
+            while step < num_steps and not model.stop_training:
+                pauses = (every - done % every for every in pause_every)
+                size = min(model.steps_per_execution, num_steps - step, *pauses)
+                batches = _take(iterator, size)
+                callbacks.on_train_batch_begin(step)
+                logs = model.train_function(batches)
+                step, done = step + size, done + size
+                callbacks.on_train_batch_end(step - 1, logs)
+            callbacks.on_epoch_end(epoch, logs)
+            if model.stop_training:
+                break
+        callbacks.on_train_end(logs)
+    return model.history
+
+
+def _take(iterator, size):
+    batches = []
+    for _ in range(size):
+        try:
+            batches.append(next(iterator))
+        except StopIteration:
+            raise ValueError(f"Expected {size - len(batches)} more batches. Received: the end of the dataset") from None
+    return batches
+
+
+def _execution(model):
+    """`(batches) -> logs`: a step on each batch of a list, at most `steps_per_execution` of them."""
+    strategy = model.distribute_strategy
+    most = model.steps_per_execution
+
+    def run(step, *args):
+        logs = strategy.run(step, args=args)
+        return tf.nest.map_structure(lambda value: strategy.experimental_local_results(value)[0], logs)
+
+    def one_step(batch):
+        return run(model.train_step, batch)
+
+    def step_of(batches, k):
+        return model.train_step(tf.nest.map_structure(lambda values: values[:, k], batches))
+
+    def indexed_step(batches, k):
+        return run(step_of, batches, k)
+
+    if not model.run_eagerly:
+        # As Keras does, without converting Python's control flow, which takes longer than all other tracing.
+        one_step, indexed_step = (tf.function(step, autograph=False) for step in (one_step, indexed_step))
+
+    def all_steps(batches, num_steps):
+        def another(k, _):
+            return k + 1, indexed_step(batches, k)
+
+        first = tf.constant(1), indexed_step(batches, tf.constant(0))
+        return tf.while_loop(lambda k, _: k < num_steps, another, first, maximum_iterations=most - 1)[1]
+
+    if not model.run_eagerly:
+        all_steps = tf.function(all_steps, autograph=False)
+
+    def execute(batches):
+        if most == 1:
+            return one_step(distribution.to_replicas(batches[0]))
+        # One shape, however many there are; the examples stay in front, where replicas are cut.
+        filled = batches + batches[-1:] * (most - len(batches))
+        stacked = tf.nest.map_structure(lambda *values: tf.stack(values, axis=1), *filled)
+        return all_steps(distribution.to_replicas(stacked), tf.constant(len(batches)))
+
+    return execute

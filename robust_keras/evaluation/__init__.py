@@ -1,0 +1,1 @@
+"""What a classifier withstands: attacks in sequence, verified images, results and reports."""

@@ -1,0 +1,233 @@
+"""Attacks over many examples, in fixed-size batches, a few compiled steps at a time.
+
+A search runs in slots. Between compiled calls, an example that has fallen gives its slot to the next one, whatever step
+the others are at: no work is done for an example whose verdict is known. Randomness and state are each example's own,
+so its verdict is that of running alone. All replicas of the strategy in scope share the slots; several processes keep
+the same books and compute their parts.
+"""
+
+import zlib
+
+import numpy as np
+import tensorflow as tf
+
+from robust_keras import noise
+from robust_keras.attacks import stepwise
+from robust_keras.engines import distribution
+
+# Steps between two looks at which examples have fallen: so many, or one in a hundred of longer runs.
+_STEPS = 10
+# Steps of examples that have to be saved by a smaller batch before it is compiled.
+_WORTH_COMPILING = 2000
+
+
+class Packing:
+    """One search over chosen examples, resumable between any two calls of `advance`.
+
+    Attributes:
+        broken: bool `[num_examples]`, which examples the search has broken so far.
+        num_steps: of all runs of all examples.
+        steps_taken: summed over examples.
+        steps_left: an upper bound of those still to take, summed over examples.
+    """
+
+    def __init__(
+        self, search, logits_fn, images, labels, clean_logits, indices, *, batch_size, seed, jit_compile=False
+    ):
+        """
+        Args:
+            search: a `searches.Search`.
+            logits_fn: images to logits.
+            images: uint8 `[num_examples, ...]`.
+            labels: int `[num_examples]`.
+            clean_logits: float32 `[num_examples, num_classes]`.
+            indices: int `[n]`, the examples to attack.
+            batch_size: slots; fewer where fewer runs are left.
+            seed: of the noise.
+            jit_compile: whether to compile with XLA.
+        """
+        self._search, self._indices = search, np.asarray(indices)
+        self._images, self._labels, self._clean_logits = images, labels, clean_logits
+        self._batch_size = batch_size
+        self._seed = seed
+        self._num_runs = search.num_runs(clean_logits.shape[-1])
+        self._next = 0  # Into the queue: the first run of every example, then the second of every example, ...
+        self._slots = np.zeros((0, 2), np.int64)  # (example, run) of each slot; example -1 is an empty one.
+        self._steps = np.zeros(0, np.int64)  # Behind each slot.
+        self._batch = None  # x, labels and progress of the slots, on the device.
+        self.num_steps = len(self._indices) * self._num_runs * search.num_steps
+        self.steps_taken = 0
+        self.broken = np.zeros(len(labels), bool)
+
+        def begin(x, labels, clean_logits, seeds, run):
+            return stepwise.begin(search, x, labels, clean_logits, seeds, run)
+
+        def advance(x, labels, progress, num_steps):
+            return stepwise.advance(search, logits_fn, x, labels, progress, num_steps)
+
+        def merge(is_new, new, old):
+            return tf.nest.map_structure(lambda n, o: stepwise.choose(is_new, n, o), new, old)
+
+        self._begin = distribution.over_replicas(begin, jit_compile=jit_compile)
+        self._advance = distribution.over_replicas(advance, jit_compile=jit_compile)
+        self._merge = distribution.over_replicas(merge)
+
+    @property
+    def steps_left(self):
+        active = self._slots[:, 0] >= 0
+        return (len(self._queued()) + int(active.sum())) * self._search.num_steps - int(self._steps[active].sum())
+
+    def advance(self):
+        """Takes some steps.
+
+        Returns:
+            None where nothing is left to do; else (indices, images) of the examples that fell, int64 `[n]` and float32
+            `[n, ...]`.
+        """
+        self._fill()
+        active = self._slots[:, 0] >= 0
+        if not active.any():
+            return None
+        x, labels, progress = self._batch
+        num_steps = min(
+            max(_STEPS, self._search.num_steps // 100), self._search.num_steps - int(self._steps[active].max())
+        )
+        progress = self._advance(x, labels, progress, tf.constant(num_steps))
+        self._batch = x, labels, progress
+        self._steps += num_steps
+        self.steps_taken += num_steps * int(active.sum())
+        fallen = np.flatnonzero(active & progress.broken.numpy())
+        # Of several runs that broke an example at once, the first counts.
+        fallen = fallen[np.argsort(self._slots[fallen, 1], kind="stable")]
+        indices, first = np.unique(self._slots[fallen, 0], return_index=True)
+        images = tf.gather(progress.found, fallen[first]).numpy()
+        self.broken[indices] = True
+        ended = (self._steps >= self._search.num_steps) | self.broken[self._slots[:, 0]]
+        self._slots[ended, 0] = -1
+        return indices, images
+
+    def save(self):
+        """NumPy arrays by name, from which `restore` goes on."""
+        arrays = {"slots": self._slots, "steps": self._steps, "broken": self.broken}
+        arrays |= {"next": np.array(self._next), "taken": np.array(self.steps_taken)}
+        if self._batch is not None:
+            arrays |= {f"progress/{k:03d}": leaf.numpy() for k, leaf in enumerate(tf.nest.flatten(self._batch[2]))}
+        return arrays
+
+    def restore(self, arrays):
+        """Takes up where `save` was called, bit for bit, on any number of replicas."""
+        slots, steps, self.broken = (np.array(arrays[name]) for name in ("slots", "steps", "broken"))
+        self._next, self.steps_taken = int(arrays["next"]), int(arrays["taken"])
+        leaves = [arrays[name] for name in sorted(arrays) if name.startswith("progress/")]
+        missing = -len(slots) % tf.distribute.get_strategy().num_replicas_in_sync
+        self._slots = np.concatenate([slots, np.full((missing, 2), -1)])
+        self._steps = np.concatenate([steps, np.zeros(missing, np.int64)])
+        if leaves:
+            copies = np.arange(len(slots) + missing) % len(slots)  # Empty slots hold copies.
+            leaves = [leaf[copies] for leaf in leaves]
+            x, labels, progress = self._fresh(self._slots)
+            leaves = [tf.constant(saved, leaf.dtype) for saved, leaf in zip(leaves, tf.nest.flatten(progress))]
+            self._batch = x, labels, tf.nest.pack_sequence_as(progress, leaves)
+
+    def _queued(self):
+        """Places in the queue, from the next on, of runs of examples that still stand."""
+        places = np.arange(self._next, self._num_runs * len(self._indices))
+        return places[~self.broken[self._indices[places % len(self._indices)]]] if len(places) else places
+
+    def _fill(self):
+        queued = self._queued()
+        active = np.flatnonzero(self._slots[:, 0] >= 0)
+        size = self._size(len(queued) + len(active))
+        longest = self._search.num_steps - int(self._steps[active].min(initial=self._search.num_steps))
+        if not len(self._slots) or (len(self._slots) - size) * longest > _WORTH_COMPILING:
+            # Full slots first; what is missing is filled up with copies of any slot, as empty ones.
+            kept = np.resize(active, size) if len(active) else np.zeros(size, int)
+            slots, steps = np.full((size, 2), -1), np.zeros(size, np.int64)
+            slots[: len(active)], steps[: len(active)] = self._slots[active], self._steps[active]
+            if len(self._slots):
+                self._batch = tf.nest.map_structure(lambda leaf: tf.gather(leaf, kept), self._batch)
+            self._slots, self._steps = slots, steps
+        free = np.flatnonzero(self._slots[:, 0] < 0)[: len(queued)]
+        if not len(free):
+            return
+        places = queued[: len(free)]
+        self._slots[free, 0] = self._indices[places % len(self._indices)]
+        self._slots[free, 1] = places // len(self._indices)
+        self._steps[free] = 0
+        self._next = int(places[-1]) + 1
+        fresh = self._fresh(self._slots)
+        is_new = np.zeros(len(self._slots), bool)
+        is_new[free] = True
+        self._batch = fresh if self._batch is None else self._merge(tf.constant(is_new), fresh, self._batch)
+
+    def _size(self, num_left):
+        """The fewest sixteenths of the batch size, at least two, that hold what is left and divide among replicas."""
+        num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        sizes = [-(-self._batch_size * parts // (16 * num_replicas)) * num_replicas for parts in range(2, 17)]
+        return next((size for size in sizes if size >= num_left), self._batch_size)
+
+    def _fresh(self, slots):
+        """Images, labels and progress of runs that begin; empty slots hold copies."""
+        examples = np.where(slots[:, 0] < 0, slots[:, 0].max(), slots[:, 0])
+        x, labels, seeds = inputs(self._images, self._labels, examples, self._seed)
+        # The same noise for an attack whether it runs alone or after others.
+        seeds = noise.fold_in(seeds, zlib.crc32(self._search.name.encode()) & 0x7FFFFFFF)
+        clean_logits = tf.constant(self._clean_logits[examples])
+        runs = tf.constant(np.maximum(slots[:, 1], 0), tf.int32)
+        return x, labels, self._begin(x, labels, clean_logits, seeds, runs)
+
+
+class Batchwise:
+    """An attack that is a plain function, over chosen examples; the interface of `Packing`."""
+
+    def __init__(self, attack, logits_fn, images, labels, indices, *, batch_size, seed, jit_compile=False):
+        """
+        Args:
+            attack: `(logits_fn, x, labels, *, seeds) -> x_adv`.
+            logits_fn: see `Packing`, like all that follow.
+            images: see there.
+            labels: see there.
+            indices: see there.
+            batch_size: see there.
+            seed: see there.
+            jit_compile: see there.
+        """
+        self._images, self._labels, self._indices = images, labels, np.asarray(indices)
+        self._batch_size, self._seed = batch_size, seed
+        self.num_steps = len(self._indices)
+        self.steps_taken = 0
+
+        def run(x, labels, seeds):
+            return attack(logits_fn, x, labels, seeds=seeds)
+
+        self._run = distribution.over_replicas(run, jit_compile=jit_compile)
+
+    @property
+    def steps_left(self):
+        return len(self._indices) - self.steps_taken
+
+    def advance(self):
+        """Attacks a batch.
+
+        Returns:
+            None where none is left; else (indices, images) of all its examples.
+        """
+        chosen = self._indices[self.steps_taken : self.steps_taken + self._batch_size]
+        if not len(chosen):
+            return None
+        self.steps_taken += len(chosen)
+        packed = np.resize(chosen, self._batch_size)
+        return chosen, self._run(*inputs(self._images, self._labels, packed, self._seed)).numpy()[: len(chosen)]
+
+    def save(self):
+        return {"taken": np.array(self.steps_taken)}
+
+    def restore(self, arrays):
+        self.steps_taken = int(arrays["taken"])
+
+
+def inputs(images, labels, indices, seed):
+    """float32 images in [0, 1], int32 labels and int32 seeds `[n, 2]` of the examples `indices`."""
+    x = tf.constant(images[indices], tf.float32) / 255.0
+    seeds = noise.example_seeds(seed, 0, tf.constant(indices, tf.int32))
+    return x, tf.constant(labels[indices], tf.int32), noise.fold_in(seeds, noise.ATTACK)

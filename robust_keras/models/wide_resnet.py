@@ -1,0 +1,113 @@
+"""Wide residual networks (Zagoruyko & Komodakis 2016) as the paper builds them."""
+
+import math
+
+import keras
+
+from robust_keras.models.activations import Activation
+from robust_keras.models.normalization import BatchNorm
+
+_GROUP_WIDTHS = (16, 32, 64)
+
+
+def wide_resnet(
+    *,
+    depth,
+    width,
+    num_classes,
+    activation="relu",
+    mean=(0.0, 0.0, 0.0),
+    std=(1.0, 1.0, 1.0),
+    input_shape=(32, 32, 3),
+    statistics_group_size=None,
+):
+    """A pre-activation Wide ResNet, WRN-depth-width.
+
+    Three groups of (depth - 4) / 6 blocks, 16, 32 and 64 times `width` channels wide, the second and third at half
+    the resolution of the one before. The first block of each group projects its shortcut from the activated input.
+    Convolutions have no bias and start from a normal truncated at two standard deviations of 1 / sqrt(fan in);
+    the classifier starts at zero. Layers carry the names of the published PyTorch weights. Under Keras' policy
+    'mixed_bfloat16', the layers that see pixels (bfloat16 would move these by up to half a byte) and those after the
+    last activation stay float32.
+
+    Args:
+        depth: number of layers, 6n + 4.
+        width: width multiplier.
+        num_classes: number of logits.
+        activation: one of `activations.NAMES`.
+        mean: per channel, subtracted from the pixels.
+        std: per channel, by which pixels are divided.
+        input_shape: of one image, (height, width, channels).
+        statistics_group_size: examples over which `BatchNorm` takes its statistics; None for the replica's batch.
+
+    Returns:
+        A functional `keras.Model`: images `[batch, *input_shape]` in [0, 1] to float32 logits `[batch, num_classes]`.
+
+    Raises:
+        ValueError: for a depth other than 6n + 4, a width under 1, fewer than 2 classes, or an unknown activation.
+    """
+    if not isinstance(depth, int) or depth < 10 or depth % 6 != 4:
+        raise ValueError(f"Expected a depth of 6n + 4 with n >= 1, such as 10, 16 or 28. Received: {depth!r}")
+    if not isinstance(width, int) or width < 1:
+        raise ValueError(f"Expected a width multiplier that is an integer >= 1. Received: {width!r}")
+    if num_classes < 2:
+        raise ValueError(f"Expected num_classes >= 2. Received: {num_classes!r}")
+    if len(mean) != input_shape[-1] or len(std) != input_shape[-1]:
+        raise ValueError(f"Expected one mean and std for each of {input_shape[-1]} channels. Received: {mean}, {std}")
+
+    def norm_act(x, name):
+        x = BatchNorm(statistics_group_size, name=name)(x)
+        return Activation(activation, name=f"{name}.{activation}")(x)
+
+    images = keras.Input(input_shape, name="image")
+    # Keras' Normalization takes the variance.
+    x = keras.layers.Normalization(mean=mean, variance=[s**2 for s in std], dtype="float32", name="normalization")(
+        images
+    )
+    x = _conv(16, 3, 1, "init_conv", dtype="float32")(x)
+    for group, base_width in enumerate(_GROUP_WIDTHS):
+        channels = base_width * width
+        for block in range((depth - 4) // 6):
+            name = f"layer.{group}.block.{block}"
+            stride = 2 if group > 0 and block == 0 else 1
+            activated = norm_act(x, f"{name}.batchnorm_0")
+            shortcut = _conv(channels, 1, stride, f"{name}.shortcut")(activated) if block == 0 else x
+            x = _conv(channels, 3, stride, f"{name}.conv_0")(activated)
+            x = norm_act(x, f"{name}.batchnorm_1")
+            x = _conv(channels, 3, 1, f"{name}.conv_1")(x)
+            x = keras.layers.Add(name=f"{name}.add")([x, shortcut])
+    x = norm_act(x, "batchnorm")
+    x = keras.layers.GlobalAveragePooling2D(dtype="float32", name="pool")(x)
+    logits = keras.layers.Dense(num_classes, kernel_initializer="zeros", dtype="float32", name="logits")(x)
+    return keras.Model(images, logits, name=f"wide_resnet_{depth}_{width}")
+
+
+def _conv(channels, kernel_size, stride, name, dtype=None):
+    return keras.layers.Conv2D(
+        channels,
+        kernel_size,
+        strides=stride,
+        padding="same",
+        use_bias=False,
+        kernel_initializer=TruncatedNormal(),
+        dtype=dtype,
+        name=name,
+    )
+
+
+@keras.saving.register_keras_serializable(package="robust_keras")
+class TruncatedNormal(keras.initializers.VarianceScaling):
+    """Normal of standard deviation 1 / sqrt(fan in), cut at two standard deviations.
+
+    Keras' own fan-in scaling widens the normal so that the deviation holds after the cut; Haiku and the paper do not.
+    """
+
+    def __init__(self, seed=None):
+        super().__init__(scale=1.0, mode="fan_in", distribution="truncated_normal", seed=seed)
+
+    def __call__(self, shape, dtype=None):
+        fan_in = math.prod(shape[:-1])
+        return keras.random.truncated_normal(shape, stddev=1.0 / math.sqrt(fan_in), dtype=dtype, seed=self.seed)
+
+    def get_config(self):
+        return {"seed": self._init_seed}

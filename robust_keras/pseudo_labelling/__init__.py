@@ -1,0 +1,1 @@
+"""Pseudo-labelled sets out of a pool of unlabelled images."""

@@ -1,0 +1,1 @@
+"""Classifiers on disk: loading any, exporting ours."""

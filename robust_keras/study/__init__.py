@@ -1,0 +1,1 @@
+"""The paper's tables as data, what their rows cost, and what was measured beside them."""

@@ -1,0 +1,1 @@
+"""Adversarial training: objectives, the compiled step, and the run around it."""

@@ -1,0 +1,424 @@
+"""Adversarial training: the compiled step, and the run around it."""
+
+import functools
+import posixpath
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from robust_keras import noise, storage
+from robust_keras.data import sources
+from robust_keras.engines import distribution, execution
+from robust_keras.models.normalization import BATCH, apply_updates, batch_norm_mode, pending_updates
+from robust_keras.training.optimizer import NesterovSGD
+from robust_keras.training.recorder import RunRecorder
+from robust_keras.training.weight_averaging import WeightAveraging
+
+ATTACK_TARGETS = ("label", "targets", "clean_prediction")
+# Others would need loss scaling, or narrow weights.
+DTYPE_POLICIES = ("float32", "mixed_bfloat16")
+
+
+class AdversarialModel(keras.Model):
+    """A network with a training step that attacks its own batch and then minimises an objective on it.
+
+    `fit` takes batches as `data.mixing.batches` makes them, and the arguments of `fitting.fit`. Random numbers come
+    from the batch's `seeds` alone. `compile(jit_compile=True)` compiles all of the step but the updates with XLA.
+
+    Args:
+        network: images in [0, 1] to logits.
+        objective: `(logits_fn, x, x_adv, labels, targets) -> [batch]`, as in `objectives`.
+        attack: `(logits_fn, x, targets, *, seeds) -> x_adv`, or None for an objective that needs none.
+        attack_target: what the attack moves away from: the 'label', the 'targets' (mixed or smoothed labels), or the
+            'clean_prediction', softmax(network(x)) held fixed.
+        attack_batch_norm: mode of `BatchNorm` in the attack and the clean prediction it moves away from: 'batch' as in
+            the paper's code, or 'moving'.
+        accumulation_steps: parts, of whole `BatchNorm` groups, in which a replica takes its batch, one after another,
+            so that memory holds one of them; the step is the same.
+    """
+
+    def __init__(
+        self,
+        network,
+        *,
+        objective,
+        attack=None,
+        attack_target="label",
+        attack_batch_norm=BATCH,
+        accumulation_steps=1,
+    ):
+        super().__init__(name="adversarial_model")
+        if attack_target not in ATTACK_TARGETS:
+            raise ValueError(
+                f"Expected an attack_target out of {', '.join(ATTACK_TARGETS)}. Received: {attack_target!r}"
+            )
+        with batch_norm_mode(attack_batch_norm):  # Refuses an unknown mode now, not while tracing.
+            pass
+        self.network = network
+        self.objective = objective
+        self.attack = attack
+        self.attack_target = attack_target
+        self.attack_batch_norm = attack_batch_norm
+        self.accumulation_steps = accumulation_steps
+        # Functions of the step that `train_step` calls after the optimiser.
+        self.after_update = []
+        self.built = True
+
+    def call(self, x, training=False):
+        return self.network(x, training=training)
+
+    def fit(self, dataset, **arguments):
+        """See `fitting.fit`."""
+        return execution.fit(self, dataset, **arguments)
+
+    def train_step(self, batch):
+        layers = []  # Of the pending updates, in order.
+        compute = functools.partial(self._gradients, layers)
+        if self.jit_compile or self.accumulation_steps > 1:  # A function of its own is traced once.
+            compute = tf.function(compute, jit_compile=bool(self.jit_compile), autograph=False)
+        num_parts = self.accumulation_steps
+        parts = tf.nest.map_structure(lambda values: _split(values, num_parts), batch)
+
+        def add(k, sums):
+            return k + 1, tf.nest.map_structure(tf.add, sums, compute(tf.nest.map_structure(lambda v: v[k], parts)))
+
+        sums = compute(tf.nest.map_structure(lambda values: values[0], parts))
+        if num_parts > 1:
+            left = tf.constant(1), sums
+            _, sums = tf.while_loop(lambda k, _: k < num_parts, add, left, maximum_iterations=num_parts - 1)
+        logs, gradients, statistics = sums
+
+        weights = self.network.trainable_weights
+        step = tf.identity(self.optimizer.iterations.value)
+        self.optimizer.apply(gradients, weights)
+        apply_updates(layers, tf.nest.map_structure(lambda values: values / num_parts, statistics))
+        for update in self.after_update:
+            update(step)
+        return dict(zip(logs, distribution.all_reduce("SUM", list(logs.values()))))
+
+    def _gradients(self, layers, batch):
+        """What a part of the batch adds to logs, gradients and statistics, those of `layers`; changes no variable."""
+        x = tf.cast(batch["image"], tf.float32) / 255.0
+        labels, targets = batch["label"], batch["targets"]
+
+        def logits_fn(images):
+            return self.network(images, training=True)
+
+        x_adv = self._attacked(logits_fn, x, labels, targets, batch["seeds"])
+        # The optimiser sums gradients over replicas.
+        share = 1.0 / (self.distribute_strategy.num_replicas_in_sync * self.accumulation_steps)
+        with pending_updates() as updates, tf.GradientTape() as tape:
+            loss = tf.reduce_mean(self.objective(logits_fn, x, x_adv, labels, targets)) * share
+        layers[:] = [layer for layer, _ in updates]
+        gradients = tape.gradient(loss, [weight.value for weight in self.network.trainable_weights])
+        labelled_fraction = tf.reduce_mean(tf.cast(batch["is_labelled"], tf.float32)) * share
+        logs = {"loss": loss, "labelled_fraction": labelled_fraction}
+        return logs, gradients, [statistics for _, statistics in updates]
+
+    def _attacked(self, logits_fn, x, labels, targets, seeds):
+        if self.attack is None:
+            return x
+        with batch_norm_mode(self.attack_batch_norm):
+            if self.attack_target == "clean_prediction":
+                target = tf.nn.softmax(logits_fn(x))
+            else:
+                target = labels if self.attack_target == "label" else targets
+            return self.attack(logits_fn, x, tf.stop_gradient(target), seeds=noise.fold_in(seeds, noise.ATTACK))
+
+
+def _split(values, num_parts):
+    if values.shape[0] % num_parts:
+        raise ValueError(
+            f"Expected a batch on each replica that divides into accumulation_steps={num_parts} parts. "
+            f"Received: a batch of {values.shape[0]}"
+        )
+    return tf.reshape(values, (num_parts, -1, *values.shape[1:]))
+
+
+class TrainedModel(NamedTuple):
+    """What `train` returns.
+
+    Attributes:
+        network: the trained network, on the strategy's devices.
+        averaged: the twin with the averaged weights, or None without averaging.
+        best: a float32 `keras.Model` with the best weights on the validation images (averaged ones where there is
+            averaging), or with the last ones where nothing was validated.
+        report: a dictionary with 'last' and 'best': step and validation accuracies.
+    """
+
+    network: keras.Model
+    averaged: keras.Model | None
+    best: keras.Model
+    report: dict
+
+
+def train(
+    *,
+    workdir,
+    data,
+    model,
+    batches,
+    objective,
+    attack,
+    validation,
+    learning_rate,
+    train_steps,
+    seed,
+    data_dir=None,
+    attack_target="label",
+    attack_batch_norm=BATCH,
+    momentum=0.9,
+    weight_decay=5e-4,
+    tau=None,
+    averaging_warm_up=True,
+    best_by="robust",
+    strategy="auto",
+    tpu=None,
+    dtype_policy="float32",
+    accumulation_steps=1,
+    steps_per_execution=1,
+    initial_weights=None,
+    validation_batch_size=128,
+    validate_every=1000,
+    checkpoint_every=1000,
+    log_every=50,
+    num_checkpoints=2,
+    jit_compile=False,
+    progress=True,
+):
+    """Trains a network, or continues training it where `workdir` shows an earlier call that was interrupted.
+
+    Writes snapshots to `workdir`/checkpoints, the best weights on the validation images to `workdir`/best,
+    `workdir`/metrics.csv and TensorBoard events to `workdir`/events.
+
+    Args:
+        workdir: the run's folder, any `tf.io.gfile` path.
+        data: `(*, data_dir) -> data.mixing.TrainingData`.
+        model: `(*, num_classes, mean, std, input_shape) -> keras.Model`, such as `models.wide_resnet` with depth and
+            width bound.
+        batches: `(data, *, seed, num_steps, start_step) -> tf.data.Dataset`, such as `data.mixing.batches` with a batch
+            size bound.
+        objective: see `AdversarialModel`.
+        attack: see `AdversarialModel`.
+        validation: `(logits_fn, x, labels, *, seeds) -> (clean, robust)`: bool `[batch]` each, what is right.
+        learning_rate: `(step, *, num_steps)`, one of `schedules`.
+        train_steps: optimiser steps of the whole run.
+        seed: of initial weights, order, augmentation and noise.
+        data_dir: given to `data`.
+        attack_target: see `AdversarialModel`.
+        attack_batch_norm: see `AdversarialModel`.
+        momentum: of Nesterov SGD.
+        weight_decay: factor of the L2 term.
+        tau: decay rate of weight averaging, or None for none.
+        averaging_warm_up: see `averaging.WeightAveraging`.
+        best_by: the validation accuracy that tells the best weights, 'robust' or 'clean'; of averaged weights where
+            there are some.
+        strategy: name of a `distribution.strategy`; all its processes call this with the same arguments.
+        tpu: address of the TPU, see there.
+        dtype_policy: Keras' policy for the layers of the network that is trained, 'float32' or 'mixed_bfloat16'.
+            Pixels, attacks, losses, averaged and exported networks are float32 all the same.
+        accumulation_steps: see `AdversarialModel`.
+        steps_per_execution: steps in one compiled call, which also ends where anything is due. SIGTERM is heard between
+            calls.
+        initial_weights: `() -> {name: array}`, the network's to start from, such as `loading.load_weights` with a path
+            bound; None for new ones. A run that goes on does not need them again.
+        validation_batch_size: images in a batch of the validation attack, over all replicas.
+        validate_every: steps between validations; the last step is validated too.
+        checkpoint_every: steps between snapshots; the last step has one too.
+        log_every: steps between rows of metrics.csv.
+        num_checkpoints: snapshots kept.
+        jit_compile: whether to compile the whole step with XLA (always the case on TPU).
+        progress: whether to show a progress bar.
+
+    Returns:
+        A `TrainedModel`.
+
+    Raises:
+        ValueError: for settings or data that do not fit together, before training starts.
+        recording.NonFiniteLoss: where the loss is not finite; that step is never saved.
+        recording.Terminated: after SIGTERM, once a snapshot is written.
+    """
+    counts = {
+        "train_steps": train_steps,
+        "validate_every": validate_every,
+        "checkpoint_every": checkpoint_every,
+        "log_every": log_every,
+        "num_checkpoints": num_checkpoints,
+        "accumulation_steps": accumulation_steps,
+        "steps_per_execution": steps_per_execution,
+        "validation_batch_size": validation_batch_size,
+    }
+    for name, value in counts.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"Expected {name} as an integer >= 1. Received: {value!r}")
+    if best_by not in ("robust", "clean"):
+        raise ValueError(f"Expected best_by out of robust, clean. Received: {best_by!r}")
+    if dtype_policy not in DTYPE_POLICIES:
+        raise ValueError(f"Expected a dtype_policy out of {', '.join(DTYPE_POLICIES)}. Received: {dtype_policy!r}")
+    strategy = distribution.strategy(strategy, tpu=tpu)  # Processes meet before anything else.
+    data = data(data_dir=data_dir)
+    if not len(data.validation.labels):
+        raise ValueError("Expected at least one image held out for validation. Received: 0")
+    learning_rate = functools.partial(learning_rate, num_steps=train_steps)
+    learning_rate(0)  # A bad setting shows now.
+    keras.utils.set_random_seed(seed)
+    with tf.device("CPU:0"):  # Other devices draw other numbers.
+        drawn = {weight.path: weight.numpy() for weight in _network(model, data).weights}
+    with strategy.scope():
+        network = _network(model, data, dtype_policy)
+        averaging = None
+        if tau is not None:
+            averaging = WeightAveraging(_network(model, data), tau=tau, warm_up=averaging_warm_up)
+        is_new = not storage.steps(posixpath.join(str(workdir), "checkpoints"))
+        _assign(network, initial_weights() if initial_weights is not None and is_new else drawn)
+        adversarial_model = AdversarialModel(
+            network,
+            objective=objective,
+            attack=attack,
+            attack_target=attack_target,
+            attack_batch_norm=attack_batch_norm,
+            accumulation_steps=accumulation_steps,
+        )
+        optimizer = NesterovSGD(learning_rate, momentum=momentum, weight_decay=weight_decay)
+        optimizer.build(network.trainable_variables)
+        adversarial_model.compile(optimizer=optimizer, jit_compile=jit_compile, steps_per_execution=steps_per_execution)
+        num_hosts, host = distribution.num_processes(), distribution.process_index()
+        twin = averaging.twin if averaging else None
+        try_out, validate = _validation(network, twin, data.validation, validation, validation_batch_size, seed)
+
+    best = _network(model, data)
+    batches = functools.partial(batches, data, seed=seed, num_steps=train_steps, num_hosts=num_hosts, host=host)
+    dataset = batches()
+    share = dataset.element_spec["image"].shape[0]
+    _check_layout(share, strategy.num_replicas_in_sync // num_hosts, accumulation_steps, network)
+    with strategy.scope():
+        recorder = RunRecorder(
+            workdir,
+            state=_state(network, optimizer, twin),
+            weights={w.path: f"{'averages' if twin else 'weights'}/{w.path}" for w in network.weights},
+            validate=validate,
+            best_metric=f"val_{best_by}_averaged" if twin else f"val_{best_by}",
+            description={
+                "architecture": best.to_json(),
+                "weights": "averaged" if twin else "raw",
+                "dataset": data.labelled.name,
+                "extra_data": data.extra and data.extra.name,
+                "extra_data_is_the_papers": data.extra and sources.is_paper_extra_data(data.extra.name),
+            },
+            learning_rate=learning_rate,
+            batch_size=share * num_hosts,
+            train_steps=train_steps,
+            validate_every=validate_every,
+            checkpoint_every=checkpoint_every,
+            log_every=log_every,
+            num_checkpoints=num_checkpoints,
+            progress=progress,
+        )
+        start_step = recorder.restore()
+    if not recorder.is_finished():
+        with strategy.scope(), recorder.running():
+            if start_step < train_steps:
+                try_out()  # A bad setting, or too large a batch, shows before there is anything to lose.
+                if averaging:
+                    averaging.start_from_model = start_step == 0
+                adversarial_model.fit(
+                    batches(start_step=start_step) if start_step else dataset,
+                    steps_per_epoch=train_steps - start_step,
+                    callbacks=[averaging, recorder] if averaging else [recorder],
+                    verbose=0,
+                    pause_every=(validate_every, checkpoint_every, log_every),
+                )
+    _assign(best, recorder.best_weights())
+    return TrainedModel(network, twin, best, recorder.report())
+
+
+def _check_layout(batch_size, num_replicas, num_parts, network):
+    """Refuses a process's share of a batch that does not spread over its replicas, and their parts, in whole groups."""
+    groups = {getattr(layer, "statistics_group_size", None) or 1 for layer in network.layers}
+    size, rest = divmod(batch_size, num_replicas * num_parts)
+    if rest or any(size % group for group in groups):
+        raise ValueError(
+            f"Expected a batch that gives each of {num_replicas} replicas accumulation_steps={num_parts} parts of "
+            f"whole groups of {max(groups)} images (STATISTICS_GROUP_SIZE). Received: a batch of {batch_size}"
+        )
+
+
+def _network(model, data, dtype_policy="float32"):
+    previous = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(dtype_policy)
+    try:
+        return model(
+            num_classes=data.labelled.num_classes,
+            mean=data.mean,
+            std=data.std,
+            input_shape=data.labelled.images.shape[1:],
+        )
+    finally:
+        keras.config.set_dtype_policy(previous)
+
+
+def _assign(network, weights):
+    """Gives a network weights by name."""
+    shapes = {weight.path: tuple(weight.shape) for weight in network.weights}
+    given = {name: array.shape for name, array in weights.items()}
+    if shapes != given:
+        name = min(name for name in shapes.keys() | given.keys() if shapes.get(name) != given.get(name))
+        raise ValueError(
+            f"Expected weights of this network. Received: {name} of shape {given.get(name)}, not {shapes.get(name)}"
+        )
+    for weight in network.weights:
+        weight.assign(weights[weight.path])
+
+
+def _state(network, optimizer, twin):
+    """Every variable that the next step depends on, by name."""
+    state = {"step": optimizer.iterations.value}
+    state |= {f"weights/{w.path}": w.value for w in network.weights}
+    state |= {f"momentum/{w.path}": m.value for w, m in zip(network.trainable_weights, optimizer.momentums)}
+    if twin is not None:
+        state |= {f"averages/{w.path}": w.value for w in twin.weights}
+    return state
+
+
+def _validation(network, twin, source, correct_fn, batch_size, seed):
+    """Functions `try_out()`, which compiles what a validation runs, and `validate`, as `RunRecorder` takes it."""
+    num_images = len(source.labels)
+    num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    if batch_size % num_replicas:
+        raise ValueError(
+            f"Expected a validation_batch_size that divides among {num_replicas} replicas. Received: {batch_size}"
+        )
+    padded = np.arange(-(-num_images // batch_size) * batch_size) % num_images
+
+    def correct_of(model):
+        def correct(image, label, seeds):
+            x = tf.cast(image, tf.float32) / 255.0
+            return correct_fn(lambda images: model(images, training=False), x, label, seeds=seeds)
+
+        return distribution.over_replicas(correct)
+
+    functions = {"": correct_of(network)} | ({"_averaged": correct_of(twin)} if twin is not None else {})
+
+    def batch_of(indices):
+        seeds = noise.fold_in(noise.example_seeds(seed, 0, tf.constant(indices, tf.int32)), noise.VALIDATION)
+        return tf.constant(source.images[indices]), tf.constant(source.labels[indices]), seeds
+
+    def try_out():
+        for correct in functions.values():
+            correct(*batch_of(padded[:batch_size]))
+
+    def validate(should_stop):
+        columns = {}
+        for suffix, correct in functions.items():
+            right = []
+            for indices in padded.reshape(-1, batch_size):
+                if should_stop():
+                    return None
+                right.append(np.stack(correct(*batch_of(indices))))
+            clean, robust = np.concatenate(right, axis=1)[:, :num_images].mean(axis=1)
+            columns |= {f"val_clean{suffix}": float(clean), f"val_robust{suffix}": float(robust)}
+        return columns
+
+    return try_out, validate

@@ -1,1 +1,0 @@
-"""The commands; also the console commands of the installed package."""

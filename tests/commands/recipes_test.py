@@ -1,0 +1,456 @@
+"""The recipes: their numbers are the paper's, every binding is used, and changing a macro changes the run."""
+
+import inspect
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from robust_keras import losses
+from robust_keras.attacks import pgd
+from robust_keras.commands import configuration
+from robust_keras.data import sources, training_batches
+from robust_keras.evaluation import evaluate
+from robust_keras.models import wide_resnet
+from robust_keras.pseudo_labelling import duplicates, record_sets
+from robust_keras.study import costs
+from robust_keras.study import rows as study
+from robust_keras.training import objectives
+
+GIN = configuration.gin_directory()
+LABELLING = "pseudo_label.gin"
+RECIPES = sorted(path.name for path in GIN.glob("*.gin") if path.name not in ("base.gin", LABELLING))
+# For --gin_file=... after a recipe.
+OVERLAYS = ["data/cutmix.gin", "presets/released_code.gin", "scales/mini.gin"]
+EVALUATIONS = ["eval/aa_mt.gin", "eval/aa_mt_mini.gin", "eval/autoattack.gin", "eval/pgd20.gin", "eval/pgd40.gin"]
+
+# Typed from Gowal et al. 2020, section 3.1, and where the paper is silent from the released code.
+AT = {
+    "learning_rates": {
+        0: 0.1,
+        1: 0.1,
+        20_000: 0.1,
+        38_999: 0.1,
+        39_000: 0.01,
+        58_499: 0.01,
+        58_500: 0.001,
+        77_999: 0.001,
+    },
+    "images_per_step": 128,
+    "train_steps": 78_000,
+    "norm": "Linf",
+    "epsilon": 8 / 255,
+    "step_size": "2/255",
+    "num_steps": 10,
+    "objective": objectives.adversarial_training,
+    "attack_loss": losses.cross_entropy,
+    "attack_target": "label",
+    "group_size": 4,
+    "tau": None,
+    "weight_decay": 5e-4,
+    "momentum": 0.9,
+    "depth": 28,
+    "width": 10,
+    "activation": "relu",
+    "num_validation": 1024,
+    "dataset": "cifar10",
+    "extra_data": None,
+    "labelled_per_group": None,
+}
+WITH_80MTI = {
+    "learning_rates": {
+        0: 0.1,
+        1: 0.1,
+        5_000: 0.1,
+        9_749: 0.1,
+        9_750: 0.01,
+        14_624: 0.01,
+        14_625: 0.001,
+        19_499: 0.001,
+    },
+    "images_per_step": 1024,
+    "train_steps": 19_500,
+    "group_size": 32,
+    "extra_data": "carmon",
+    "labelled_per_group": 16,
+}
+TRADES = {
+    "objective": objectives.trades,
+    "attack_loss": losses.kl_divergence,
+    "attack_target": "clean_prediction",
+}
+MART = {"objective": objectives.mart}
+# Section 5: TRADES, SiLU, tau .995, multistep without extra data; ratio 3:7 and cosine with it.
+BEST = {**AT, **TRADES, "tau": 0.995, "activation": "silu", "depth": 70, "width": 16}
+BEST_80MTI = {
+    **BEST,
+    **WITH_80MTI,
+    # .05 * (1 + cos(pi * step / 19,500)), by hand.
+    "learning_rates": {
+        0: 0.1,
+        3_250: 0.09330127,
+        4_875: 0.08535534,
+        6_500: 0.075,
+        9_750: 0.05,
+        13_000: 0.025,
+        14_625: 0.01464466,
+        19_499: 6.4894e-10,
+    },
+    "extra_data": "tfrecord:80mti/500k/*.tfrecord",
+    "labelled_per_group": 10,
+}
+L2 = {"norm": "L2", "epsilon": 128 / 255, "step_size": "15/255"}
+GOLDEN = {
+    "at.gin": AT,
+    "at_80mti.gin": {**AT, **WITH_80MTI},
+    "trades.gin": {**AT, **TRADES},
+    "trades_80mti.gin": {**AT, **WITH_80MTI, **TRADES},
+    "mart.gin": {**AT, **MART},
+    "mart_80mti.gin": {**AT, **WITH_80MTI, **MART},
+    "best_wrn70_16.gin": BEST,
+    "best_wrn34_20.gin": {**BEST, "depth": 34, "width": 20},
+    "best_wrn70_16_80mti.gin": BEST_80MTI,
+    "best_wrn28_10_80mti.gin": {**BEST_80MTI, "depth": 28, "width": 10},
+    "best_wrn70_16_l2.gin": {**BEST, **L2},
+    "best_wrn70_16_80mti_l2.gin": {**BEST_80MTI, **L2},
+    "best_wrn70_16_cifar100.gin": {**BEST, "dataset": "cifar100"},
+    "best_wrn70_16_80mti_cifar100.gin": {
+        **BEST_80MTI,
+        "dataset": "cifar100",
+        "extra_data": "tfrecord:80mti_cifar100/500k/*.tfrecord",
+    },
+}
+NUM_PARAMETERS = {(28, 10): 36_479_194, (34, 20): 184_531_674, (70, 16): 266_796_506}  # With 10 classes.
+QUICKSTARTS = {"quickstart.gin", "quickstart_plain.gin"}
+
+
+def resolved(recipe, *params, preset=None):
+    configuration.parse([recipe, preset] if preset else [recipe], params)
+    return configuration.resolve(configuration.train).keywords
+
+
+def fake_data(num_extra=0):
+    def source(count):
+        return sources.Source("fake", np.zeros((count, 32, 32, 3), np.uint8), np.zeros(count, np.int32), 10)
+
+    mean = std = (0.5, 0.5, 0.5)
+    return training_batches.TrainingData(source(50), source(5), source(num_extra) if num_extra else None, mean, std)
+
+
+def learning_rate(train, step):
+    return float(train["learning_rate"](tf.constant(step, tf.int64), num_steps=train["train_steps"]))
+
+
+def build(train, **changes):
+    model = train["model"].func(**{**train["model"].keywords, **changes}, num_classes=10)
+    return model
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_parses_uses_all_its_bindings_and_says_what_it_is(recipe):
+    resolved(recipe)
+    assert not configuration.unused_bindings()
+    header = (GIN / recipe).read_text().split("\n\n")[0]
+    assert header.startswith("# ") and f"--gin_file=gin/{recipe}" in header
+
+
+@pytest.mark.parametrize("recipe", EVALUATIONS)
+def test_every_evaluation_parses_and_uses_all_its_bindings(recipe):
+    configuration.parse([recipe])
+    bound = configuration.resolve(configuration.evaluate).keywords
+    assert bound["threat"].epsilon == 8 / 255
+    assert all(attack.keywords["threat"].epsilon == 8 / 255 for attack in bound["attacks"])
+
+
+def attacks_of(evaluation_file, *params):
+    """`[(name, parameters)]` of what it runs, functions without their own bindings; and the norm."""
+    configuration.parse([evaluation_file], params)
+    bound = configuration.resolve(configuration.evaluate).keywords
+    rows = []
+    for attack in bound["attacks"]:
+        parameters = dict(attack.keywords)
+        threat = parameters.pop("threat")
+        assert (threat.norm, threat.epsilon) == (bound["threat"].norm, bound["threat"].epsilon)
+        if "loss_fn" in parameters:
+            parameters["loss_fn"] = getattr(parameters["loss_fn"], "func", parameters["loss_fn"])
+        rows.append((attack.func.search(**attack.keywords).name, parameters))
+    return rows, bound["threat"].norm
+
+
+def test_aa_mt_is_the_papers_evaluation():
+    # Gowal et al. 2020, section 3.2.
+    expected = [
+        ("apgd-ce", {"loss_fn": losses.cross_entropy, "num_steps": 100, "num_restarts": 5}),
+        ("apgd-dlr", {"loss_fn": losses.dlr, "num_steps": 100, "num_restarts": 5}),
+        ("multi-targeted", {"num_steps": 200, "num_restarts": 10, "num_targets": 9}),
+    ]
+    assert attacks_of("eval/aa_mt.gin") == (expected, "Linf")
+    assert attacks_of("eval/aa_mt.gin", "NORM = 'L2'", "EPSILON = '128/255'") == (expected, "L2")
+
+
+def test_autoattack_is_the_version_of_the_norm():
+    fab_t = ("fab-t", {"targeted": True, "num_restarts": 1})
+    standard = [("apgd-ce", {}), ("apgd-t", {}), fab_t, ("square", {})]
+    assert attacks_of("eval/autoattack.gin") == (standard, "Linf")
+    assert attacks_of("eval/autoattack.gin", "NORM = 'L2'", "EPSILON = 0.5") == (standard, "L2")
+    standard[0][1].update(num_restarts=5, shrinking_radius=True)
+    standard[1][1].update(num_targets=5, shrinking_radius=True)
+    assert attacks_of("eval/autoattack.gin", "NORM = 'L1'", "EPSILON = 12") == (standard, "L1")
+
+
+@pytest.mark.parametrize(
+    "params, names",
+    [
+        (["autoattack.version = 'plus'"], ["apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"]),
+        (["autoattack.version = 'rand'"], ["apgd-ce", "apgd-dlr"]),
+        (["autoattack.version = 'custom'", "autoattack.attacks = ['apgd-ce', 'square']"], ["apgd-ce", "square"]),
+    ],
+)
+def test_other_versions_of_autoattack(params, names):
+    rows, _ = attacks_of("eval/autoattack.gin", *params)
+    assert [name for name, _ in rows] == names
+    if "rand" in params[0]:
+        assert all(parameters["eot_steps"] == 20 for _, parameters in rows)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [["autoattack.version = 'Plus'"], ["autoattack.attacks = ['square']"], ["autoattack.version = 'custom'"]],
+)
+def test_versions_of_autoattack_that_do_not_exist(params):
+    with pytest.raises(ValueError, match="Expected .* Received: "):
+        attacks_of("eval/autoattack.gin", *params)
+
+
+def test_every_gin_file_is_part_of_a_recipe():
+    used = set()
+
+    def read(name):
+        used.add(name)
+        for line in (GIN / name).read_text().splitlines():
+            if line.startswith("include "):
+                read(line.split("'")[1])
+
+    for recipe in [*RECIPES, *EVALUATIONS, LABELLING]:
+        read(recipe)
+    on_disk = {path.relative_to(GIN).as_posix() for path in GIN.rglob("*.gin")}
+    assert on_disk - used == set(OVERLAYS)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_overlays_fit_every_recipe(overlay):
+    for recipe in GOLDEN:
+        resolved(recipe, preset=overlay)
+
+
+@pytest.mark.parametrize("recipe", GOLDEN)
+def test_the_recipes_numbers_are_the_papers(recipe):
+    expected, train = GOLDEN[recipe], resolved(recipe)
+    for step, rate in expected["learning_rates"].items():
+        assert learning_rate(train, step) == pytest.approx(rate, rel=1e-6, abs=1e-8), step
+    assert train["train_steps"] == expected["train_steps"]
+    assert train["tau"] == expected["tau"]
+    defaults = {name: p.default for name, p in inspect.signature(configuration.training.train).parameters.items()}
+    assert train.get("weight_decay", defaults["weight_decay"]) == expected["weight_decay"]
+    assert train.get("momentum", defaults["momentum"]) == expected["momentum"]
+    attack = train["attack"]
+    assert attack.func is pgd.pgd and attack.keywords["loss_fn"].func is expected["attack_loss"]
+    assert attack.keywords["num_steps"] == expected["num_steps"]
+    assert attack.keywords["step_size"] == expected["step_size"]
+    assert attack.keywords["threat"].norm == expected["norm"]
+    assert attack.keywords["threat"].epsilon == expected["epsilon"]
+    assert attack.keywords.get("step_rule") is None and attack.keywords.get("random_start", True)
+    assert (train["attack_target"], train["attack_batch_norm"]) == (expected["attack_target"], "batch")
+    assert train["objective"].func is expected["objective"]
+    beta = inspect.signature(expected["objective"]).parameters.get("beta")
+    assert beta is None or train["objective"].keywords.get("beta", beta.default) == 6
+    assert train["validation"].func is evaluate.correct_under_attack
+    validation = train["validation"].keywords["attack"].keywords
+    assert validation["num_steps"] == 40 and validation["loss_fn"].func is losses.margin
+    steps = {0: 0.1, 19: 0.1, 20: 0.01, 29: 0.01, 30: 1e-4, 39: 1e-4}
+    assert {k: float(validation["step_size"](tf.constant(k))) for k in steps} == pytest.approx(steps)
+    assert validation["step_rule"].name == "adam(beta_1=0.9, beta_2=0.999, epsilon=1e-09)"
+    data = train["data"].keywords
+    assert (data["dataset"], data["extra_data"]) == (expected["dataset"], expected["extra_data"])
+    assert data["num_validation"] == expected["num_validation"]
+    model = train["model"].keywords
+    assert train["model"].func is wide_resnet.wide_resnet
+    assert [model[name] for name in ("depth", "width", "activation")] == [
+        expected[name] for name in ("depth", "width", "activation")
+    ]
+    assert model["statistics_group_size"] == expected["group_size"]
+    made = fake_data(30 if data["extra_data"] else 0)
+    made.labelled.labels[:] = 1
+    dataset = train["batches"](made, seed=0, num_steps=1)
+    assert dataset.element_spec["image"].shape[0] == expected["images_per_step"]
+    if expected["labelled_per_group"]:
+        labels = next(iter(dataset))["label"].numpy().reshape(-1, expected["group_size"])
+        assert ((labels == 1).sum(axis=1) == expected["labelled_per_group"]).all()
+    smoothings = [train["batches"].keywords.get(name, 0.0) for name in ("label_smoothing", "extra_label_smoothing")]
+    assert smoothings == [0, 0]
+    assert train["batches"].keywords["group_size"] == expected["group_size"]
+    augmentation = train["batches"].keywords["augmentation"]
+    assert augmentation.keywords.get("padding", 4) == 4 and augmentation.keywords.get("flip", True)
+
+
+def test_every_recipe_has_golden_numbers():
+    assert GOLDEN.keys() | QUICKSTARTS == set(RECIPES)
+
+
+@pytest.mark.parametrize("size", NUM_PARAMETERS, ids=lambda size: "{}_{}".format(*size))
+def test_networks_have_the_papers_parameters(size):
+    recipe = {(28, 10): "at.gin", (34, 20): "best_wrn34_20.gin", (70, 16): "best_wrn70_16.gin"}[size]
+    keywords = resolved(recipe)["model"].keywords
+    assert costs.num_parameters(keywords["depth"], keywords["width"], num_classes=10) == NUM_PARAMETERS[size]
+
+
+def test_the_released_codes_preset():
+    # As `released_code_facts` have it: batch 1,024, 400 epochs, 10 of warm-up, .1 * 1024 / 256, 3:7, smoothing .1, each
+    # labelled image four times.
+    train = resolved("trades_80mti.gin", preset="presets/released_code.gin")
+    assert train["train_steps"] == 400 * 50_000 // 1024
+    rates = {0: 0.0, 244: 0.2, 488: 0.4, 488 + (19_531 - 488) // 2: 0.2, 19_530: 0.0}
+    assert {step: learning_rate(train, step) for step in rates} == pytest.approx(rates, abs=2e-5)
+    attack = train["attack"].keywords
+    assert attack["step_rule"].name == "adam(beta_1=0.9, beta_2=0.999, epsilon=1e-09)"
+    sizes = [float(attack["step_size"](tf.constant(k))) for k in range(10)]
+    assert sizes == pytest.approx([0.1] * 5 + [0.01] * 5)
+    data = fake_data(30)
+    data.labelled.labels[:], data.extra.labels[:] = 1, 2
+    batch = next(iter(train["batches"](data, seed=0, num_steps=1)))
+    labels, targets = batch["label"].numpy().reshape(32, 32), batch["targets"].numpy()
+    assert ((labels == 1).sum(axis=1) == 8).all()
+    assert train["batches"].keywords["num_repeats"] == 4
+    assert targets[labels.reshape(-1) == 1].max(axis=1) == pytest.approx(1.0)
+    assert targets[labels.reshape(-1) == 2].max(axis=1) == pytest.approx(0.91)
+
+
+def test_cutmix_mixes_images_and_what_the_attack_moves_away_from():
+    train = resolved("best_wrn28_10_80mti.gin", preset="data/cutmix.gin")
+    assert train["attack_target"] == "targets"
+    data = fake_data(30)
+    data.labelled.labels[:], data.extra.labels[:], data.extra.images[:] = 1, 2, 255
+    batch = next(iter(train["batches"](data, seed=0, num_steps=1)))
+    plain = next(iter(resolved("best_wrn28_10_80mti.gin")["batches"](data, seed=0, num_steps=1)))
+    assert (batch["label"].numpy() == plain["label"].numpy()).all()
+    assert (batch["targets"].numpy().max(axis=1) < 0.99).any() and (plain["targets"].numpy().max(axis=1) == 1).all()
+    assert (batch["image"].numpy() != plain["image"].numpy()).any()
+
+
+# What each macro changes, seen from outside of gin: `(change, what to look at)`.
+MUTATIONS = {
+    "NORM": ("'L2'", lambda train: train["attack"].keywords["threat"].norm),
+    "EPSILON": ("'4/255'", lambda train: train["attack"].keywords["threat"].epsilon),
+    "DATASET": ("'cifar100'", lambda train: train["data"].keywords["dataset"]),
+    "EXTRA_DATA": ("'ddpm'", lambda train: train["data"].keywords["extra_data"]),
+    "DEPTH": ("16", lambda train: build(train, width=1).count_params()),
+    "WIDTH": ("2", lambda train: build(train, depth=10).count_params()),
+    "ACTIVATION": ("'gelu'", lambda train: build(train, depth=10, width=1).layers[4].activation),
+    "BATCH_SIZE": (
+        "64",
+        lambda train: train["batches"](fake_data(), seed=0, num_steps=1).element_spec["image"].shape[0],
+    ),
+    "TRAIN_STEPS": ("100", lambda train: learning_rate(train, 60)),
+    "TAU": ("0.9", lambda train: train["tau"]),
+    "SEED": ("7", lambda train: train["seed"]),
+    "STATISTICS_GROUP_SIZE": (
+        "8",
+        lambda train: (
+            (
+                next(layer for layer in build(train, depth=10, width=1).layers if "batchnorm" in layer.name)
+            ).statistics_group_size
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("macro", MUTATIONS)
+def test_changing_a_macro_changes_the_run(macro):
+    value, look = MUTATIONS[macro]
+    before = look(resolved("at.gin"))
+    assert look(resolved("at.gin", f"{macro} = {value}")) != before
+
+
+def test_every_macro_has_a_mutation():
+    configuration.parse(["at.gin"])
+    macros = {scope for scope, selector in configuration.gin.config._CONFIG if selector == "gin.macro"}
+    assert macros == set(MUTATIONS)
+
+
+def test_the_validation_attack_follows_the_threat_model():
+    threat = (
+        resolved("at.gin", "NORM = 'L2'", "EPSILON = '128/255'")["validation"].keywords["attack"].keywords["threat"]
+    )
+    assert (threat.norm, threat.epsilon) == ("L2", 128 / 255)
+
+
+def test_operative_configuration_parses_again_to_the_same_recipe(tmp_path):
+    resolved("quickstart.gin", "EPSILON = '5/255'")
+    config = configuration.operative_config()
+    (tmp_path / "config.gin").write_text(config)
+    configuration.parse([tmp_path / "config.gin"])
+    configuration.resolve(configuration.train)
+    assert configuration.differences(config, configuration.operative_config()) == []
+
+
+def test_quickstart_twins_differ_in_the_attack_alone():
+    robust, plain = resolved("quickstart.gin"), resolved("quickstart_plain.gin")
+    assert plain["attack"] is None and plain["objective"].func is objectives.standard_training
+    assert robust["objective"].func is objectives.adversarial_training
+    assert robust["tau"] == plain["tau"] == 0.995
+    assert robust["model"].keywords == plain["model"].keywords
+    assert robust["model"].keywords["activation"] == "silu"
+    assert robust["attack"].keywords["num_steps"] == 10
+    assert robust["train_steps"] == plain["train_steps"]
+
+
+def test_the_best_weights_are_those_of_what_is_trained_for():
+    assert [resolved(recipe)["best_by"] for recipe in ("at.gin", "trades.gin", "quickstart.gin")] == ["robust"] * 3
+    assert resolved("quickstart_plain.gin")["best_by"] == "clean"
+
+
+def labelling(*params):
+    """What `pseudo_label.py` runs: arguments of `label_pool`, and of `train` for its classifier."""
+    configuration.parse([LABELLING], params)
+    train = configuration.resolve(configuration.train, is_last=False)
+    return configuration.resolve(configuration.label_pool).keywords, train.keywords
+
+
+def test_the_papers_pseudo_labelled_sets():
+    # Gowal et al. 2020, section 4.3.1 and Table 4; of the classifier the paper says that it is a standard one.
+    label_pool, train = labelling()
+    assert label_pool["sizes"] == (200_000, 500_000, 1_000_000) and label_pool["test_set"] == "cifar10"
+    assert label_pool["near_duplicate"] == duplicates.THRESHOLD
+    assert train["attack"] is None and train["objective"].func is objectives.standard_training
+    assert train["best_by"] == "clean" and train["data"].keywords["extra_data"] is None
+    assert [train["model"].keywords[name] for name in ("depth", "width")] == [28, 10]
+    header = (GIN / LABELLING).read_text().split("\n\n")[0]
+    assert f"--gin_file=gin/{LABELLING}" in header
+
+
+def test_the_names_of_the_sets_are_what_the_recipes_train_on():
+    names = {record_sets.set_name(size) for size in labelling()[0]["sizes"]}
+    rows = [row for row in study.read() if row.table == 4 and "regenerated" in row.row]
+    bound = {binding for row in rows for binding in row.bindings}
+    assert bound == {f"EXTRA_DATA = 'tfrecord:80mti/{name}/*.tfrecord'" for name in names}
+
+
+def test_changing_a_binding_changes_the_labelling():
+    assert labelling("POOL = 'images:here'")[0]["pool"] == "images:here"
+    assert labelling("TEST_SET = 'mnist'")[0]["test_set"] == "mnist"
+    label_pool, train = labelling("DATASET = 'cifar100'")
+    assert label_pool["test_set"] == train["data"].keywords["dataset"] == "cifar100"
+    with pytest.raises(ValueError, match="label_pool.size"):
+        labelling("label_pool.size = (10,)")
+
+
+def test_no_keras_class_is_registered_with_gin():
+    for _, registered in configuration.gin.config._REGISTRY.items():
+        wrapped = inspect.unwrap(registered.wrapped)
+        assert not (inspect.isclass(wrapped) and issubclass(wrapped, (keras.layers.Layer, keras.Model)))
+
+
+def test_gin_folder_is_no_package():
+    assert not list(pathlib.Path(GIN).rglob("__init__.py"))

@@ -1,0 +1,184 @@
+"""scripts/reproduce.py on tiny images, from rows to tables."""
+
+import csv
+import json
+import re
+import types
+
+import numpy as np
+import pytest
+
+from robust_keras.commands import evaluate, reproduce, train
+from robust_keras.study import planning
+from robust_keras.training import recorder
+
+TINY = {
+    "BATCH_SIZE": "8",
+    "STATISTICS_GROUP_SIZE": "4",
+    "TRAIN_STEPS": "4",
+    "training_data.num_validation": "8",
+    "training/pgd.num_steps": "1",
+    "train.validate_every": "2",
+    "train.checkpoint_every": "2",
+    "train.validation_batch_size": "8",
+    "train.progress": "False",
+    "pgd40/pgd.num_steps": "2",
+}
+ROW = {"table": 7, "row": ["tau=0.995"], "setting": "cifar10"}
+
+
+@pytest.fixture(scope="module")
+def params(tmp_path_factory):
+    """Bindings for runs of seconds on 64 small images in 4 classes."""
+    path = tmp_path_factory.mktemp("data") / "images.npz"
+    random = np.random.RandomState(0)
+    np.savez(path, image=random.randint(0, 256, (64, 8, 8, 3)).astype(np.uint8), label=np.arange(64) % 4)
+    return [f"{name} = {value}" for name, value in {**TINY, "DATASET": f"'npz:{path}'"}.items()]
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Plans with an attack of seconds."""
+    for name, plan in list(planning.PLANS.items()):
+        changed = plan._replace(evaluation="eval/pgd40.gin", num_examples=12, size="mini", num_baseline_runs=2)
+        monkeypatch.setitem(planning.PLANS, name, changed)
+
+
+def lines(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_row_and_its_baseline_from_training_to_the_table(monkeypatch, tmp_path, params, small):
+    run = {**ROW, "scale": "mini", "workdir": str(tmp_path), "gin_params": params, "num_runs": 1}
+    paths = reproduce.run(**run)
+    assert [path.rpartition(".")[2] for path in paths] == ["md", "csv", "png"]
+    baseline, line = lines(paths[1])
+    assert (baseline["row"], baseline["kind"], baseline["seeds"]) == ("no averaging", "baseline", "0")
+    # The paper's Table 7: .995 gets 52.10 %, no averaging 50.80 %.
+    assert (line["row"], float(line["paper_robust"]), float(line["paper_difference"])) == ("tau=0.995", 52.1, 1.3)
+    assert line["seeds"] == "0"
+    assert line["verdict"] in ("shown", "contradicted", "not resolved")
+    folder = tmp_path / "mini" / "at-tau=0.995" / "seed0"
+    results = json.loads((folder / "evaluation" / "results.json").read_text())
+    assert float(line["measured_robust"]) == pytest.approx(100 * results["robust_accuracy"])
+    assert results["num_examples"] == 12
+    config = (tmp_path / "mini" / "at-tau=0.995" / "seed0" / "config.gin").read_text()
+    assert "TAU = 0.995" in config and "SEED = 0" in config and "DEPTH = 10" in config
+    other = (tmp_path / "mini" / "at" / "seed0" / "config.gin").read_text()
+    assert "TAU = None" in other
+    text = (tmp_path / "mini" / "table7.md").read_text()
+    assert "WRN-10-1 for the paper's WRN-28-10" in text and "| 52.10 " in text
+    assert (tmp_path / "mini" / "table7.png").read_bytes().startswith(b"\x89PNG")
+
+    # Again, and with the baseline alone: nothing is trained, and the table is the same.
+    monkeypatch.setattr(train, "run", lambda **_: pytest.fail("trained again"))
+    for row in (["tau=0.995"], ["no averaging"]):
+        assert reproduce.run(**{**run, "row": row}) == paths
+        assert (tmp_path / "mini" / "table7.md").read_text() == text
+
+    # Other settings in the same folder are another run.
+    with pytest.raises(ValueError, match="Expected a workdir of this run.*multistep.base"):
+        reproduce.run(**{**run, "gin_params": [*params, "multistep.base = 0.2"]})
+
+
+def test_the_papers_protocol_evaluates_the_better_of_two_by_validation(monkeypatch, tmp_path, small):
+    robust = {"at": [0.4, 0.5], "at-tau=0.995": [0.6, 0.3]}
+    evaluated = []
+
+    def trained(*, workdir, **_):
+        name, seed = workdir.split("/")[-2:]
+        card = {"validation": {"best": {"metrics": {"val_robust": robust[name][int(seed[4:])]}}}}
+        (tmp_path / "paper" / name / seed / "saved_model").mkdir(parents=True)
+        (tmp_path / "paper" / name / seed / "saved_model" / "model_card.json").write_text(json.dumps(card))
+
+    monkeypatch.setattr(train, "run", trained)
+    monkeypatch.setattr(evaluate, "run", lambda *, workdir, **_: evaluated.append(workdir.split("/")[-3:-1]))
+    monkeypatch.setattr(
+        "robust_keras.evaluation.report.read_measured",
+        lambda *_, seed, **__: types.SimpleNamespace(
+            seed=seed, clean=1.0, pgd40=None, robust=1.0, stands=np.arange(12) < 3, curve=[]
+        ),
+    )
+    paths = reproduce.run(**ROW, workdir=str(tmp_path))
+    # Both models of the baseline, and of the row the one that validation prefers.
+    assert evaluated == [["at", "seed0"], ["at", "seed1"], ["at-tau=0.995", "seed0"]]
+    assert [line["seeds"] for line in lines(paths[1])] == ["0 1", "0"]
+
+
+def test_a_diverged_configuration_is_left_out(monkeypatch, tmp_path, capsys, small):
+    def diverges(**_):
+        raise recorder.NonFiniteLoss("Expected a finite loss. Received: nan at step 3")
+
+    monkeypatch.setattr(train, "run", diverges)
+    paths = reproduce.run(**ROW, scale="mini", workdir=str(tmp_path))
+    for line, paper in zip(lines(paths[1]), ("50.8", "52.1"), strict=True):
+        assert line["measured_robust"] == "" and line["paper_robust"] == paper
+    assert "Seed 0 diverged and is left out" in capsys.readouterr().out
+
+
+def test_a_budgets_plan_is_kept(monkeypatch, tmp_path):
+    monkeypatch.setattr(reproduce, "_throughput", lambda: 1e11)
+    jobs = {"trades": planning.Job(28, 10, 10, 64, 600, 10, "trades", True, 6, 256, 40, 3, 3)}
+    mini = planning.PLANS["mini"]
+    first = reproduce._within("5m", mini, jobs, str(tmp_path))
+    assert first.name == "mini-5m" and 0 < first.share < 1
+    monkeypatch.setattr(reproduce, "_throughput", lambda: pytest.fail("measured again"))
+    assert reproduce._within("5m", mini, jobs, str(tmp_path)) == first
+    with pytest.raises(
+        ValueError, match="Expected what .*plan.json was made for, trades, or another workdir. Received: at"
+    ):
+        reproduce._within("5m", mini, {"at": jobs["trades"]}, str(tmp_path))
+
+
+def test_throughput_is_measured():
+    seconds, flops = reproduce._time_of_a_pass(10, 1, batch_size=8)
+    assert flops == 2 * 8 * 25_527_552 and 1e8 < flops / seconds < 1e15
+
+
+@pytest.mark.parametrize("seconds_of_small, expected", [(0.1, 10.0), (0.001, 500.0)])
+def test_a_fast_device_is_given_more_to_do(monkeypatch, seconds_of_small, expected):
+    times = {(10, 1): (seconds_of_small, 1.0), (28, 10): (0.01, 5.0)}
+    monkeypatch.setattr(reproduce, "_time_of_a_pass", lambda depth, width, _: times[depth, width])
+    assert reproduce._throughput() == pytest.approx(expected)
+
+
+def test_list_and_dry_run(capsys):
+    reproduce.list_rows(table=5, setting="80mti")
+    listed = capsys.readouterr().out
+    assert "| 65.87 " in listed and "reference" in listed and "best_wrn70_16_80mti.gin" in listed
+    reproduce.dry_run(table=5, row=["Ours (WRN-70-16)"], setting="cifar10")
+    said = capsys.readouterr().out
+    reproduce.dry_run(table=5, row=["Ours (WRN-70-16, CIFAR-100)"], setting="cifar10", gin_params=["TRAIN_STEPS = 123"])
+    other = capsys.readouterr().out
+    assert "266,888,756" in other and "| 123 " in other
+    # TRADES at batch 128: clean prediction, ten steps of the attack, two passes with the weights' gradient.
+    assert f"{77_528_420_352 * 128 * (1 + 20 + 6):.4g} FLOP" in said
+    assert "WRN-70-16" in said and "266,796,506" in said and "78,000" in said and "32 TPU v3 cores" in said
+
+
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        (["--table=11"], "Expected a table out of 1, 2, 3.*Received: 11"),
+        (["--table=7", "--row=tau=0.5"], "Expected a row of Table 7 out of no averaging,.*Received: tau=0.5"),
+        (["--table=4"], "Fetch it with"),
+        (
+            ["--table=5", "--setting=80mti", "--row=Ours (WRN-70-16, L2)"],
+            "tfrecord:80mti/500k.*scripts/pseudo_label.py",
+        ),
+        (["--table=7", "--budget=3 hours"], "Expected a budget such as 90m or 3h. Received: '3 hours'"),
+        (["--table=7", "--scale=tiny"], "tiny"),
+        (["--table=7", "--dry_run", "--budget=1h"], "Expected --budget with neither --list nor --dry_run"),
+        (["--table=7", "--setting=cifar10", "--budget=1s", "--scale=mini"], r"Expected a budget of \d+ s or more"),
+    ],
+)
+def test_bad_input(monkeypatch, capsys, tmp_path, flags, expected):
+    monkeypatch.setattr(reproduce, "_throughput", lambda: 1e9)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(train, "run", lambda **_: pytest.fail("trained"))
+    monkeypatch.setattr("sys.argv", ["reproduce", f"--workdir={tmp_path}", *flags])
+    with pytest.raises(SystemExit) as exit:
+        reproduce.command()
+    assert exit.value.code == 2
+    assert re.search(expected, capsys.readouterr().err)

@@ -1,0 +1,203 @@
+"""The same run on any layout: devices, processes, steps in an execution, and changes of layout at restarts.
+
+Run as a program, this file is one process of such a run.
+"""
+
+import csv
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from robust_keras import storage
+
+ROOT = pathlib.Path(__file__).parents[2]
+NUM_STEPS = 20
+
+
+def start(workdir, *, num_devices=1, strategy="one", worker=None, cluster=(), **changes):
+    """Starts this file as a program."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_ENABLE_ONEDNN_OPTS": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    environment |= {"TF_NUM_INTRAOP_THREADS": "1"}
+    environment.pop("TF_CONFIG", None)
+    if worker is not None:
+        task = {"type": "worker", "index": worker}
+        environment["TF_CONFIG"] = json.dumps({"cluster": {"worker": cluster}, "task": task})
+    arguments = {"workdir": str(workdir), "num_devices": num_devices, "strategy": strategy, "changes": changes}
+    with open(f"{workdir}.{worker or 0}.log", "ab") as log:
+        return subprocess.Popen(
+            [sys.executable, __file__, json.dumps(arguments)], env=environment, stdout=log, stderr=subprocess.STDOUT
+        )
+
+
+def start_workers(workdir, **changes):
+    """Starts two processes on this machine."""
+    sockets = [socket.create_server(("localhost", 0)) for _ in range(2)]
+    cluster = [f"localhost:{s.getsockname()[1]}" for s in sockets]
+    for s in sockets:
+        s.close()
+    return [start(workdir, strategy="multi_worker", worker=k, cluster=cluster, **changes) for k in range(2)]
+
+
+def finish(workdir, *processes):
+    for process in processes:
+        assert process.wait(timeout=400) == 0, pathlib.Path(f"{workdir}.0.log").read_text()[-3000:]
+
+
+def result(workdir):
+    """Losses, the digest of what the replicas were given, and the last snapshot's arrays."""
+    snapshot = storage.read(workdir / "checkpoints", NUM_STEPS)
+    rows = snapshot.info["rows"]
+    assert [row["step"] for row in rows] == list(range(1, NUM_STEPS + 1))
+    with open(workdir / "metrics.csv") as file:  # One process wrote it.
+        assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(1, NUM_STEPS + 1))
+    return [row["loss"] for row in rows], pathlib.Path(f"{workdir}.digest").read_text(), snapshot.arrays
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The undisturbed run on each layout."""
+    folder = tmp_path_factory.mktemp("layouts")
+    layouts = {
+        "one": {},
+        "two devices": {"num_devices": 2, "strategy": "mirrored"},
+        "four devices, three steps in an execution": {
+            "num_devices": 4,
+            "strategy": "mirrored",
+            "steps_per_execution": 3,
+        },
+        "in two parts, three steps in an execution": {"accumulation_steps": 2, "steps_per_execution": 3},
+    }
+    names = list(layouts)
+    for pair in (names[:2], names[2:]):  # Two at a time.
+        processes = [start(folder / name, **layouts[name]) for name in pair]
+        for name, process in zip(pair, processes):
+            finish(folder / name, process)
+    finish(folder / "two processes", *start_workers(folder / "two processes"))
+    return {name: folder / name for name in [*names, "two processes"]}
+
+
+@pytest.mark.parametrize("layout", range(1, 5))
+def test_every_layout_is_the_same_run(runs, layout):
+    losses, digest, arrays = result(runs["one"])
+    ours = result(list(runs.values())[layout])
+    assert ours[1] == digest
+    np.testing.assert_allclose(ours[0], losses, rtol=1e-5)
+    assert ours[2].keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_allclose(ours[2][name], array, atol=2e-4, err_msg=name)
+
+
+def test_validations_do_not_depend_on_the_layout(runs):
+    def validations(workdir):
+        rows = storage.read(workdir / "checkpoints", NUM_STEPS).info["rows"]
+        return [[row[name] for name in row if name.startswith("val_")] for row in rows]
+
+    expected = validations(runs["one"])
+    assert [len(columns) for columns in expected if columns] == [4, 4]
+    for workdir in runs.values():
+        assert validations(workdir) == expected
+
+
+def test_evaluations_find_the_same_on_any_layout(runs):
+    expected = np.load(f"{runs['one']}.verdicts.npy")
+    assert len(set(expected)) == 3  # Wrong, broken and robust ones.
+    for workdir in runs.values():
+        np.testing.assert_array_equal(np.load(f"{workdir}.verdicts.npy"), expected)
+
+
+def test_a_run_that_changes_layout_at_restarts_keeps_to_the_curve(runs, tmp_path):
+    moved = runs["one"]
+    for stop, num_devices in ((5, 2), (15, 4)):
+        snapshot = storage.read(moved / "checkpoints", stop)
+        moved = tmp_path / f"from {stop}"
+        storage.write(moved / "checkpoints", stop, snapshot.arrays, snapshot.info)
+        finish(moved, start(moved, num_devices=num_devices, strategy="mirrored"))
+    np.testing.assert_allclose(result(moved)[0], result(runs["one"])[0], rtol=1e-5)
+
+
+def test_a_killed_worker_costs_no_more_than_a_restart(runs, tmp_path):
+    workdir = tmp_path / "killed"
+    processes = start_workers(workdir)
+    deadline = time.monotonic() + 300
+    while storage.steps(workdir / "checkpoints")[:1] != [5]:
+        assert time.monotonic() < deadline and processes[1].poll() is None
+        time.sleep(0.05)
+    processes[1].send_signal(signal.SIGKILL)
+    assert processes[0].wait(timeout=120) != 0
+    finish(workdir, *start_workers(workdir))
+    assert "Resuming from step" in pathlib.Path(f"{workdir}.0.log").read_text()
+    ours, theirs = result(workdir), result(runs["two processes"])
+    assert ours[0] == theirs[0]
+    for name, array in theirs[2].items():
+        np.testing.assert_array_equal(ours[2][name], array, err_msg=name)
+
+
+def main(*, workdir, num_devices, strategy, changes):
+    """One process of a run."""
+    import tensorflow as tf
+
+    from robust_keras import noise, threats
+    from robust_keras.attacks import apgd
+    from robust_keras.data import training_batches
+    from robust_keras.engines import distribution
+    from robust_keras.evaluation import evaluate
+    from tests.training import train_test as training_test
+
+    devices = [tf.config.LogicalDeviceConfiguration()] * num_devices
+    tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], devices)
+    batches = functools.partial(training_batches.batches, batch_size=16, group_size=4)
+    with distribution.strategy(strategy).scope():
+        # What the replicas are given, before the run, which stays as it is.
+        seen = hashlib.sha256()
+
+        def inputs(image, label, seeds):
+            attack_seeds = noise.fold_in(seeds, noise.ATTACK)
+            return image, label, seeds, noise.uniform(attack_seeds, (8, 8, 3)), noise.normal(attack_seeds, (8, 8, 3))
+
+        look = distribution.over_replicas(inputs)
+        hosts = {"num_hosts": distribution.num_processes(), "host": distribution.process_index()}
+        share = batches(training_test.tiny_data(), seed=0, num_steps=NUM_STEPS, **hosts)
+        whole = batches(training_test.tiny_data(), seed=0, num_steps=NUM_STEPS)
+        for mine, batch in zip(share, whole):
+            size = len(mine["seeds"])
+            first = distribution.process_index() * size
+            np.testing.assert_array_equal(mine["seeds"], batch["seeds"][first : first + size])
+            for values in look(batch["image"], batch["label"], batch["seeds"]):
+                seen.update(values.numpy().tobytes())
+        if distribution.process_index() == 0:
+            pathlib.Path(f"{workdir}.digest").write_text(seen.hexdigest())
+    cadences = {"validate_every": 10, "checkpoint_every": 5, "num_checkpoints": 4, "validation_batch_size": 8}
+    trained = training_test.tiny_run(
+        workdir, train_steps=NUM_STEPS, batches=batches, strategy=strategy, **cadences, **changes
+    )
+    source = training_test.tiny_data().labelled
+    labels = np.where(np.arange(len(source.labels)) < 8, (source.labels + 1) % 4, source.labels)
+    with distribution.strategy(strategy).scope():
+        threat = threats.threat(norm="L2", epsilon="160/255")
+        found = evaluate.evaluate(
+            lambda x: trained.network(x, training=False),
+            source._replace(labels=labels),
+            attacks=[functools.partial(apgd.apgd, threat=threat, num_steps=20)],
+            threat=threat,
+            batch_size=8,
+            save_directory=f"{workdir}.evaluation",
+            save_every=0.0,
+            allow_chance=True,
+            progress=False,
+        )
+        if distribution.process_index() == 0:
+            np.save(f"{workdir}.verdicts.npy", found.examples["broken_by"])
+
+
+if __name__ == "__main__":
+    main(**json.loads(sys.argv[1]))

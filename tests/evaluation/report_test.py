@@ -1,0 +1,98 @@
+import json
+
+import numpy as np
+import pytest
+
+from robust_keras.commands import report
+from robust_keras.evaluation import comparison
+from robust_keras.evaluation import report as reporting
+
+FIRST = {
+    "num_examples": 1000,
+    "clean_accuracy": 0.8529,
+    "robust_accuracy": 0.572,
+    "norm": "Linf",
+    "epsilon": 8 / 255,
+    "epsilon_fraction": "8/255",
+    "attacks": [{"name": "apgd-ce"}, {"name": "multi-targeted"}],
+    "confidence_interval_95": [0.541119, 0.602321],
+    "model": {"path": "runs/at/saved_model", "sha256": "0" * 64},
+}
+SECOND = {
+    **FIRST,
+    "num_examples": 7,
+    "clean_accuracy": 1.0,
+    "robust_accuracy": 0.0,
+    "norm": "L2",
+    "epsilon_fraction": "0.5",
+    "attacks": [{"name": "pgd"}],
+    "confidence_interval_95": [0.0, 0.35433],
+    "model": {"path": "m.keras", "sha256": "1" * 64},
+}
+TABLE = """\
+| model               | examples | threat model | attacks                 | clean    | robust (upper bound) | 95 % interval    |
+|---------------------|----------|--------------|-------------------------|----------|----------------------|------------------|
+| runs/at/saved_model | 1000     | Linf 8/255   | apgd-ce, multi-targeted | 85.29 %  | 57.20 %              | 54.11 to 60.23 % |
+| m.keras             | 7        | L2 0.5       | pgd                     | 100.00 % | 0.00 %               | 0.00 to 35.43 %  |"""
+
+
+def test_table_of_two_evaluations(tmp_path):
+    for name, results in (("one", FIRST), ("two", SECOND)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(results))
+    workdirs = [str(tmp_path / "one"), str(tmp_path / "two")]
+    results = reporting.read_results(workdirs)
+    assert results == [{**FIRST, "workdir": workdirs[0]}, {**SECOND, "workdir": workdirs[1]}]
+    assert reporting.table(results) == TABLE
+
+
+def test_order_is_as_given():
+    reverse = reporting.table([SECOND, FIRST]).splitlines()
+    lines = TABLE.splitlines()
+    assert reverse == [*lines[:2], lines[3], lines[2]]
+
+
+def test_unfinished_evaluation(tmp_path):
+    (tmp_path / "examples.npz").write_bytes(b"")
+    with pytest.raises(ValueError, match=f"Received: {tmp_path}, without results.json"):
+        reporting.read_results([str(tmp_path)])
+
+
+def evaluations(folder, robust, clean, index):
+    """Folders of evaluations, one for each line of bool `[seeds, images]`."""
+    for seed, (stands, is_right) in enumerate(zip(robust, clean)):
+        (folder / str(seed)).mkdir(parents=True)
+        (folder / str(seed) / "results.json").write_text(json.dumps(FIRST))
+        label = np.arange(len(index)) % 10
+        np.savez(
+            folder / str(seed) / "examples.npz",
+            index=index,
+            label=label,
+            clean_prediction=np.where(is_right, label, (label + 1) % 10),
+            robust=stands,
+            adversarial=np.zeros((len(index), 2, 2, 1), np.float32),
+        )
+    return [str(folder / str(seed)) for seed in range(len(robust))]
+
+
+def test_evaluations_are_compared_pair_by_pair_on_the_same_images(monkeypatch, capsys, tmp_path):
+    random = np.random.default_rng(0)
+    robust, clean = random.random((2, 2, 300)) < np.array([0.6, 0.8])[:, None, None]
+    worse, same = robust & (random.random((2, 300)) < 0.5), clean.copy()
+    ours = evaluations(tmp_path / "ours", robust, clean, np.arange(300))
+    others = evaluations(tmp_path / "others", worse, same, np.arange(300))
+    found = reporting.compare_evaluations(ours, others)
+    assert found == {
+        "clean": comparison.compare(clean, same),
+        "robust": comparison.compare(robust, worse),
+    }
+    assert found["robust"].interval[0] > 0.05 and found["clean"].difference == 0
+    flags = [*(f"--workdir={path}" for path in ours), *(f"--baseline={path}" for path in others)]
+    monkeypatch.setattr("sys.argv", ["report", *flags])
+    report.command()
+    assert f"robust: {comparison.summary(found['robust'])}" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="a baseline for each of 2 evaluations. Received: 1"):
+        reporting.compare_evaluations(ours, others[:1])
+    moved = evaluations(tmp_path / "moved", worse, same, np.arange(1, 301))
+    with pytest.raises(ValueError, match="Received: others in .*moved"):
+        reporting.compare_evaluations(ours, moved)
