@@ -19,7 +19,7 @@ def run(*, saved_model, input_shape, norm="Linf", epsilon="8/255", batch_size=64
     import tensorflow as tf
 
     from robust_keras import losses, noise, threats
-    from robust_keras.attacks import apgd, fab, pgd, square, stepwise
+    from robust_keras.attacks import apgd, fab, multi_targeted, square, stepwise
     from robust_keras.saved_models import load
 
     logits_fn = load.load_logits_fn(saved_model)
@@ -41,7 +41,7 @@ def run(*, saved_model, input_shape, norm="Linf", epsilon="8/255", batch_size=64
         "apgd-t": (apgd.apgd_targeted.search(threat=threat), 0, 1),
         "fab-t": (fab.fab.search(threat=threat, targeted=True, num_restarts=1), 1, 1),
         "square": (square.square.search(threat=threat), 1, 0),
-        "multi-targeted": (pgd.multi_targeted.search(threat=threat), 0, 1),
+        "multi-targeted": (multi_targeted.multi_targeted.search(threat=threat), 0, 1),
     }
     table = {}
     for name, (search, num_forward, num_backward) in measured.items():

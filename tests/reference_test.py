@@ -14,7 +14,7 @@ import tensorflow as tf
 from robust_keras import losses, noise, schedules, threats
 from robust_keras.attacks import pgd
 from robust_keras.models import normalization, wide_resnet
-from robust_keras.training import objectives, train
+from robust_keras.training import adversarial_model, objectives
 from robust_keras.training.optimizer import NesterovSGD
 from robust_keras.training.weight_averaging import WeightAveraging
 from tests.oracles import torch_inputs as given
@@ -67,7 +67,9 @@ class Run:
             step_size=given.STEP_SIZE,
         )
         self.attack = attack
-        self.model = train.AdversarialModel(self.network, objective=objectives.adversarial_training, attack=attack)
+        self.model = adversarial_model.AdversarialModel(
+            self.network, objective=objectives.adversarial_training, attack=attack
+        )
         schedule = functools.partial(
             schedules.multistep,
             base=given.BASE_LEARNING_RATE,

@@ -70,7 +70,7 @@ def fab(
         beta: how much of the perturbation a step back leaves, in [0, 1].
 
     Returns:
-        A `searches.Search` named 'fab' or 'fab-t'; runs are ordered by target class, then by restart.
+        A `stepwise.Search` named 'fab' or 'fab-t'; runs are ordered by target class, then by restart.
 
     Raises:
         ValueError: for counts under 1, fractions outside [0, 1], eta <= 0, or a norm without a projection.

@@ -284,7 +284,7 @@ def _inside(first, side, size):
 
 
 def _choose(condition, a, b):
-    # As `searches.expand`, but a condition with four axes is three times slower on CPU.
+    # As `stepwise.expand`, but a condition with four axes is three times slower on CPU.
     shape = (-1, math.prod(a.shape[1:]))
     return tf.reshape(tf.where(condition[:, None], tf.reshape(a, shape), tf.reshape(b, shape)), (-1, *a.shape[1:]))
 

@@ -5,7 +5,7 @@
         return Search(name="my-attack", num_runs=lambda num_classes: 1, num_steps=num_steps, start=..., step=...)
 
     x_adv = my_attack(logits_fn, x, labels, threat=linf, seeds=seeds)  # as any attack
-    search = my_attack.search(threat=linf)  # its parts, for evaluation.py to pack
+    search = my_attack.search(threat=linf)  # its parts, for `evaluation.batching` to pack
 
 An example is broken by a search when any step of any of its runs proposes a misclassified image; runs are independent
 (restarts, target classes), so leaving early, or running next to other examples, changes no verdict.

@@ -136,7 +136,7 @@ def _settings(configured):
 
 
 def _data(names, data_dir):
-    """A `mixing.TrainingData` of black images like those of the sets."""
+    """A `training_batches.TrainingData` of black images like those of the sets."""
     import numpy as np
 
     from robust_keras.data import sources, training_batches
@@ -175,9 +175,8 @@ def _training_step(settings, data, batch):
     """The `Part` of the training step, with optimiser and averaging, and the network."""
     import keras
 
+    from robust_keras.training import adversarial_model, weight_averaging
     from robust_keras.training import optimizer as optimizers
-    from robust_keras.training import train as training
-    from robust_keras.training import weight_averaging
 
     def network():
         return settings["model"](
@@ -192,8 +191,8 @@ def _training_step(settings, data, batch):
         trained = network()
     finally:
         keras.config.set_dtype_policy("float32")
-    names = inspect.signature(training.AdversarialModel).parameters
-    model = training.AdversarialModel(trained, **{name: settings[name] for name in names if name in settings})
+    names = inspect.signature(adversarial_model.AdversarialModel).parameters
+    model = adversarial_model.AdversarialModel(trained, **{name: settings[name] for name in names if name in settings})
     learning_rate = functools.partial(settings["learning_rate"], num_steps=settings["train_steps"])
     optimizer = optimizers.NesterovSGD(
         learning_rate, momentum=settings["momentum"], weight_decay=settings["weight_decay"]
@@ -235,7 +234,7 @@ def _attacks_of_training(settings, network, batch, num_cores):
 
 
 def _attacks_of_evaluation(settings, network, data, num_cores):
-    """The `Part`s of the attacks of an evaluation, as `packing` compiles them."""
+    """The `Part`s of the attacks of an evaluation, as `batching` compiles them."""
     import tensorflow as tf
 
     from robust_keras.attacks import stepwise

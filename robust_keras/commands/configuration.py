@@ -1,6 +1,6 @@
 """Everything that gin may bind, registered in one place.
 
-A reference with parentheses resolves once, when the configured function is called: `@training/pgd()` is `attacks.pgd`
+A reference with parentheses resolves once, when the configured function is called: `@training/pgd()` is `pgd`
 with the arguments bound in scope `training`, a plain `functools.partial` that knows nothing of gin.
 """
 
@@ -16,9 +16,9 @@ import tensorflow as tf
 
 import gin
 from robust_keras import losses, schedules, threats
-from robust_keras.attacks import apgd, autoattack, fab, pgd, square
+from robust_keras.attacks import apgd, autoattack, fab, multi_targeted, pgd, square, step_rules, transfer
 from robust_keras.data import augmentation, training_batches
-from robust_keras.engines import distribution
+from robust_keras.engines import strategies
 from robust_keras.evaluation import evaluate as evaluation
 from robust_keras.models import wide_resnet
 from robust_keras.pseudo_labelling import pseudo_labels
@@ -81,9 +81,9 @@ def _register(function, given=()):
 for _function, _given in {
     apgd.apgd: (),
     apgd.apgd_targeted: (),
-    pgd.multi_targeted: (),
+    multi_targeted.multi_targeted: (),
     pgd.pgd: ("seeds",),
-    pgd.transfer: ("seeds",),
+    transfer.transfer: ("seeds",),
     augmentation.crop_and_flip: (),
     evaluation.correct_under_attack: ("seeds",),
     fab.fab: (),
@@ -110,7 +110,7 @@ for _function, _given in {
     _register(_partial(_function), _given)
 
 # These make a value; nothing is left to be called later.
-for _function in (pgd.adam, pgd.steepest, autoattack.autoattack, load.load_logits_fn, threats.threat):
+for _function in (step_rules.adam, step_rules.steepest, autoattack.autoattack, load.load_logits_fn, threats.threat):
     _register(_function)
 
 train = _register(_partial(training.train), ("workdir", "data_dir"))
@@ -167,7 +167,7 @@ def resolve(configurable, *, is_last=True):
 
 
 def strategy(function):
-    """The `distribution.strategy` that `<function>.strategy` and `.tpu` bind: to be there before anything is resolved,
+    """The `strategies.strategy` that `<function>.strategy` and `.tpu` bind: to be there before anything is resolved,
     which may load a network.
     """
 
@@ -177,7 +177,7 @@ def strategy(function):
         except ValueError:
             return default
 
-    return distribution.strategy(bound("strategy", "auto"), tpu=bound("tpu", None))
+    return strategies.strategy(bound("strategy", "auto"), tpu=bound("tpu", None))
 
 
 def unused_bindings():

@@ -44,11 +44,11 @@ def run(
         data_dir: where data sets are.
         num_examples: how many examples, the first ones; None for all.
         individual: whether each attack runs on every correctly classified example.
-        input_range: see `loading.load_logits_fn`, like the three after it.
+        input_range: see `saved_models.load.load_logits_fn`, like the three after it.
         input_layout: see there.
         outputs: see there.
         logits_output: see there.
-        strategy: see `distribution.strategy`, 'auto' by default.
+        strategy: see `strategies.strategy`, 'auto' by default.
         tpu: see there.
 
     Returns:
@@ -62,13 +62,13 @@ def run(
     from robust_keras import storage
     from robust_keras.commands import configuration
     from robust_keras.data import sources
-    from robust_keras.engines import distribution
+    from robust_keras.engines import replicas, strategies
     from robust_keras.evaluation import evaluate as evaluation
     from robust_keras.saved_models import export, load
 
-    strategy = distribution.strategy(strategy or "auto", tpu=tpu)  # Processes meet before anything else.
+    strategy = strategies.strategy(strategy or "auto", tpu=tpu)  # Processes meet before anything else.
     with strategy.scope():
-        is_writer = distribution.process_index() == 0
+        is_writer = replicas.process_index() == 0
     configuration.parse(gin_files, gin_params)
     with strategy.scope():  # Other networks may be loaded here.
         evaluate = configuration.resolve(configuration.evaluate)

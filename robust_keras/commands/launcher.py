@@ -102,7 +102,7 @@ def given_reading(values):
 
 
 def reading(values):
-    """What these flags say: keyword arguments of `loading.load_logits_fn`.
+    """What these flags say: keyword arguments of `saved_models.load.load_logits_fn`.
 
     Raises:
         ValueError: for an input range that is not two numbers.

@@ -43,7 +43,7 @@ def run(
         tpu: binds `train.tpu` and `label_pool.tpu`.
         init_from: see `train.run`.
         saved_model: a classifier to use, for which what the recipe says of training does not count; None to train one.
-        reading: how `saved_model` is read, arguments of `loading.load_logits_fn`.
+        reading: how `saved_model` is read, arguments of `saved_models.load.load_logits_fn`.
         worker: which process this is, from 0; the first trains the classifier.
         num_workers: processes that share the work.
 
@@ -57,7 +57,7 @@ def run(
 
     from robust_keras.commands import configuration
     from robust_keras.data import sources
-    from robust_keras.engines import distribution
+    from robust_keras.engines import replicas
     from robust_keras.saved_models import load as loading
 
     if saved_model is not None and init_from is not None:
@@ -84,7 +84,7 @@ def run(
     def saved_classifier(image_shape):
         load = functools.partial(loading.load_logits_fn, saved_model, **(reading or {}))
         images = np.zeros((tf.distribute.get_strategy().num_replicas_in_sync, *image_shape), np.float32)
-        shape = distribution.over_replicas(load())(images).shape
+        shape = replicas.over_replicas(load())(images).shape
         if shape.rank != 2:
             raise ValueError(f"Expected a classifier that returns [batch, classes]. Received: {tuple(shape)}")
         return shape[1], lambda: (load, {"path": saved_model, "sha256": sha256, **(reading or {})})

@@ -73,8 +73,8 @@ def run(
         ValueError: for bad input, before anything is trained.
     """
     from robust_keras.data import sources
-    from robust_keras.evaluation import report
     from robust_keras.study import rows as study
+    from robust_keras.study import tables
 
     manifest = study.read()
     chosen = _select(manifest, table, row, setting)
@@ -99,8 +99,8 @@ def run(
             if name not in measured and (finished := _finished(configuration, posixpath.join(folder, name))):
                 measured[name] = finished
         shown = [each for each in rows if not each.runnable or study.run_name(each) in measured or each in chosen]
-        compared = report.compare_rows(manifest, shown, measured)
-        paths += report.write_study(folder, number, compared, scale=_described(plan))
+        compared = tables.compare_rows(manifest, shown, measured)
+        paths += tables.write_study(folder, number, compared, scale=_described(plan))
     print("\n".join(paths))
     return paths
 
@@ -109,8 +109,9 @@ def list_rows(*, table=None, row=(), setting=None):
     """Prints rows with the paper's numbers."""
     from robust_keras.evaluation import report
     from robust_keras.study import rows as study
+    from robust_keras.study import tables
 
-    print(report.markdown(report.paper_columns(_select(study.read(), table, row, setting))))
+    print(report.markdown(tables.paper_columns(_select(study.read(), table, row, setting))))
 
 
 def dry_run(*, table=None, row=(), setting=None, scale="paper", num_runs=None, gin_params=()):
@@ -233,13 +234,13 @@ def _configuration(row, plan, gin_params, is_baseline):
 
 
 def _measure(plan, configuration, folder, data_dir):
-    """Trains and evaluates the models of a configuration: a list of `reporting.Measured`."""
+    """Trains and evaluates the models of a configuration: a list of `tables.Measured`."""
     import keras
 
     from robust_keras.commands import configuration as configurables
     from robust_keras.commands import evaluate, train
-    from robust_keras.evaluation import report
     from robust_keras.saved_models import export
+    from robust_keras.study import tables
     from robust_keras.training import recorder
 
     validations, measured = {}, []
@@ -276,16 +277,16 @@ def _measure(plan, configuration, folder, data_dir):
             num_examples=None if plan.num_examples is None and plan.share == 1 else plan.examples,
             workdir=evaluation,
         )
-        measured.append(report.read_measured(evaluation, seed=seed, training=workdir))
+        measured.append(tables.read_measured(evaluation, seed=seed, training=workdir))
     return measured
 
 
 def _finished(configuration, folder):
-    """What a configuration has of finished evaluations: a list of `reporting.Measured`."""
+    """What a configuration has of finished evaluations: a list of `tables.Measured`."""
     import tensorflow as tf
 
     from robust_keras.commands import configuration as configurables
-    from robust_keras.evaluation import report
+    from robust_keras.study import tables
 
     measured = []
     for seed in range(configuration.job.num_runs):
@@ -294,7 +295,7 @@ def _finished(configuration, folder):
         if tf.io.gfile.exists(posixpath.join(evaluation, "results.json")):
             saved = _read(posixpath.join(workdir, "config.gin"))
             if not configurables.differences(_operative_config(configuration, seed), saved):
-                measured.append(report.read_measured(evaluation, seed=seed, training=workdir))
+                measured.append(tables.read_measured(evaluation, seed=seed, training=workdir))
     return measured
 
 

@@ -29,7 +29,7 @@ def run(*, strategy=None, tpu=None, workdir=None):
     """Runs the checks and prints a line for each.
 
     Args:
-        strategy: see `distribution.strategy`, 'auto' by default.
+        strategy: see `strategies.strategy`, 'auto' by default.
         tpu: see there.
         workdir: a new folder for what the checks write, which several processes share; a temporary one by default.
 
@@ -41,17 +41,17 @@ def run(*, strategy=None, tpu=None, workdir=None):
     """
     import tensorflow as tf
 
-    from robust_keras.engines import distribution
+    from robust_keras.engines import replicas, strategies
 
-    chosen = distribution.strategy(strategy or "auto", tpu=tpu)
+    chosen = strategies.strategy(strategy or "auto", tpu=tpu)
     num_replicas = chosen.num_replicas_in_sync
     with chosen.scope():
-        num_processes, process = distribution.num_processes(), distribution.process_index()
+        num_processes, process = replicas.num_processes(), replicas.process_index()
 
     def meet():
         """Each process has what the first one wrote."""
         with chosen.scope():
-            distribution.all_processes(0)
+            replicas.all_processes(0)
 
     with contextlib.ExitStack() as stack:
         if workdir is None:
@@ -59,7 +59,7 @@ def run(*, strategy=None, tpu=None, workdir=None):
                 raise ValueError("Expected a --workdir that all processes share. Received: none")
             workdir = stack.enter_context(tempfile.TemporaryDirectory())
         with chosen.scope():
-            in_use = any(distribution.all_processes(tf.io.gfile.exists(posixpath.join(workdir, "run"))))
+            in_use = any(replicas.all_processes(tf.io.gfile.exists(posixpath.join(workdir, "run"))))
         if in_use:
             raise ValueError(f"Expected a new --workdir. Received: {workdir}")
         print(

@@ -51,14 +51,14 @@ def train_and_export(train, config, *, data_dir, workdir):
     """What `run` does with the configured `train` and its operative configuration."""
     from robust_keras import storage
     from robust_keras.commands import configuration
-    from robust_keras.engines import distribution
+    from robust_keras.engines import replicas, strategies
     from robust_keras.saved_models import export
 
     holds_results = bool(storage.steps(posixpath.join(workdir, "checkpoints")))
     settings = inspect.signature(train).parameters
-    strategy = distribution.strategy(settings["strategy"].default, tpu=settings["tpu"].default)
+    strategy = strategies.strategy(settings["strategy"].default, tpu=settings["tpu"].default)
     with strategy.scope():
-        is_writer = distribution.process_index() == 0
+        is_writer = replicas.process_index() == 0
     configuration.claim(workdir, config, holds_results=holds_results, write=is_writer)
     trained = train(workdir=workdir, data_dir=data_dir)
     if not is_writer:

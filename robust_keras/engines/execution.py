@@ -5,13 +5,13 @@ Stock Keras is not able to (3.5 to 3.15, TensorFlow 2.18 to 2.21):
 - several steps in an execution fail on several replicas (since https://github.com/keras-team/keras/pull/20396);
 - MultiWorkerMirroredStrategy fails (https://github.com/keras-team/keras/issues/20585).
 
-`tests/fitting_test.py` tells when that has changed and this module can go.
+`tests/engines/execution_test.py` tells when that has changed and this module can go.
 """
 
 import keras
 import tensorflow as tf
 
-from robust_keras.engines import distribution
+from robust_keras.engines import replicas
 
 
 def fit(
@@ -134,10 +134,10 @@ def _execution(model):
 
     def execute(batches):
         if most == 1:
-            return one_step(distribution.to_replicas(batches[0]))
+            return one_step(replicas.to_replicas(batches[0]))
         # One shape, however many there are; the examples stay in front, where replicas are cut.
         filled = batches + batches[-1:] * (most - len(batches))
         stacked = tf.nest.map_structure(lambda *values: tf.stack(values, axis=1), *filled)
-        return all_steps(distribution.to_replicas(stacked), tf.constant(len(batches)))
+        return all_steps(replicas.to_replicas(stacked), tf.constant(len(batches)))
 
     return execute

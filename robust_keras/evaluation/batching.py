@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from robust_keras import noise
 from robust_keras.attacks import stepwise
-from robust_keras.engines import distribution
+from robust_keras.engines import replicas
 
 # Steps between two looks at which examples have fallen: so many, or one in a hundred of longer runs.
 _STEPS = 10
@@ -36,7 +36,7 @@ class Packing:
     ):
         """
         Args:
-            search: a `searches.Search`.
+            search: a `stepwise.Search`.
             logits_fn: images to logits.
             images: uint8 `[num_examples, ...]`.
             labels: int `[num_examples]`.
@@ -68,9 +68,9 @@ class Packing:
         def merge(is_new, new, old):
             return tf.nest.map_structure(lambda n, o: stepwise.choose(is_new, n, o), new, old)
 
-        self._begin = distribution.over_replicas(begin, jit_compile=jit_compile)
-        self._advance = distribution.over_replicas(advance, jit_compile=jit_compile)
-        self._merge = distribution.over_replicas(merge)
+        self._begin = replicas.over_replicas(begin, jit_compile=jit_compile)
+        self._advance = replicas.over_replicas(advance, jit_compile=jit_compile)
+        self._merge = replicas.over_replicas(merge)
 
     @property
     def steps_left(self):
@@ -200,7 +200,7 @@ class Batchwise:
         def run(x, labels, seeds):
             return attack(logits_fn, x, labels, seeds=seeds)
 
-        self._run = distribution.over_replicas(run, jit_compile=jit_compile)
+        self._run = replicas.over_replicas(run, jit_compile=jit_compile)
 
     @property
     def steps_left(self):

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from robust_keras.engines import distribution
+from robust_keras.engines import replicas
 from robust_keras.evaluation import batching, gradient_masking, verification
 
 
@@ -80,7 +80,7 @@ def evaluate(
         seed: of the attacks' noise.
         jit_compile: whether to compile attacks with XLA.
         allow_chance: whether to go on where the clean accuracy is not above chance.
-        diagnose: whether to look for masked gradients first, see `diagnosis.diagnose`.
+        diagnose: whether to look for masked gradients first, see `gradient_masking.diagnose`.
         save_directory: where to keep what is done so far, and where to resume from; None for nowhere.
         save_every: seconds between two saves.
         progress: whether to show progress with time left per attack.
@@ -111,7 +111,7 @@ def evaluate(
     images, labels = source.images[:num_examples], source.labels[:num_examples]
     if images.dtype != np.uint8 or not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"Expected uint8 images and integer labels. Received: {images.dtype} and {labels.dtype}")
-    predict_fn = distribution.over_replicas(logits_fn)
+    predict_fn = replicas.over_replicas(logits_fn)
     clean_logits = verification.predict(predict_fn, images, batch_size)
     _check_logits(clean_logits, labels)
     num_classes = clean_logits.shape[-1]
@@ -237,7 +237,7 @@ def _run(work, found, judge, name, save_every, progress):
         while (new := work.advance()) is not None:
             proposed.append(new)
             # All processes save when the first one does.
-            if distribution.all_processes(time.perf_counter() - saved_at)[0] >= save_every:
+            if replicas.all_processes(time.perf_counter() - saved_at)[0] >= save_every:
                 verify()
                 found.save(work.save())
                 saved_at = time.perf_counter()

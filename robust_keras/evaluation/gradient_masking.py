@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from robust_keras import losses
 from robust_keras.attacks import pgd, stepwise
-from robust_keras.engines import distribution
+from robust_keras.engines import replicas
 
 # Attacks that ask the attacked classifier for no gradients.
 BLACK_BOX = ("square", "transfer")
@@ -33,13 +33,13 @@ def diagnose(logits_fn, x, labels, seeds, *, threat):
         finite differences along its sign;
         `margin`, `margin_5_steps`, `margin_50_steps`: the mean margin on clean images and after PGD of so many steps.
     """
-    predict_fn = distribution.over_replicas(logits_fn)
+    predict_fn = replicas.over_replicas(logits_fn)
     passes = np.stack([predict_fn(x).numpy() for _ in range(5)])
     passes /= np.linalg.norm(passes, axis=-1, keepdims=True) + 1e-10
     spread = np.linalg.norm(passes[:, None] - passes[None], axis=-1).max()
 
     zero, mismatch = (
-        flags.numpy() for flags in distribution.over_replicas(functools.partial(_gradients, logits_fn))(x, labels)
+        flags.numpy() for flags in replicas.over_replicas(functools.partial(_gradients, logits_fn))(x, labels)
     )
     figures = {
         "logits_spread": float(spread),
@@ -63,7 +63,7 @@ def diagnose(logits_fn, x, labels, seeds, *, threat):
             )
             return losses.margin(logits_fn(x_adv), labels)
 
-        figures[f"margin_{num_steps}_steps"] = float(np.mean(distribution.over_replicas(margin)(x, labels, seeds)))
+        figures[f"margin_{num_steps}_steps"] = float(np.mean(replicas.over_replicas(margin)(x, labels, seeds)))
     # JSON knows no NaN.
     return {name: value if np.isfinite(value) else None for name, value in figures.items()}
 

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from robust_keras import storage
-from robust_keras.engines import distribution
+from robust_keras.engines import replicas
 
 # A float32 subtraction of two pixels is off by at most this much.
 _TOLERANCE = 1e-6
@@ -100,7 +100,7 @@ class Verdicts:
         self.attacked, self.steps, self.steps_without_packing = np.zeros((3, num_attacks), np.int64)
         self.notes = {}
         self._directory = directory
-        self._is_writer = distribution.process_index() == 0
+        self._is_writer = replicas.process_index() == 0
         self._pieces, self._num_saved = [], 0  # (attack, indices, images); how many of them are in files.
         self._num_saves = 0
 
@@ -138,7 +138,7 @@ class Verdicts:
     def restore(self):
         """Reads what `save` wrote last, and returns its `work`; None where there is nothing."""
         saved = storage.read_newest(self._directory) if self._directory is not None else None
-        distribution.expect_same(saved.step if saved else 0, self._directory)
+        replicas.expect_same(saved.step if saved else 0, self._directory)
         if saved is None:
             return None
         info, arrays = saved.info, saved.arrays

@@ -17,7 +17,7 @@ import contextvars
 import keras
 import tensorflow as tf
 
-from robust_keras.engines import distribution
+from robust_keras.engines import replicas
 
 BATCH_AND_UPDATE = "batch_and_update"  # the batch's statistics, which also update the moving ones
 BATCH = "batch"  # the batch's statistics, moving ones untouched
@@ -67,7 +67,7 @@ def pending_updates():
 def apply_updates(layers, statistics):
     """Makes pending updates, in order, from inside a replica, with the statistics' means over replicas."""
     if layers and tf.distribute.get_strategy().num_replicas_in_sync > 1:
-        statistics = tf.nest.pack_sequence_as(statistics, distribution.all_reduce("MEAN", tf.nest.flatten(statistics)))
+        statistics = tf.nest.pack_sequence_as(statistics, replicas.all_reduce("MEAN", tf.nest.flatten(statistics)))
     for layer, values in zip(layers, statistics, strict=True):
         layer.update_moving(*values)
 
@@ -151,9 +151,9 @@ class BatchNorm(keras.layers.Layer):
             moving.assign(moving + rate * (value - moving))
 
         num_updates = self.num_updates.value
-        distribution.update(count, [num_updates])
+        replicas.update(count, [num_updates])
         moving = [self.moving_mean.value, self.moving_variance.value]
-        distribution.update(move, moving, [mean, variance], [num_updates] * 2)
+        replicas.update(move, moving, [mean, variance], [num_updates] * 2)
 
     def compute_output_shape(self, input_shape):
         return input_shape

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from robust_keras import storage
 from robust_keras.data import sources
-from robust_keras.engines import distribution
+from robust_keras.engines import replicas, strategies
 from robust_keras.pseudo_labelling import duplicates
 from robust_keras.pseudo_labelling.record_sets import Chosen, checksums, claim, read_text, set_name, write_set, writing
 
@@ -84,7 +84,7 @@ def label_pool(
         progress: see `score`.
         data_dir: see `sources.load`.
         cache_dir: see `sources.open_pool`.
-        strategy: name of a `distribution.strategy` of this process's devices.
+        strategy: name of a `strategies.strategy` of this process's devices.
         tpu: address of the TPU, see there.
         worker: see `score` and `write_set`.
         num_workers: see there; all of them wait until the whole pool is scored.
@@ -95,10 +95,10 @@ def label_pool(
     Raises:
         ValueError: for bad input, before the classifier is trained; see also `score`, `select` and `write_set`.
     """
-    strategy = distribution.strategy(strategy, tpu=tpu)
+    strategy = strategies.strategy(strategy, tpu=tpu)
     _check_settings(near_duplicate, batch_size, chunk_size, worker, num_workers, strategy)
     with strategy.scope():
-        if (num_processes := distribution.num_processes()) > 1:
+        if (num_processes := replicas.num_processes()) > 1:
             raise ValueError(
                 f"Expected processes that share a pool as --num_workers. Received: {num_processes} in one strategy"
             )
@@ -361,7 +361,7 @@ def _accuracy(logits_fn, test, batch_size):
     def on_batch(images):
         return logits_fn(tf.cast(images, tf.float32) / 255.0)
 
-    predict = distribution.over_replicas(on_batch)
+    predict = replicas.over_replicas(on_batch)
     for start in range(0, len(test.labels), batch_size):
         chosen = np.arange(start, start + batch_size) % len(test.labels)
         right = predict(test.images[chosen]).numpy().argmax(axis=-1) == test.labels[chosen]
@@ -381,7 +381,7 @@ def _scorer(logits_fn, index):
         others = tf.reduce_logsumexp(tf.where(is_label, -np.inf, logits), axis=-1)
         return label, tf.reduce_max(logits, axis=-1) - others, *nearest(images)
 
-    return distribution.over_replicas(on_batch)
+    return replicas.over_replicas(on_batch)
 
 
 def _duplicates(index, images, neighbors, cosines, near_duplicate):

@@ -44,7 +44,7 @@ OUTER_PASSES = {"standard_training": 1, "adversarial_training": 1, "trades": 2, 
 
 
 def forward_flops(depth, width, *, num_classes=10, size=32, channels=3):
-    """Operations of one image's way through `models.wide_resnet`: depth 6n + 4, `width` times the channels."""
+    """Operations of one image's way through `wide_resnet`: depth 6n + 4, `width` times the channels."""
     return 2 * sum(
         side * side * kernel * kernel * inputs * outputs
         for side, kernel, inputs, outputs in _convolutions(depth, width, size, channels)
@@ -52,7 +52,7 @@ def forward_flops(depth, width, *, num_classes=10, size=32, channels=3):
 
 
 def num_parameters(depth, width, *, num_classes=10, channels=3):
-    """Trainable parameters of `models.wide_resnet`."""
+    """Trainable parameters of `wide_resnet`."""
     convolutions = _convolutions(depth, width, 32, channels)
     total = sum(kernel * kernel * inputs * outputs for _, kernel, inputs, outputs in convolutions)
     # Scale and offset before every convolution of a block, which a shortcut shares, and before the classifier.

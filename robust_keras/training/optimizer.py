@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from robust_keras.engines import distribution
+from robust_keras.engines import replicas
 
 
 @keras.saving.register_keras_serializable(package="robust_keras")
@@ -41,7 +41,7 @@ class NesterovSGD(keras.optimizers.Optimizer):
     def _all_reduce_sum_gradients(self, grads_and_vars):
         # Keras' own sends each gradient by itself from process to process.
         gradients, variables = zip(*grads_and_vars)
-        return list(zip(distribution.all_reduce("SUM", list(gradients)), variables))
+        return list(zip(replicas.all_reduce("SUM", list(gradients)), variables))
 
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)

@@ -19,7 +19,7 @@ from absl import logging
 from tqdm import tqdm
 
 from robust_keras import storage
-from robust_keras.engines import distribution
+from robust_keras.engines import replicas
 
 gfile = tf.io.gfile
 METRICS = (
@@ -113,7 +113,7 @@ class RunRecorder(keras.callbacks.Callback):
         self._last_validation = None
         self._unfinished = None  # {"step", "logs"} of a validation that SIGTERM stopped
         self._terminating = False
-        self._is_writer = distribution.process_index() == 0
+        self._is_writer = replicas.process_index() == 0
         self._thread = concurrent.futures.ThreadPoolExecutor(1)
         self._writing, self._writing_step = None, None  # The snapshot under way.
 
@@ -133,7 +133,7 @@ class RunRecorder(keras.callbacks.Callback):
                 f"Expected an intact snapshot in {self.checkpoints_path}, or an empty folder to start anew. "
                 f"Received: damaged ones of steps {', '.join(map(str, damaged))}"
             )
-        distribution.expect_same(snapshot.step if snapshot else 0, self.checkpoints_path)
+        replicas.expect_same(snapshot.step if snapshot else 0, self.checkpoints_path)
         if snapshot is None:
             self._write_metrics()
             return 0
@@ -197,7 +197,7 @@ class RunRecorder(keras.callbacks.Callback):
                 self._events.close()
             if is_main:
                 signal.signal(signal.SIGTERM, previous)
-        distribution.all_processes(0)  # None goes on before the files are there.
+        replicas.all_processes(0)  # None goes on before the files are there.
 
     def on_train_begin(self, logs=None):
         interactive = sys.stderr.isatty()
@@ -249,7 +249,7 @@ class RunRecorder(keras.callbacks.Callback):
         self._bar.close()
 
     def _should_stop(self):
-        return any(distribution.all_processes(self._terminating))
+        return any(replicas.all_processes(self._terminating))
 
     def _catch_up(self):
         """Ends a validation that SIGTERM stopped."""

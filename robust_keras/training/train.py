@@ -1,4 +1,4 @@
-"""Adversarial training: the compiled step, and the run around it."""
+"""A training run, from its data to its best weights."""
 
 import functools
 import posixpath
@@ -10,131 +10,15 @@ import tensorflow as tf
 
 from robust_keras import noise, storage
 from robust_keras.data import sources
-from robust_keras.engines import distribution, execution
-from robust_keras.models.normalization import BATCH, apply_updates, batch_norm_mode, pending_updates
+from robust_keras.engines import replicas, strategies
+from robust_keras.models.normalization import BATCH
+from robust_keras.training.adversarial_model import AdversarialModel
 from robust_keras.training.optimizer import NesterovSGD
 from robust_keras.training.recorder import RunRecorder
 from robust_keras.training.weight_averaging import WeightAveraging
 
-ATTACK_TARGETS = ("label", "targets", "clean_prediction")
 # Others would need loss scaling, or narrow weights.
 DTYPE_POLICIES = ("float32", "mixed_bfloat16")
-
-
-class AdversarialModel(keras.Model):
-    """A network with a training step that attacks its own batch and then minimises an objective on it.
-
-    `fit` takes batches as `data.mixing.batches` makes them, and the arguments of `fitting.fit`. Random numbers come
-    from the batch's `seeds` alone. `compile(jit_compile=True)` compiles all of the step but the updates with XLA.
-
-    Args:
-        network: images in [0, 1] to logits.
-        objective: `(logits_fn, x, x_adv, labels, targets) -> [batch]`, as in `objectives`.
-        attack: `(logits_fn, x, targets, *, seeds) -> x_adv`, or None for an objective that needs none.
-        attack_target: what the attack moves away from: the 'label', the 'targets' (mixed or smoothed labels), or the
-            'clean_prediction', softmax(network(x)) held fixed.
-        attack_batch_norm: mode of `BatchNorm` in the attack and the clean prediction it moves away from: 'batch' as in
-            the paper's code, or 'moving'.
-        accumulation_steps: parts, of whole `BatchNorm` groups, in which a replica takes its batch, one after another,
-            so that memory holds one of them; the step is the same.
-    """
-
-    def __init__(
-        self,
-        network,
-        *,
-        objective,
-        attack=None,
-        attack_target="label",
-        attack_batch_norm=BATCH,
-        accumulation_steps=1,
-    ):
-        super().__init__(name="adversarial_model")
-        if attack_target not in ATTACK_TARGETS:
-            raise ValueError(
-                f"Expected an attack_target out of {', '.join(ATTACK_TARGETS)}. Received: {attack_target!r}"
-            )
-        with batch_norm_mode(attack_batch_norm):  # Refuses an unknown mode now, not while tracing.
-            pass
-        self.network = network
-        self.objective = objective
-        self.attack = attack
-        self.attack_target = attack_target
-        self.attack_batch_norm = attack_batch_norm
-        self.accumulation_steps = accumulation_steps
-        # Functions of the step that `train_step` calls after the optimiser.
-        self.after_update = []
-        self.built = True
-
-    def call(self, x, training=False):
-        return self.network(x, training=training)
-
-    def fit(self, dataset, **arguments):
-        """See `fitting.fit`."""
-        return execution.fit(self, dataset, **arguments)
-
-    def train_step(self, batch):
-        layers = []  # Of the pending updates, in order.
-        compute = functools.partial(self._gradients, layers)
-        if self.jit_compile or self.accumulation_steps > 1:  # A function of its own is traced once.
-            compute = tf.function(compute, jit_compile=bool(self.jit_compile), autograph=False)
-        num_parts = self.accumulation_steps
-        parts = tf.nest.map_structure(lambda values: _split(values, num_parts), batch)
-
-        def add(k, sums):
-            return k + 1, tf.nest.map_structure(tf.add, sums, compute(tf.nest.map_structure(lambda v: v[k], parts)))
-
-        sums = compute(tf.nest.map_structure(lambda values: values[0], parts))
-        if num_parts > 1:
-            left = tf.constant(1), sums
-            _, sums = tf.while_loop(lambda k, _: k < num_parts, add, left, maximum_iterations=num_parts - 1)
-        logs, gradients, statistics = sums
-
-        weights = self.network.trainable_weights
-        step = tf.identity(self.optimizer.iterations.value)
-        self.optimizer.apply(gradients, weights)
-        apply_updates(layers, tf.nest.map_structure(lambda values: values / num_parts, statistics))
-        for update in self.after_update:
-            update(step)
-        return dict(zip(logs, distribution.all_reduce("SUM", list(logs.values()))))
-
-    def _gradients(self, layers, batch):
-        """What a part of the batch adds to logs, gradients and statistics, those of `layers`; changes no variable."""
-        x = tf.cast(batch["image"], tf.float32) / 255.0
-        labels, targets = batch["label"], batch["targets"]
-
-        def logits_fn(images):
-            return self.network(images, training=True)
-
-        x_adv = self._attacked(logits_fn, x, labels, targets, batch["seeds"])
-        # The optimiser sums gradients over replicas.
-        share = 1.0 / (self.distribute_strategy.num_replicas_in_sync * self.accumulation_steps)
-        with pending_updates() as updates, tf.GradientTape() as tape:
-            loss = tf.reduce_mean(self.objective(logits_fn, x, x_adv, labels, targets)) * share
-        layers[:] = [layer for layer, _ in updates]
-        gradients = tape.gradient(loss, [weight.value for weight in self.network.trainable_weights])
-        labelled_fraction = tf.reduce_mean(tf.cast(batch["is_labelled"], tf.float32)) * share
-        logs = {"loss": loss, "labelled_fraction": labelled_fraction}
-        return logs, gradients, [statistics for _, statistics in updates]
-
-    def _attacked(self, logits_fn, x, labels, targets, seeds):
-        if self.attack is None:
-            return x
-        with batch_norm_mode(self.attack_batch_norm):
-            if self.attack_target == "clean_prediction":
-                target = tf.nn.softmax(logits_fn(x))
-            else:
-                target = labels if self.attack_target == "label" else targets
-            return self.attack(logits_fn, x, tf.stop_gradient(target), seeds=noise.fold_in(seeds, noise.ATTACK))
-
-
-def _split(values, num_parts):
-    if values.shape[0] % num_parts:
-        raise ValueError(
-            f"Expected a batch on each replica that divides into accumulation_steps={num_parts} parts. "
-            f"Received: a batch of {values.shape[0]}"
-        )
-    return tf.reshape(values, (num_parts, -1, *values.shape[1:]))
 
 
 class TrainedModel(NamedTuple):
@@ -195,11 +79,11 @@ def train(
 
     Args:
         workdir: the run's folder, any `tf.io.gfile` path.
-        data: `(*, data_dir) -> data.mixing.TrainingData`.
-        model: `(*, num_classes, mean, std, input_shape) -> keras.Model`, such as `models.wide_resnet` with depth and
+        data: `(*, data_dir) -> data.training_batches.TrainingData`.
+        model: `(*, num_classes, mean, std, input_shape) -> keras.Model`, such as `wide_resnet` with depth and
             width bound.
-        batches: `(data, *, seed, num_steps, start_step) -> tf.data.Dataset`, such as `data.mixing.batches` with a batch
-            size bound.
+        batches: `(data, *, seed, num_steps, start_step) -> tf.data.Dataset`, such as `training_batches.batches` with
+            its batch size bound.
         objective: see `AdversarialModel`.
         attack: see `AdversarialModel`.
         validation: `(logits_fn, x, labels, *, seeds) -> (clean, robust)`: bool `[batch]` each, what is right.
@@ -212,17 +96,17 @@ def train(
         momentum: of Nesterov SGD.
         weight_decay: factor of the L2 term.
         tau: decay rate of weight averaging, or None for none.
-        averaging_warm_up: see `averaging.WeightAveraging`.
+        averaging_warm_up: see `weight_averaging.WeightAveraging`.
         best_by: the validation accuracy that tells the best weights, 'robust' or 'clean'; of averaged weights where
             there are some.
-        strategy: name of a `distribution.strategy`; all its processes call this with the same arguments.
+        strategy: name of a `strategies.strategy`; all its processes call this with the same arguments.
         tpu: address of the TPU, see there.
         dtype_policy: Keras' policy for the layers of the network that is trained, 'float32' or 'mixed_bfloat16'.
             Pixels, attacks, losses, averaged and exported networks are float32 all the same.
         accumulation_steps: see `AdversarialModel`.
         steps_per_execution: steps in one compiled call, which also ends where anything is due. SIGTERM is heard between
             calls.
-        initial_weights: `() -> {name: array}`, the network's to start from, such as `loading.load_weights` with a path
+        initial_weights: `() -> {name: array}`, the network's to start from, such as `load_weights` with a path
             bound; None for new ones. A run that goes on does not need them again.
         validation_batch_size: images in a batch of the validation attack, over all replicas.
         validate_every: steps between validations; the last step is validated too.
@@ -237,8 +121,8 @@ def train(
 
     Raises:
         ValueError: for settings or data that do not fit together, before training starts.
-        recording.NonFiniteLoss: where the loss is not finite; that step is never saved.
-        recording.Terminated: after SIGTERM, once a snapshot is written.
+        recorder.NonFiniteLoss: where the loss is not finite; that step is never saved.
+        recorder.Terminated: after SIGTERM, once a snapshot is written.
     """
     counts = {
         "train_steps": train_steps,
@@ -257,7 +141,7 @@ def train(
         raise ValueError(f"Expected best_by out of robust, clean. Received: {best_by!r}")
     if dtype_policy not in DTYPE_POLICIES:
         raise ValueError(f"Expected a dtype_policy out of {', '.join(DTYPE_POLICIES)}. Received: {dtype_policy!r}")
-    strategy = distribution.strategy(strategy, tpu=tpu)  # Processes meet before anything else.
+    strategy = strategies.strategy(strategy, tpu=tpu)  # Processes meet before anything else.
     data = data(data_dir=data_dir)
     if not len(data.validation.labels):
         raise ValueError("Expected at least one image held out for validation. Received: 0")
@@ -284,7 +168,7 @@ def train(
         optimizer = NesterovSGD(learning_rate, momentum=momentum, weight_decay=weight_decay)
         optimizer.build(network.trainable_variables)
         adversarial_model.compile(optimizer=optimizer, jit_compile=jit_compile, steps_per_execution=steps_per_execution)
-        num_hosts, host = distribution.num_processes(), distribution.process_index()
+        num_hosts, host = replicas.num_processes(), replicas.process_index()
         twin = averaging.twin if averaging else None
         try_out, validate = _validation(network, twin, data.validation, validation, validation_batch_size, seed)
 
@@ -397,7 +281,7 @@ def _validation(network, twin, source, correct_fn, batch_size, seed):
             x = tf.cast(image, tf.float32) / 255.0
             return correct_fn(lambda images: model(images, training=False), x, label, seeds=seeds)
 
-        return distribution.over_replicas(correct)
+        return replicas.over_replicas(correct)
 
     functions = {"": correct_of(network)} | ({"_averaged": correct_of(twin)} if twin is not None else {})
 

@@ -3,7 +3,7 @@
 import keras
 import tensorflow as tf
 
-from robust_keras.engines import distribution
+from robust_keras.engines import replicas
 
 
 def averaging_decay(step, *, tau, warm_up=True):
@@ -61,4 +61,4 @@ class WeightAveraging(keras.callbacks.Callback):
         def assign(average, weight, decay):
             average.assign(decay * average + (1.0 - decay) * weight)
 
-        distribution.update(assign, [a.value for a in averages], [w.value for w in weights], decays)
+        replicas.update(assign, [a.value for a in averages], [w.value for w in weights], decays)

@@ -10,15 +10,15 @@ from cleverhans.tf2.attacks.momentum_iterative_method import momentum_iterative_
 from cleverhans.tf2.attacks.projected_gradient_descent import projected_gradient_descent
 
 from robust_keras import losses, noise, schedules, threats
-from robust_keras.attacks import pgd as attacks
-from robust_keras.attacks import stepwise
+from robust_keras.attacks import multi_targeted, step_rules, stepwise, transfer
 from robust_keras.attacks.apgd import apgd, apgd_targeted
 from robust_keras.attacks.fab import fab
+from robust_keras.attacks.pgd import pgd
 from robust_keras.attacks.square import square
 from robust_keras.models.normalization import batch_norm_mode
 
 RADII = {"Linf": 0.06, "L2": 0.5}
-STEP_RULES = {"steepest": attacks.steepest, "adam": attacks.adam}
+STEP_RULES = {"steepest": step_rules.steepest, "adam": step_rules.adam}
 STEP_SIZES = {("Linf", "steepest"): 0.02, ("L2", "steepest"): 0.2, ("Linf", "adam"): 0.02, ("L2", "adam"): 0.03}
 LOSSES = {"cross_entropy": losses.cross_entropy, "kl_divergence": losses.kl_divergence, "margin": losses.margin}
 
@@ -46,7 +46,7 @@ class Case(NamedTuple):
             "num_restarts": self.num_restarts,
             "random_start": self.random_start,
         }
-        return functools.partial(attacks.pgd, **{**arguments, **kwargs})
+        return functools.partial(pgd, **{**arguments, **kwargs})
 
 
 CASES = [
@@ -224,7 +224,7 @@ SEEDS = seeds_of(range(2))
 @pytest.mark.parametrize("num_steps, expected", [(1, 0.03), (2, 0.06), (3, 0.09), (4, 0.1), (50, 0.1)])
 @pytest.mark.parametrize("loss_fn", [losses.cross_entropy, losses.margin])
 def test_takes_as_many_steps_as_it_was_told(num_steps, expected, loss_fn):
-    attack = functools.partial(attacks.pgd, threat=threats.threat(norm="Linf", epsilon=0.1), random_start=False)
+    attack = functools.partial(pgd, threat=threats.threat(norm="Linf", epsilon=0.1), random_start=False)
     x_adv = attack(linear, GREY, [0, 1], loss_fn=loss_fn, num_steps=num_steps, step_size=0.03, seeds=SEEDS)
     delta = np.reshape(x_adv - GREY, (2, 12))
     np.testing.assert_allclose(delta, [expected * UPHILL, -expected * UPHILL], atol=1e-6)
@@ -232,14 +232,14 @@ def test_takes_as_many_steps_as_it_was_told(num_steps, expected, loss_fn):
 
 def test_l2_steps_on_a_linear_model():
     direction = (WEIGHTS[:, 1] - WEIGHTS[:, 0]) / np.linalg.norm(WEIGHTS[:, 1] - WEIGHTS[:, 0])
-    attack = functools.partial(attacks.pgd, threat=threats.threat(norm="L2", epsilon=0.25), random_start=False)
+    attack = functools.partial(pgd, threat=threats.threat(norm="L2", epsilon=0.25), random_start=False)
     for num_steps, expected in ((1, 0.1), (2, 0.2), (3, 0.25)):
         x_adv = attack(linear, GREY, [0, 0], loss_fn=losses.margin, num_steps=num_steps, step_size="1/10", seeds=SEEDS)
         np.testing.assert_allclose(np.reshape(x_adv - GREY, (2, 12)), [expected * direction] * 2, atol=1e-6)
 
 
 def test_stays_in_range_on_a_linear_model():
-    x_adv = attacks.pgd(
+    x_adv = pgd(
         linear,
         tf.concat([GREY[:1] + 0.48, GREY[:1] - 0.48], axis=0),
         [0, 0],
@@ -256,7 +256,7 @@ def test_stays_in_range_on_a_linear_model():
 
 def test_step_size_may_depend_on_the_step():
     schedule = functools.partial(schedules.piecewise_constant, boundaries=[2], values=[0.1, 0.01])
-    attack = functools.partial(attacks.pgd, threat=threats.threat(norm="Linf", epsilon=0.4), random_start=False)
+    attack = functools.partial(pgd, threat=threats.threat(norm="Linf", epsilon=0.4), random_start=False)
     for num_steps, expected in ((2, 0.2), (3, 0.21), (5, 0.23)):
         x_adv = attack(
             linear, GREY, [0, 0], loss_fn=losses.margin, num_steps=num_steps, step_size=schedule, seeds=SEEDS
@@ -268,7 +268,7 @@ def test_starts_at_a_random_point_of_the_ball():
     # A step too small to see: what is left is the start, and every example's is its own.
     for norm, epsilon in RADII.items():
         x = tf.fill((50, 2, 2, 3), 0.5)
-        x_adv = attacks.pgd(
+        x_adv = pgd(
             linear,
             x,
             tf.zeros(50, tf.int32),
@@ -316,7 +316,7 @@ def test_adam_agrees_with_numpy(norm, radius, betas, epsilon, step_sizes):
     rng = np.random.default_rng(0)
     x, target = rng.uniform(0.2, 0.8, (3, 12)), rng.uniform(0.2, 0.8, (3, 12))
     schedule = functools.partial(schedules.piecewise_constant, boundaries=[2], values=[step_sizes[0], step_sizes[-1]])
-    x_adv = attacks.pgd(
+    x_adv = pgd(
         lambda x: tf.reshape(x, (-1, 12)),
         tf.constant(x.reshape(3, 2, 2, 3), tf.float32),
         tf.constant(target, tf.float32),
@@ -325,7 +325,7 @@ def test_adam_agrees_with_numpy(norm, radius, betas, epsilon, step_sizes):
         num_steps=5,
         step_size=schedule,
         seeds=seeds_of(range(3)),
-        step_rule=attacks.adam(**betas, epsilon=epsilon) if betas else attacks.adam(),
+        step_rule=step_rules.adam(**betas, epsilon=epsilon) if betas else step_rules.adam(),
         random_start=False,
     )
     expected = numpy_adam(
@@ -365,8 +365,8 @@ def test_restarts_keep_what_is_misclassified_and_then_the_highest_loss():
         first, second = x[:, 0, 0, 0], x[:, 0, 1, 0]
         return tf.stack([tf.fill(tf.shape(first), 0.5), first, second - 10.0], axis=-1)
 
-    still = attacks.StepRule("still", lambda x: (), lambda gradient, state, *_: (tf.zeros_like(gradient), state))
-    x_adv = attacks.pgd(
+    still = step_rules.StepRule("still", lambda x: (), lambda gradient, state, *_: (tf.zeros_like(gradient), state))
+    x_adv = pgd(
         logits_fn,
         tf.fill((60, 1, 2, 1), 0.5),
         tf.zeros(60, tf.int32),
@@ -458,16 +458,16 @@ def test_errors(arguments, message):
     valid = {"num_steps": 2, "step_size": 0.1, "loss_fn": losses.margin, "seeds": SEEDS}
     threat = threats.threat(norm="Linf", epsilon=0.1)
     with pytest.raises(ValueError, match=message):
-        attacks.pgd(linear, GREY, [0, 0], threat=threat, **{**valid, **arguments})
+        pgd(linear, GREY, [0, 0], threat=threat, **{**valid, **arguments})
 
 
 # Attacks that are searches: they return misclassified images, and the clean ones where there are none.
 SEARCHES = {
-    "multi_targeted": (attacks.multi_targeted, "Linf", dict(num_steps=4, num_restarts=1, num_targets=2)),
+    "multi_targeted": (multi_targeted.multi_targeted, "Linf", dict(num_steps=4, num_restarts=1, num_targets=2)),
     "multi_targeted-L2": (
-        attacks.multi_targeted,
+        multi_targeted.multi_targeted,
         "L2",
-        dict(num_steps=4, num_restarts=1, num_targets=2, step_rule=attacks.steepest(), step_size=0.2),
+        dict(num_steps=4, num_restarts=1, num_targets=2, step_rule=step_rules.steepest(), step_size=0.2),
     ),
     "apgd-ce": (apgd, "Linf", dict(num_steps=5)),
     "apgd-dlr-L2": (apgd, "L2", dict(num_steps=5, loss_fn=losses.dlr)),
@@ -508,7 +508,7 @@ def test_searches(name, network, tiny_images, labels):
 
 @pytest.mark.parametrize("num_classes, num_targets", [(2, 1), (3, 2), (10, 9), (100, 9)])
 def test_multi_targeted_takes_every_target_and_then_again(num_classes, num_targets):
-    search = attacks.multi_targeted.search(threat=threats.threat(norm="Linf", epsilon=0.1), num_restarts=3)
+    search = multi_targeted.multi_targeted.search(threat=threats.threat(norm="Linf", epsilon=0.1), num_restarts=3)
     assert search.name == "multi-targeted" and search.num_runs(num_classes) == 3 * num_targets
     run = np.arange(3 * num_targets, dtype=np.int32)
     clean_logits = np.random.default_rng(0).normal(size=(len(run), num_classes)).astype(np.float32)
@@ -527,8 +527,8 @@ def test_multi_targeted_learning_rates():
     k = [0, 50, 99, 100, 149, 150, 199]
     x, labels = tf.fill((len(k), 2, 2, 3), 0.5), tf.zeros(len(k), tf.int32)
     settings = dict(threat=threats.threat(norm="Linf", epsilon=0.5), random_start=False, num_restarts=1)
-    for step_rule in (attacks.steepest(), None):
-        search = attacks.multi_targeted.search(**settings, step_rule=step_rule)
+    for step_rule in (step_rules.steepest(), None):
+        search = multi_targeted.multi_targeted.search(**settings, step_rule=step_rule)
         assert search.num_steps == 201  # 200 steps lead to 201 points
         state = search.start(x, labels, linear(x), seeds_of(range(len(k))), labels)
         state, x_adv, _ = search.step(linear, x, labels, state, tf.constant(k))
@@ -538,7 +538,9 @@ def test_multi_targeted_learning_rates():
             np.testing.assert_allclose(moved, np.outer([0.1, 0.1, 0.1, 0.01, 0.01, 1e-4, 1e-4], np.ones(12)), atol=1e-7)
         else:  # Adam's first step is one of signs too.
             np.testing.assert_allclose(moved[0], 0.1, atol=1e-6)
-    search = attacks.multi_targeted.search(**settings, step_rule=attacks.steepest(), num_steps=8, step_size="1/50")
+    search = multi_targeted.multi_targeted.search(
+        **settings, step_rule=step_rules.steepest(), num_steps=8, step_size="1/50"
+    )
     state = search.start(x, labels, linear(x), seeds_of(range(len(k))), labels)
     state, *_ = search.step(linear, x, labels, state, tf.zeros_like(labels))
     np.testing.assert_allclose(np.reshape(state["x_adv"] - x, (len(k), 12)) * UPHILL, 0.02, atol=1e-6)
@@ -548,7 +550,7 @@ def test_multi_targeted_learning_rates():
 def test_multi_targeted_walks_as_pgd_on_the_margin_of_its_target(rule, network, tiny_images, labels):
     threat, num_steps = threats.threat(norm="Linf", epsilon=0.06), 6
     step_rule = STEP_RULES[rule]() if rule else None
-    search = attacks.multi_targeted.search(
+    search = multi_targeted.multi_targeted.search(
         threat=threat, num_steps=num_steps, step_rule=step_rule, random_start=False, num_restarts=1
     )
     state = search.start(tiny_images, labels, network(tiny_images), seeds_of(range(8)), tf.fill((8,), 1))
@@ -559,20 +561,20 @@ def test_multi_targeted_walks_as_pgd_on_the_margin_of_its_target(rule, network, 
         points.append(x_adv)
         np.testing.assert_array_equal(broken, np.argmax(network(x_adv), axis=-1) != labels)
     np.testing.assert_array_equal(points[0], tiny_images)
-    pgd = functools.partial(
-        attacks.pgd,
+    run = functools.partial(
+        pgd,
         network,
         tiny_images,
         labels,
         threat=threat,
         loss_fn=lambda logits, labels: losses.targeted_margin(logits, labels, classes),
         step_size=functools.partial(schedules.piecewise_constant, boundaries=(3, 4), values=(0.1, 0.01, 1e-4)),
-        step_rule=step_rule or attacks.adam(),
+        step_rule=step_rule or step_rules.adam(),
         seeds=seeds_of(range(8)),
         random_start=False,
     )
     for num in (1, 4, 6):
-        assert_alike(points[num], pgd(num_steps=num))
+        assert_alike(points[num], run(num_steps=num))
     assert np.abs(points[4] - points[3]).max() > 1e-4
 
 
@@ -581,11 +583,11 @@ def test_multi_targeted_breaks_no_less_than_pgd(network):
     labels = tf.argmax(network(x), axis=-1, output_type=tf.int32)
     threat = threats.threat(norm="Linf", epsilon=0.012)
     schedule = functools.partial(schedules.piecewise_constant, boundaries=(5, 7), values=(0.1, 0.01, 1e-4))
-    both = dict(threat=threat, num_steps=10, step_rule=attacks.steepest(), step_size=schedule, random_start=False)
-    pgd = attacks.pgd(network, x, labels, loss_fn=losses.margin, seeds=seeds_of(range(64)), **both)
-    attack = functools.partial(attacks.multi_targeted, network, num_restarts=1, **both)
+    both = dict(threat=threat, num_steps=10, step_rule=step_rules.steepest(), step_size=schedule, random_start=False)
+    untargeted = pgd(network, x, labels, loss_fn=losses.margin, seeds=seeds_of(range(64)), **both)
+    attack = functools.partial(multi_targeted.multi_targeted, network, num_restarts=1, **both)
     targeted = tf.function(lambda: attack(x, labels, seeds=seeds_of(range(64))), autograph=False)()
-    broken_by_pgd = np.argmax(network(pgd), axis=-1) != labels.numpy()
+    broken_by_pgd = np.argmax(network(untargeted), axis=-1) != labels.numpy()
     broken = np.argmax(network(targeted), axis=-1) != labels.numpy()
     assert 0 < broken_by_pgd.sum() < 64 and broken.sum() < 64
     assert broken.sum() >= broken_by_pgd.sum()
@@ -604,7 +606,7 @@ def test_multi_targeted_breaks_no_less_than_pgd(network):
 )
 def test_multi_targeted_errors(arguments, message):
     with pytest.raises(ValueError, match=message):
-        attacks.multi_targeted.search(threat=threats.threat(norm="Linf", epsilon=0.1), **arguments)
+        multi_targeted.multi_targeted.search(threat=threats.threat(norm="Linf", epsilon=0.1), **arguments)
 
 
 def test_transfer_attacks_the_surrogate_and_asks_no_other():
@@ -618,8 +620,8 @@ def test_transfer_attacks_the_surrogate_and_asks_no_other():
         return linear(x)
 
     threat = threats.threat(norm="Linf", epsilon=0.1)
-    attack = functools.partial(attacks.pgd, threat=threat, loss_fn=losses.margin, num_steps=2, step_size=0.01)
-    x_adv = attacks.transfer(untouchable, GREY, [0, 1], threat=threat, surrogate=surrogate, attack=attack, seeds=SEEDS)
+    attack = functools.partial(pgd, threat=threat, loss_fn=losses.margin, num_steps=2, step_size=0.01)
+    x_adv = transfer.transfer(untouchable, GREY, [0, 1], threat=threat, surrogate=surrogate, attack=attack, seeds=SEEDS)
     assert len(asked) == 2
     # With these seeds too: the start is a random one.
     np.testing.assert_array_equal(x_adv, attack(linear, GREY, [0, 1], seeds=SEEDS))
@@ -681,7 +683,7 @@ def momentum(decay):
         velocity = decay * velocity + gradient / tf.maximum(scale, 1e-12)
         return threat.steepest_step(velocity), (velocity,)
 
-    return attacks.StepRule(f"momentum({decay})", lambda x: (tf.zeros_like(x),), update)
+    return step_rules.StepRule(f"momentum({decay})", lambda x: (tf.zeros_like(x),), update)
 
 
 @pytest.mark.parametrize("norm", RADII)

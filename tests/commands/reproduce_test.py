@@ -95,7 +95,7 @@ def test_the_papers_protocol_evaluates_the_better_of_two_by_validation(monkeypat
     monkeypatch.setattr(train, "run", trained)
     monkeypatch.setattr(evaluate, "run", lambda *, workdir, **_: evaluated.append(workdir.split("/")[-3:-1]))
     monkeypatch.setattr(
-        "robust_keras.evaluation.report.read_measured",
+        "robust_keras.study.tables.read_measured",
         lambda *_, seed, **__: types.SimpleNamespace(
             seed=seed, clean=1.0, pgd40=None, robust=1.0, stands=np.arange(12) < 3, curve=[]
         ),

@@ -225,10 +225,10 @@ import numpy as np, tensorflow as tf
 devices = [tf.config.LogicalDeviceConfiguration()] * 4
 tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], devices)
 sys.path.insert(0, {tests!r})
-import mixing_test
-from robust_keras.data import mixing
+import training_batches_test as given
+from robust_keras.data import training_batches
 strategy = tf.distribute.MirroredStrategy([f"CPU:{{k}}" for k in range(4)])
-dataset = mixing.batches(mixing_test.training_data(300, 700), **mixing_test.FOUR_GROUPS)
+dataset = training_batches.batches(given.training_data(300, 700), **given.FOUR_GROUPS)
 kept = {{}}
 for step, batch in enumerate(strategy.experimental_distribute_dataset(dataset)):
     for name, value in batch.items():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from robust_keras.engines import distribution
+from robust_keras.engines import replicas, strategies
 
 CLUSTER = {"cluster": {"chief": ["a:1"], "worker": ["b:1", "c:1"]}, "task": {"type": "worker", "index": 0}}
 
@@ -20,9 +20,9 @@ CLUSTER = {"cluster": {"chief": ["a:1"], "worker": ["b:1", "c:1"]}, "task": {"ty
 def environment(monkeypatch):
     for name in ("TF_CONFIG", "TPU_NAME", "COLAB_TPU_ADDR"):
         monkeypatch.delenv(name, raising=False)
-    distribution._strategy.cache_clear()
+    strategies._strategy.cache_clear()
     yield monkeypatch
-    distribution._strategy.cache_clear()
+    strategies._strategy.cache_clear()
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def made(monkeypatch):
     """What is made instead of strategies that need hardware, or a session's only one."""
     monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", lambda: "multi_worker")
     monkeypatch.setattr(tf.distribute, "MirroredStrategy", lambda devices: ("mirrored", devices))
-    monkeypatch.setattr(distribution, "_tpu_strategy", lambda address: ("tpu", address))
+    monkeypatch.setattr(strategies, "_tpu_strategy", lambda address: ("tpu", address))
 
 
 @pytest.mark.parametrize(
@@ -49,18 +49,18 @@ def made(monkeypatch):
 def test_strategy_by_name_and_environment(made, environment, variables, arguments, expected):
     for name, value in variables.items():
         environment.setenv(name, value)
-    assert distribution.strategy(**arguments) == expected
-    assert distribution.strategy(**arguments) is distribution.strategy(**arguments)
+    assert strategies.strategy(**arguments) == expected
+    assert strategies.strategy(**arguments) is strategies.strategy(**arguments)
 
 
 def test_one_device_unless_there_is_more():
-    assert distribution.strategy().num_replicas_in_sync == 1
-    assert distribution.strategy("one").num_replicas_in_sync == 1
+    assert strategies.strategy().num_replicas_in_sync == 1
+    assert strategies.strategy("one").num_replicas_in_sync == 1
 
 
 def test_auto_is_mirrored_over_several_gpus(made, monkeypatch):
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["a", "b"] if kind == "GPU" else [])
-    assert distribution.strategy()[0] == "mirrored"
+    assert strategies.strategy()[0] == "mirrored"
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_what_is_not_there_is_refused(environment, variables, arguments, message
     for name, value in variables.items():
         environment.setenv(name, value)
     with pytest.raises(ValueError, match=message):
-        distribution.strategy(**arguments)
+        strategies.strategy(**arguments)
 
 
 def test_sigterm_is_still_heard_where_processes_met():
@@ -94,8 +94,8 @@ def test_sigterm_is_still_heard_where_processes_met():
         import os, signal
         heard = []
         signal.signal(signal.SIGTERM, lambda *args: heard.append(1))
-        from robust_keras import distribution
-        distribution.strategy("multi_worker")
+        from robust_keras.engines import strategies
+        strategies.strategy("multi_worker")
         os.kill(os.getpid(), signal.SIGTERM)
         print("heard", heard)
     """
@@ -109,28 +109,28 @@ def test_sigterm_is_still_heard_where_processes_met():
 
 
 def test_one_process_is_the_first_of_one():
-    assert (distribution.process_index(), distribution.num_processes()) == (0, 1)
-    assert distribution.all_processes(True) == [1.0]
-    distribution.expect_same(3, "anywhere")
+    assert (replicas.process_index(), replicas.num_processes()) == (0, 1)
+    assert replicas.all_processes(True) == [1.0]
+    replicas.expect_same(3, "anywhere")
 
 
 def test_processes_that_see_different_folders_are_told(monkeypatch):
-    monkeypatch.setattr(distribution, "all_processes", lambda number: [number, 0.0])
+    monkeypatch.setattr(replicas, "all_processes", lambda number: [number, 0.0])
     with pytest.raises(ValueError, match="Received: runs/mine with snapshots 10, 0"):
-        distribution.expect_same(10.0, "runs/mine")
+        replicas.expect_same(10.0, "runs/mine")
 
 
 def test_replicas_get_consecutive_parts(mirrored):
     batch = {"x": tf.reshape(tf.range(12), (6, 2)), "scale": tf.constant(3)}
     with mirrored.scope():
-        parts = mirrored.experimental_local_results(distribution.to_replicas(batch)["x"])
-        scales = mirrored.experimental_local_results(distribution.to_replicas(batch)["scale"])
+        parts = mirrored.experimental_local_results(replicas.to_replicas(batch)["x"])
+        scales = mirrored.experimental_local_results(replicas.to_replicas(batch)["scale"])
         with pytest.raises(ValueError, match="divides among 2 replicas. Received: 3"):
-            distribution.to_replicas(tf.zeros(3))
+            replicas.to_replicas(tf.zeros(3))
     np.testing.assert_array_equal(np.concatenate(parts), batch["x"])
     assert [len(part) for part in parts] == [3, 3]
     assert [int(scale) for scale in scales] == [3, 3]
-    assert distribution.to_replicas(batch) is batch
+    assert replicas.to_replicas(batch) is batch
 
 
 def test_a_function_over_replicas_is_the_function(mirrored):
@@ -142,13 +142,13 @@ def test_a_function_over_replicas_is_the_function(mirrored):
 
     x = {"a": tf.reshape(tf.range(12.0), (6, 2)), "b": tf.range(6)}
     with mirrored.scope():
-        over_two = distribution.over_replicas(fn)
+        over_two = replicas.over_replicas(fn)
     for _ in range(2):
         found = over_two(x, tf.constant(10))
     np.testing.assert_array_equal(found["sum"], x["a"] + 10)
     np.testing.assert_array_equal(found["is_large"], [False, False, False, True, True, True])
     assert sizes == [3, 3]  # Each replica once, however often it is called.
-    alone = distribution.over_replicas(fn, jit_compile=True)(x, tf.constant(10))
+    alone = replicas.over_replicas(fn, jit_compile=True)(x, tf.constant(10))
     np.testing.assert_array_equal(alone["sum"], found["sum"])
     assert sizes == [3, 3, 6]
 
@@ -162,7 +162,7 @@ def test_every_replicas_copy_is_updated(mirrored):
         def on_replica():
             constants = [tf.constant([5.0, 7.0]), tf.constant(9.0)]
             values = tf.distribute.get_replica_context().all_reduce("MEAN", constants)
-            distribution.update(lambda v, value, factor: v.assign(value * factor), variables, values, [2.0, 3.0])
+            replicas.update(lambda v, value, factor: v.assign(value * factor), variables, values, [2.0, 3.0])
 
         mirrored.run(on_replica)
 
@@ -175,7 +175,7 @@ def test_every_replicas_copy_is_updated(mirrored):
 def test_processes_exchange_one_message(mirrored, monkeypatch):
     values = [tf.constant([[1.0, 2.0], [3.0, 4.0]]), tf.constant(5.0), tf.constant([6.0])]
     messages = []
-    monkeypatch.setattr(distribution, "_has_processes", lambda strategy: True)
+    monkeypatch.setattr(replicas, "_has_processes", lambda strategy: True)
     all_reduce = tf.distribute.ReplicaContext.all_reduce
 
     def counted(context, operation, values, options=None):
@@ -185,7 +185,7 @@ def test_processes_exchange_one_message(mirrored, monkeypatch):
     monkeypatch.setattr(tf.distribute.ReplicaContext, "all_reduce", counted)
     for operation, factor in (("SUM", 2.0), ("MEAN", 1.0)):
         messages.clear()
-        found = mirrored.run(tf.function(lambda op=operation: distribution.all_reduce(op, values)))
+        found = mirrored.run(tf.function(lambda op=operation: replicas.all_reduce(op, values)))
         assert [message.shape for message in messages] == [(6,), (6,)]  # One of each replica.
         for ours, value in zip(found, values, strict=True):
             for copy in mirrored.experimental_local_results(ours):

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from robust_keras.engines import execution
-from robust_keras.training import objectives, train
+from robust_keras.training import adversarial_model, objectives
 from robust_keras.training.optimizer import NesterovSGD
 
 
@@ -42,7 +42,7 @@ def make_model(make_tiny_model):
     def make(strategy=None, *, accumulation_steps=1, **compiled):
         with (strategy or tf.distribute.get_strategy()).scope():
             network = make_tiny_model(statistics_group_size=2)
-            model = train.AdversarialModel(
+            model = adversarial_model.AdversarialModel(
                 network, objective=objectives.standard_training, accumulation_steps=accumulation_steps
             )
             model.compile(optimizer=NesterovSGD(0.1), **{"jit_compile": False, **compiled})

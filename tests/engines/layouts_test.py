@@ -149,14 +149,14 @@ def main(*, workdir, num_devices, strategy, changes):
     from robust_keras import noise, threats
     from robust_keras.attacks import apgd
     from robust_keras.data import training_batches
-    from robust_keras.engines import distribution
+    from robust_keras.engines import replicas, strategies
     from robust_keras.evaluation import evaluate
     from tests.training import train_test as training_test
 
     devices = [tf.config.LogicalDeviceConfiguration()] * num_devices
     tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], devices)
     batches = functools.partial(training_batches.batches, batch_size=16, group_size=4)
-    with distribution.strategy(strategy).scope():
+    with strategies.strategy(strategy).scope():
         # What the replicas are given, before the run, which stays as it is.
         seen = hashlib.sha256()
 
@@ -164,17 +164,17 @@ def main(*, workdir, num_devices, strategy, changes):
             attack_seeds = noise.fold_in(seeds, noise.ATTACK)
             return image, label, seeds, noise.uniform(attack_seeds, (8, 8, 3)), noise.normal(attack_seeds, (8, 8, 3))
 
-        look = distribution.over_replicas(inputs)
-        hosts = {"num_hosts": distribution.num_processes(), "host": distribution.process_index()}
+        look = replicas.over_replicas(inputs)
+        hosts = {"num_hosts": replicas.num_processes(), "host": replicas.process_index()}
         share = batches(training_test.tiny_data(), seed=0, num_steps=NUM_STEPS, **hosts)
         whole = batches(training_test.tiny_data(), seed=0, num_steps=NUM_STEPS)
         for mine, batch in zip(share, whole):
             size = len(mine["seeds"])
-            first = distribution.process_index() * size
+            first = replicas.process_index() * size
             np.testing.assert_array_equal(mine["seeds"], batch["seeds"][first : first + size])
             for values in look(batch["image"], batch["label"], batch["seeds"]):
                 seen.update(values.numpy().tobytes())
-        if distribution.process_index() == 0:
+        if replicas.process_index() == 0:
             pathlib.Path(f"{workdir}.digest").write_text(seen.hexdigest())
     cadences = {"validate_every": 10, "checkpoint_every": 5, "num_checkpoints": 4, "validation_batch_size": 8}
     trained = training_test.tiny_run(
@@ -182,7 +182,7 @@ def main(*, workdir, num_devices, strategy, changes):
     )
     source = training_test.tiny_data().labelled
     labels = np.where(np.arange(len(source.labels)) < 8, (source.labels + 1) % 4, source.labels)
-    with distribution.strategy(strategy).scope():
+    with strategies.strategy(strategy).scope():
         threat = threats.threat(norm="L2", epsilon="160/255")
         found = evaluate.evaluate(
             lambda x: trained.network(x, training=False),
@@ -195,7 +195,7 @@ def main(*, workdir, num_devices, strategy, changes):
             allow_chance=True,
             progress=False,
         )
-        if distribution.process_index() == 0:
+        if replicas.process_index() == 0:
             np.save(f"{workdir}.verdicts.npy", found.examples["broken_by"])
 
 

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from robust_keras import noise, threats
-from robust_keras.attacks import apgd, pgd, stepwise
+from robust_keras.attacks import apgd, multi_targeted, stepwise
 from robust_keras.evaluation import batching
 
 NEVER = 250
@@ -390,6 +390,8 @@ def test_batchwise_resumed_at_every_point():
 
 
 def test_attacks_as_functions_take_the_search_with_its_settings():
-    search = pgd.multi_targeted.search(threat=threats.threat(norm="L2", epsilon=1.0), num_steps=3, num_restarts=2)
+    search = multi_targeted.multi_targeted.search(
+        threat=threats.threat(norm="L2", epsilon=1.0), num_steps=3, num_restarts=2
+    )
     assert (search.name, search.num_steps) == ("multi-targeted", 4)
     assert [search.num_runs(num_classes) for num_classes in (2, 4, 100)] == [2, 6, 18]

@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 
 from robust_keras import losses, noise, threats
-from robust_keras.attacks import apgd, fab, square
-from robust_keras.attacks import pgd as attacks
+from robust_keras.attacks import apgd, fab, multi_targeted, square, step_rules, transfer
+from robust_keras.attacks.pgd import pgd
 from robust_keras.data import sources
 from robust_keras.evaluation import batching, gradient_masking
 from robust_keras.evaluation import evaluate as evaluation
@@ -698,9 +698,9 @@ def test_parameters_are_the_same_in_every_process():
 
     surrogate.name = "other"
     inner = functools.partial(
-        attacks.pgd, threat=EPSILON, loss_fn=losses.margin, num_steps=1, step_size=functools.partial(tf.cast, dtype="x")
+        pgd, threat=EPSILON, loss_fn=losses.margin, num_steps=1, step_size=functools.partial(tf.cast, dtype="x")
     )
-    text = json.dumps(evaluation._parameters(attack(attacks.transfer, surrogate=surrogate, attack=inner)))
+    text = json.dumps(evaluation._parameters(attack(transfer.transfer, surrogate=surrogate, attack=inner)))
     assert "0x" not in text
     assert "num_steps=1" in text and "margin" in text and "other" in text
 
@@ -723,16 +723,16 @@ def test_pgd_on_a_network(tiny_model):
     predictions = np.argmax(tiny_model(images / np.float32(255), training=False), axis=-1)
     labels = np.where(np.arange(11) == 4, (predictions + 1) % 4, predictions)  # One is wrong.
     source = sources.Source("made", images, labels.astype(np.int32), 4)
-    pgd = functools.partial(
-        attacks.pgd,
+    three_steps = functools.partial(
+        pgd,
         threat=EPSILON,
         loss_fn=losses.cross_entropy,
         num_steps=3,
         step_size="4/255",
-        step_rule=attacks.steepest(),
+        step_rule=step_rules.steepest(),
     )
     network = functools.partial(tiny_model, training=False)
-    results, examples = evaluate([pgd], source, network)
+    results, examples = evaluate([three_steps], source, network)
     assert results["attacks"][0]["name"] == "pgd"
     assert results["attacks"][0]["parameters"] == {
         "loss_fn": "cross_entropy",
@@ -762,7 +762,7 @@ def test_pgd_on_a_network(tiny_model):
         (attack(apgd.apgd, loss_fn=losses.dlr, num_steps=8), "apgd-dlr"),
         (attack(fab.fab, num_steps=8, num_restarts=1), "fab"),
         (attack(square.square, num_queries=60), "square"),
-        (attack(attacks.multi_targeted, num_steps=8, num_restarts=1), "multi-targeted"),
+        (attack(multi_targeted.multi_targeted, num_steps=8, num_restarts=1), "multi-targeted"),
     ],
 )
 def test_searches_on_a_network(make_tiny_model, searching, name):
@@ -839,7 +839,7 @@ def test_replicas_share_the_work_and_find_the_same(mirrored, make_tiny_model):
             labels = np.argmax(make_tiny_model()(images / np.float32(255), training=False), -1).astype(np.int32)
             labels[:5] = (labels[:5] + 1) % 4
             threat = threats.threat(norm="Linf", epsilon="2/255")
-            pgd = attack(attacks.pgd, threat, loss_fn=losses.margin, num_steps=3, step_size="1/255")
+            baseline = attack(pgd, threat, loss_fn=losses.margin, num_steps=3, step_size="1/255")
             return evaluate(
                 [
                     attack(apgd.apgd, threat, num_steps=15, num_restarts=2),
@@ -848,7 +848,7 @@ def test_replicas_share_the_work_and_find_the_same(mirrored, make_tiny_model):
                 sources.Source("made", images, labels, 4),
                 lambda x: network(x, training=False),
                 threat,
-                baseline=pgd,
+                baseline=baseline,
                 batch_size=6,
                 diagnose=True,
             )

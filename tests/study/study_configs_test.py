@@ -9,6 +9,7 @@ import pytest
 from robust_keras.commands import configuration
 from robust_keras.data import sources, training_batches
 from robust_keras.study import costs, rows
+from robust_keras.training import adversarial_model
 from robust_keras.training import train as training
 from robust_keras.training.optimizer import NesterovSGD
 from robust_keras.training.weight_averaging import averaging_decay
@@ -76,7 +77,7 @@ def first_step(name):
         if weight.path.endswith("kernel"):
             weight.assign(rng.normal(0.0, 0.1, weight.shape))
     rate = functools.partial(train["learning_rate"], num_steps=paper["train_steps"])
-    model = training.AdversarialModel(
+    model = adversarial_model.AdversarialModel(
         network, **{key: train[key] for key in ("objective", "attack", "attack_target", "attack_batch_norm")}
     )
     optimizer = NesterovSGD(rate)

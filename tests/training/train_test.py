@@ -12,7 +12,7 @@ from robust_keras.attacks import pgd
 from robust_keras.data import sources, training_batches
 from robust_keras.evaluation import evaluate
 from robust_keras.models import normalization, wide_resnet
-from robust_keras.training import objectives
+from robust_keras.training import adversarial_model, objectives
 from robust_keras.training import train as training
 
 NUM_STEPS = 6
@@ -131,12 +131,12 @@ class Probe:
         return x + 0.0 * tf.reshape(tf.cast(seeds[:, 0], tf.float32), (-1, 1, 1, 1))
 
 
-@pytest.mark.parametrize("target", training.ATTACK_TARGETS)
+@pytest.mark.parametrize("target", adversarial_model.ATTACK_TARGETS)
 @pytest.mark.parametrize("mode", ["batch", "moving"])
 def test_the_attack_gets_its_target_and_its_batch_norm_mode(target, mode):
     network = wide_resnet.wide_resnet(depth=10, width=1, num_classes=4, input_shape=(8, 8, 3), statistics_group_size=2)
     probe = Probe()
-    model = training.AdversarialModel(
+    model = adversarial_model.AdversarialModel(
         network,
         objective=objectives.adversarial_training,
         attack=probe,

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from robust_keras import noise
-from robust_keras.training import objectives, train
+from robust_keras.training import adversarial_model, objectives
 from robust_keras.training.optimizer import NesterovSGD
 from robust_keras.training.weight_averaging import WeightAveraging, averaging_decay
 
@@ -140,7 +140,7 @@ def fit(make_model, strategy=None, *, averaged=True, **compiled):
     with (strategy or tf.distribute.get_strategy()).scope():
         network = make_model(seed=0, statistics_group_size=4)
         twin = make_model(seed=1, statistics_group_size=4)
-        model = train.AdversarialModel(network, objective=objectives.standard_training)
+        model = adversarial_model.AdversarialModel(network, objective=objectives.standard_training)
         model.compile(optimizer=NesterovSGD(0.1), **compiled)
     history = Snapshots(live=network, average=twin)
     callbacks = [WeightAveraging(twin, tau=TAU)] if averaged else []
@@ -243,7 +243,7 @@ def test_two_replicas_average_as_one_device_does(run, replicated_run):
 
 def test_later_fit_continues_or_starts_over(make_tiny_model):
     network, twin = make_tiny_model(seed=0), make_tiny_model(seed=1)
-    model = train.AdversarialModel(network, objective=objectives.standard_training)
+    model = adversarial_model.AdversarialModel(network, objective=objectives.standard_training)
     model.compile(optimizer=NesterovSGD(0.1))
     averaging = WeightAveraging(twin, tau=0.5)
     model.fit(batches(2), callbacks=[averaging], verbose=0)

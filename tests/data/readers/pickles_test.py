@@ -199,7 +199,7 @@ def test_refuses_subclasses_of_arrays(tmp_path):
         b"copy_reg\n_reconstructor",
         b"__builtin__\ngetattr",
         b"builtins\nbytearray",
-        b"robust_keras.data.pickles\nload",
+        b"robust_keras.data.readers.pickles\nload",
     ],
     ids=lambda name: name.decode().replace("\n", "."),
 )

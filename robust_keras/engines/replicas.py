@@ -1,108 +1,11 @@
-"""Where a run computes: a `tf.distribute` strategy from a name, and batches over its replicas and processes.
+"""Batches, functions and sums over the replicas and processes of a strategy.
 
-Functions other than `strategy` mean the strategy whose scope they are called in; without one, that is one device.
+Functions mean the strategy whose scope they are called in; without one, that is one device.
 """
 
 import functools
-import json
-import os
-import signal
-import threading
 
 import tensorflow as tf
-
-NAMES = ("auto", "one", "mirrored", "tpu", "multi_worker")
-
-
-def strategy(name="auto", *, tpu=None):
-    """The strategy that a run executes under, the same object for the same arguments.
-
-    Processes meet in it, and a TPU is initialised: call it before anything else that uses TensorFlow's devices.
-
-    Args:
-        name: 'one' device; 'mirrored' over all GPUs of this machine, or over its logical CPUs where it has none; 'tpu';
-            'multi_worker' over the processes that the environment variable TF_CONFIG lists; or 'auto': the TPU whose
-            address is given, else several processes if TF_CONFIG lists them, else a TPU if there is one, else all GPUs,
-            else one device.
-        tpu: address of the TPU; None for the one that TPU_NAME or COLAB_TPU_ADDR names, or that is attached.
-
-    Returns:
-        A `tf.distribute.Strategy`.
-
-    Raises:
-        ValueError: for an unknown name, or hardware or processes that are not there.
-    """
-    return _strategy(name, tpu)
-
-
-@functools.cache  # Several strategies over the same devices collide.
-def _strategy(name, tpu):
-    if name not in NAMES:
-        raise ValueError(f"Expected a strategy out of {', '.join(NAMES)}. Received: {name!r}")
-    if tpu is not None and name not in ("auto", "tpu"):
-        raise ValueError(f"Expected the strategy 'tpu' with a TPU's address. Received: {name!r} and {tpu!r}")
-    if name == "auto":
-        if tpu:
-            name = "tpu"
-        elif _workers_of_environment() > 1:
-            name = "multi_worker"
-        elif _tpu_of_environment() or tf.config.list_physical_devices("TPU"):
-            name = "tpu"
-        else:
-            name = "mirrored" if len(tf.config.list_physical_devices("GPU")) > 1 else "one"
-    if name == "multi_worker":
-        if not _workers_of_environment():
-            raise ValueError(
-                "Expected an environment variable TF_CONFIG that lists the workers and says which of them this process "
-                f"is. Received: {os.environ.get('TF_CONFIG')!r}"
-            )
-        return _multi_worker_strategy()
-    if name == "tpu":
-        return _tpu_strategy(tpu or _tpu_of_environment() or "local")
-    if name == "mirrored":
-        devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-        return tf.distribute.MirroredStrategy([device.name for device in devices])
-    return tf.distribute.get_strategy()
-
-
-def _workers_of_environment():
-    """How many processes TF_CONFIG lists; 0 where there is none."""
-    text = os.environ.get("TF_CONFIG") or "{}"
-    try:
-        config = dict(json.loads(text))
-        cluster = config.get("cluster", {})
-        if cluster and config["task"]["type"] not in cluster:
-            raise ValueError("no such task")
-        return sum(len(cluster.get(kind, ())) for kind in ("chief", "worker"))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"Expected a TF_CONFIG with 'cluster' and this process's 'task'. Received: {text}") from error
-
-
-def _multi_worker_strategy():
-    if (num_workers := _workers_of_environment()) > 1:
-        print(f"Waiting for all {num_workers} processes of TF_CONFIG", flush=True)
-    strategy = tf.distribute.MultiWorkerMirroredStrategy()
-    if threading.current_thread() is threading.main_thread():
-        # TensorFlow has put a handler of its own below Python's, which would not hear of SIGTERM again.
-        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
-    return strategy
-
-
-def _tpu_of_environment():
-    colab = os.environ.get("COLAB_TPU_ADDR")
-    return os.environ.get("TPU_NAME") or (f"grpc://{colab}" if colab else None)
-
-
-def _tpu_strategy(address):
-    try:
-        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(address)
-        # Data sets stay on this machine: another one would not have its files, nor its Python.
-        tf.config.experimental_connect_to_cluster(resolver, make_master_device_default=False)
-        tf.tpu.experimental.initialize_tpu_system(resolver)
-    except (ValueError, OSError, RuntimeError, ImportError, tf.errors.OpError) as error:
-        reason = " ".join(str(error).splitlines()[:1])
-        raise ValueError(f"Expected a TPU that answers. Received: {address!r} ({reason})") from error
-    return tf.distribute.TPUStrategy(resolver)
 
 
 def num_processes():
