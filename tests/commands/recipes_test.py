@@ -352,7 +352,7 @@ MUTATIONS = {
         lambda train: train.batches(fake_data(), seed=0, num_steps=1).element_spec["image"].shape[0],
     ),
     "TRAIN_STEPS": ("100", lambda train: learning_rate(train, 60)),
-    "TAU": ("0.9", lambda train: train.averaging.tau),
+    "TAU": ("0.9", lambda train: train.averaging),
     "SEED": ("7", lambda train: train.seed),
     "STATISTICS_GROUP_SIZE": (
         "8",
