@@ -1,4 +1,4 @@
-"""Builds the documentation: `python -m sphinx -W docs docs/_build`, where the package is installed with its extra docs."""
+"""Builds the documentation: `python -m sphinx -W docs docs/_build`, with the extra `docs` installed."""
 
 import re
 
