@@ -7,6 +7,7 @@ import setuptools
 
 ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "robust_keras" / "__init__.py").read_text())[1]
+DOCS = ["furo>=2024.8.6", "myst-parser>=4", "sphinx>=8"]
 COMMANDS = ("train", "evaluate", "export", "report", "reproduce", "pseudo_label", "check_tpu", "self_test")
 
 setuptools.setup(
@@ -15,10 +16,33 @@ setuptools.setup(
     description="Adversarial training and evaluation of image classifiers in TensorFlow 2 and Keras",
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=[
+        "adversarial training",
+        "adversarial examples",
+        "robustness",
+        "AutoAttack",
+        "TRADES",
+        "TensorFlow",
+        "Keras",
+    ],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Intended Audience :: Developers",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in range(10, 14)),
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Security",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.10,<3.14",
     packages=[*setuptools.find_packages(include=["robust_keras", "robust_keras.*"]), "robust_keras.gin"],
     package_dir={"robust_keras.gin": "gin"},
     package_data={
+        "robust_keras": ["py.typed"],
         "robust_keras.data": ["digits.npz", "digits_LICENSE.txt"],
         "robust_keras.gin": ["*.gin", "*/*.gin", "study.csv"],
     },
@@ -45,7 +69,8 @@ setuptools.setup(
         "gpu": ["tensorflow[and-cuda]>=2.18,<2.22"],
         # TensorFlow 2.20 made the gs:// file system an extra.
         "tpu": ["tensorflow-tpu[gcs-filesystem]>=2.18,<2.21"],
-        "test": ["cleverhans>=4.0", "pytest>=8", "pytest-xdist>=3.8", "ruff==0.17.6"],
+        "docs": DOCS,
+        "test": ["cleverhans>=4.0", "mypy==2.4.1", "pytest>=8", "pytest-xdist>=3.8", "ruff==0.17.6", *DOCS],
         "oracles": ["tensorflow-addons==0.23.0; python_version < '3.12'"],
     },
 )

@@ -1,20 +1,38 @@
 #!/usr/bin/env bash
-# Makes an environment for tests, then runs lint and tests. Further arguments go to pytest, such as -m slow.
+# Makes an environment for tests, then runs lint and all tests. Further arguments go to pytest, such as -m slow.
 #   bash scripts/test.sh
+# With --oldest first, the tests marked so run with the oldest supported TensorFlow and Keras, in an environment of their own.
+#   bash scripts/test.sh --oldest
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-VENV=${VENV:-.venv-test}
-SETUP=$(cksum setup.py | cut -d" " -f1)
-if [ ! -e "$VENV/installed-$SETUP" ]; then
-  echo "Installing robust_keras[cpu,test] into $VENV"
-  python3 -m venv "$VENV"
-  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".[cpu,test]"
-  touch "$VENV/installed-$SETUP"
+PYTHON=${PYTHON:-python3}
+if [ "${1:-}" = --oldest ]; then
+  shift
+  VENV=${VENV:-.venv-oldest}
+  PINS=("tensorflow-cpu==2.18.*" "keras==3.5.*")
+  SELECTED=(-m "oldest and not slow")
+  if ! "$PYTHON" -c "import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))"; then
+    echo "error: Expected Python 3.10 to 3.12, for TensorFlow 2.18; PYTHON names another one. Received: $("$PYTHON" --version)" >&2
+    exit 2
+  fi
+else
+  VENV=${VENV:-.venv-test}
+  PINS=()
+  SELECTED=()
+fi
+STAMP=$VENV/installed-$(cat setup.py scripts/test.sh | cksum | cut -d" " -f1)
+if [ ! -e "$STAMP" ]; then
+  echo "Installing robust_keras[cpu,test] ${PINS[*]} into $VENV"
+  "$PYTHON" -m venv "$VENV"
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".[cpu,test]" "${PINS[@]}"
+  touch "$STAMP"
 fi
 export TF_ENABLE_ONEDNN_OPTS=1 TF_CPP_MIN_LOG_LEVEL=2
 
-"$VENV/bin/ruff" check .
-"$VENV/bin/ruff" format --check .
+if [ ${#PINS[@]} -eq 0 ]; then
+  "$VENV/bin/ruff" check .
+  "$VENV/bin/ruff" format --check .
+fi
 # Files side by side on two cores: most tests keep one busy.
-"$VENV/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
+"$VENV/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "${SELECTED[@]}" "$@"

@@ -1,6 +1,8 @@
 """Two logical CPU devices, the one strategy over them, and a model small enough for every test."""
 
+import logging
 import os
+import pathlib
 
 # Both are read when TensorFlow is imported.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
@@ -12,6 +14,20 @@ import pytest
 import tensorflow as tf
 
 from robust_keras.models.normalization import BatchNorm
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def refuse_deprecated_calls(record):
+    """A filter of TensorFlow's log, which is where it says what is deprecated: of a call of ours that is an error."""
+    message = record.getMessage()
+    ours = message.startswith((f"From {ROOT / 'robust_keras'}", f"From {ROOT / 'scripts'}", f"From {ROOT / 'tests'}"))
+    if ours and "deprecated" in message:
+        raise DeprecationWarning(message)
+    return True
+
+
+logging.getLogger("tensorflow").addFilter(refuse_deprecated_calls)
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
