@@ -17,11 +17,12 @@ import tensorflow as tf
 import gin
 from robust_keras import losses, schedules, threats
 from robust_keras.attacks import apgd, autoattack, fab, multi_targeted, pgd, square, step_rules, transfer
+from robust_keras.commands import label_pool_settings
 from robust_keras.data import augmentation, training_batches
 from robust_keras.engines import strategies
 from robust_keras.evaluation import evaluate as evaluation
 from robust_keras.models import wide_resnet
-from robust_keras.pseudo_labelling import pseudo_labels
+from robust_keras.pseudo_labelling import records
 from robust_keras.saved_models import load
 from robust_keras.training import objectives
 from robust_keras.training import train as training
@@ -30,14 +31,8 @@ from robust_keras.training import train as training
 _NOT_THE_RECIPE = {
     "evaluate.progress",
     "evaluate.save_every",
-    "label_pool.allow_chance",
-    "label_pool.cache_dir",
-    "label_pool.licence",
-    "label_pool.progress",
-    "label_pool.sizes",
-    "label_pool.strategy",
-    "label_pool.tpu",
     "training_data.cache_dir",
+    *(f"label_pool.{name}" for name in (*records.Sets._fields, *records.Layout._fields)),
 } | {
     f"train.{name}"
     for name in (
@@ -114,9 +109,7 @@ for _function in (step_rules.adam, step_rules.steepest, autoattack.autoattack, l
     _register(_function)
 
 train = _register(_partial(training.train), ("workdir", "data_dir"))
-label_pool = _register(
-    _partial(pseudo_labels.label_pool), ("classifier", "workdir", "data_dir", "worker", "num_workers")
-)
+label_pool = _register(label_pool_settings.label_pool)
 evaluate = _register(_partial(evaluation.evaluate), ("individual", "num_examples", "save_directory"))
 
 
@@ -164,6 +157,15 @@ def resolve(configurable, *, is_last=True):
     if is_last and (unused := unused_bindings()):
         raise ValueError(f"Expected bindings that are used. Received: {', '.join(unused)}, which change nothing")
     return bound
+
+
+def is_bound(name):
+    """Whether the configuration binds `name`, such as 'train.model'."""
+    try:
+        gin.query_parameter(name)
+    except ValueError:
+        return False
+    return True
 
 
 def strategy(function):
