@@ -108,7 +108,7 @@ def _resolved(gin_files: list[str], gin_params: list[str], *, trains: bool) -> _
 
 
 def _labelled_set(train_classifier: Callable) -> str:
-    return train_classifier.keywords["data"].keywords["dataset"]
+    return train_classifier.recipe.data.keywords["dataset"]
 
 
 def _claim(workdir: str, config: str) -> None:

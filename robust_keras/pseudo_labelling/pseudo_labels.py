@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from robust_keras import ownership
+from robust_keras import losses, ownership
 from robust_keras.data import sources
 from robust_keras.engines import replicas, strategies
 from robust_keras.pseudo_labelling import chunks, records, scoring, selection
@@ -105,6 +105,7 @@ def _check_classes(test: sources.Source, num_classes: int, sizes: tuple) -> None
     is_whole = not test.name.startswith("npz:")
     if test.num_classes > num_classes or (test.num_classes < num_classes and is_whole):
         raise ValueError(f"Expected a test set of {num_classes} classes. Received: {test.num_classes} in {test.name!r}")
+    selection.check_sizes(sizes, num_classes)
 
 
 def _pool(name: str, num_images: int, image_shape: tuple, data_dir: str | None, cache_dir: str | None) -> Any:
@@ -138,7 +139,7 @@ def _accuracy(logits_fn: Callable, test: sources.Source, batch_size: int) -> flo
     predict = replicas.over_replicas(on_batch)
     for start in range(0, len(test.labels), batch_size):
         chosen = np.arange(start, start + batch_size) % len(test.labels)
-        right = predict(test.images[chosen]).numpy().argmax(axis=-1) == test.labels[chosen]
+        right = ~losses.is_wrong(predict(test.images[chosen]), test.labels[chosen]).numpy()
         num_right += int(right[: len(test.labels) - start].sum())
     return num_right / len(test.labels)
 

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from robust_keras import compilation
 from robust_keras.engines import replicas
 from robust_keras.pseudo_labelling import chunks, duplicates
 from robust_keras.pseudo_labelling.record_sets import checksums
@@ -89,7 +90,7 @@ def scorer(logits_fn: Callable[[tf.Tensor], tf.Tensor], index: duplicates.Search
 
     The score is the log-odds of the label, log p - log(1 - p), of logits z: max z - log sum exp of the others.
     """
-    nearest = tf.function(functools.partial(duplicates.nearest, index), jit_compile=True, autograph=False)
+    nearest = compilation.fused(functools.partial(duplicates.nearest, index))
 
     def on_batch(images):
         x = tf.cast(images, tf.float32) / 255.0
