@@ -73,7 +73,7 @@ def run(
         configuration.resolve(configuration.label_pool, is_last=False)
     config = configuration.operative_config()
 
-    labelled, test_set = train_classifier.keywords["data"].keywords["dataset"], label_pool.keywords["test_set"]
+    labelled, test_set = train_classifier.recipe.data.keywords["dataset"], label_pool.keywords["test_set"]
     if test_set == labelled and labelled.startswith("npz:"):  # Which is one set, whatever the split.
         raise ValueError(f"Expected TEST_SET to name other images than DATASET. Received: {test_set!r} for both")
     sha256 = saved_model and loading.fingerprint(saved_model)
