@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from robust_keras import losses
 from robust_keras.engines import replicas
 from robust_keras.evaluation import batching, gradient_masking, verification
 
@@ -27,8 +28,8 @@ def correct_under_attack(logits_fn, x, labels, *, seeds, attack):
     Returns:
         (clean, robust): bool `[batch]` each. What the clean image gets wrong is not robust.
     """
-    clean = _is_correct(logits_fn(x), labels)
-    return clean, clean & _is_correct(logits_fn(attack(logits_fn, x, labels, seeds=seeds)), labels)
+    clean = ~losses.is_wrong(logits_fn(x), labels)
+    return clean, clean & ~losses.is_wrong(logits_fn(attack(logits_fn, x, labels, seeds=seeds)), labels)
 
 
 class Evaluation(NamedTuple):
@@ -115,7 +116,7 @@ def evaluate(
     clean_logits = verification.predict(predict_fn, images, batch_size)
     _check_logits(clean_logits, labels)
     num_classes = clean_logits.shape[-1]
-    correct = clean_logits.argmax(axis=-1) == labels
+    correct = ~losses.is_wrong(clean_logits, labels).numpy()
     if not allow_chance:
         _check_above_chance(correct, num_classes)
 
@@ -277,10 +278,6 @@ def wilson_interval(num_successes, num_trials):
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     return [max(centre - half, 0.0), min(centre + half, 1.0)]
-
-
-def _is_correct(logits, labels):
-    return tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), tf.cast(labels, tf.int32))
 
 
 def _check_logits(logits, labels):

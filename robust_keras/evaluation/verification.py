@@ -5,7 +5,7 @@ import posixpath
 import numpy as np
 import tensorflow as tf
 
-from robust_keras import storage
+from robust_keras import losses, storage
 from robust_keras.engines import replicas
 
 # A float32 subtraction of two pixels is off by at most this much.
@@ -60,10 +60,8 @@ class Judge:
         if not len(x):
             return np.zeros(0, bool)
         logits = predict(self._predict_fn, x, self.batch_size)
-        # A prediction that is no number is not right.
-        is_finite = np.isfinite(logits).all(axis=-1)
-        self.non_finite = self.non_finite or not is_finite.all()
-        return (logits.argmax(axis=-1) != labels) | ~is_finite
+        self.non_finite = self.non_finite or not np.isfinite(logits).all()
+        return losses.is_wrong(logits, labels).numpy()
 
     def _check_inside(self, name, proposed, clean):
         if not len(proposed):

@@ -23,7 +23,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from robust_keras import storage
+from robust_keras import compilation, losses, storage
 from robust_keras.data import sources
 from robust_keras.engines import replicas, strategies
 from robust_keras.pseudo_labelling import duplicates
@@ -364,14 +364,14 @@ def _accuracy(logits_fn, test, batch_size):
     predict = replicas.over_replicas(on_batch)
     for start in range(0, len(test.labels), batch_size):
         chosen = np.arange(start, start + batch_size) % len(test.labels)
-        right = predict(test.images[chosen]).numpy().argmax(axis=-1) == test.labels[chosen]
+        right = ~losses.is_wrong(predict(test.images[chosen]), test.labels[chosen]).numpy()
         num_right += int(right[: len(test.labels) - start].sum())
     return num_right / len(test.labels)
 
 
 def _scorer(logits_fn, index):
     """A compiled function of a batch of uint8 images: label, score, nearest test image and its cosine."""
-    nearest = tf.function(functools.partial(duplicates.nearest, index), jit_compile=True, autograph=False)
+    nearest = compilation.fused(functools.partial(duplicates.nearest, index))
 
     def on_batch(images):
         x = tf.cast(images, tf.float32) / 255.0
