@@ -120,7 +120,8 @@ def _resolve(gin_files, gin_params):
 
     for files in (gin_files, ["at.gin", *gin_files]):
         configuration.parse(files, gin_params)
-        configuration.resolve(configuration.label_pool, is_last=False)  # Of a recipe that labels; only its training.
+        if configuration.is_bound("label_pool.pool"):  # Of a recipe that labels; only its training.
+            configuration.resolve(configuration.label_pool, is_last=False)
         evaluate = configuration.resolve(configuration.evaluate, is_last=False)
         if configuration.is_bound("train.model") or "attacks" not in evaluate.keywords:
             break

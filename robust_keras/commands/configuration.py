@@ -17,12 +17,12 @@ import tensorflow as tf
 import gin
 from robust_keras import losses, schedules, threats
 from robust_keras.attacks import apgd, autoattack, fab, multi_targeted, pgd, square, step_rules, transfer
-from robust_keras.commands import train_settings
+from robust_keras.commands import label_pool_settings, train_settings
 from robust_keras.data import augmentation, training_batches
 from robust_keras.engines import strategies
 from robust_keras.evaluation import evaluate as evaluation
 from robust_keras.models import wide_resnet
-from robust_keras.pseudo_labelling import pseudo_labels
+from robust_keras.pseudo_labelling import records as labelling_records
 from robust_keras.saved_models import load
 from robust_keras.training import objectives, records
 
@@ -30,14 +30,8 @@ from robust_keras.training import objectives, records
 _NOT_THE_RECIPE = {
     "evaluate.progress",
     "evaluate.save_every",
-    "label_pool.allow_chance",
-    "label_pool.cache_dir",
-    "label_pool.licence",
-    "label_pool.progress",
-    "label_pool.sizes",
-    "label_pool.strategy",
-    "label_pool.tpu",
     "training_data.cache_dir",
+    *(f"label_pool.{name}" for name in (*labelling_records.Sets._fields, *labelling_records.Layout._fields)),
 } | {f"train.{name}" for name in (*records.Layout._fields, *records.Cadence._fields)}
 
 
@@ -99,9 +93,7 @@ for _function in (step_rules.adam, step_rules.steepest, autoattack.autoattack, l
     _register(_function)
 
 train = _register(train_settings.train)
-label_pool = _register(
-    _partial(pseudo_labels.label_pool), ("classifier", "workdir", "data_dir", "worker", "num_workers")
-)
+label_pool = _register(label_pool_settings.label_pool)
 evaluate = _register(_partial(evaluation.evaluate), ("individual", "num_examples", "save_directory"))
 
 
