@@ -117,7 +117,7 @@ train = _register(_partial(training.train), ("workdir", "data_dir"))
 label_pool = _register(
     _partial(pseudo_labels.label_pool), ("classifier", "workdir", "data_dir", "worker", "num_workers")
 )
-evaluate = _register(_partial(evaluation.evaluate), ("individual", "num_examples", "save_directory"))
+evaluate = _register(_partial(evaluation.evaluate), ("individual", "num_examples", "model_identity", "save_directory"))
 
 
 def parse(gin_files, gin_params=()):
