@@ -1,14 +1,15 @@
 """Loss primitives: per example, on logits, in float32. Attacks ascend them, objectives descend them.
 
-Each is `loss(logits, targets) -> [batch]`. `targets` are class indices, int `[batch]`, or class
-probabilities, float `[batch, num_classes]`: a label, a smoothed or mixed label, or a prediction.
+Each is `loss(logits, targets) -> [batch]`. `targets` are class indices, int `[batch]` or
+`[batch, 1]`, or class probabilities, float `[batch, num_classes]`: a label, a smoothed or mixed label, or a prediction.
+All raise ValueError for targets of another shape, or of another batch than the logits': nothing is broadcast.
 """
 
 import numpy as np
 import tensorflow as tf
 
 
-def cross_entropy(logits, targets):
+def cross_entropy(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
     """Softmax cross-entropy, `-sum_c targets_c log softmax(logits)_c`.
 
     Args:
@@ -22,7 +23,7 @@ def cross_entropy(logits, targets):
     return tf.nn.softmax_cross_entropy_with_logits(as_probabilities(targets, logits), logits)
 
 
-def kl_divergence(logits, targets):
+def kl_divergence(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
     """Kullback-Leibler divergence of the prediction from the targets, `sum_c t_c (log t_c - log softmax(logits)_c)`.
 
     This is D_KL(targets || softmax(logits)), the regularizer of TRADES (Zhang et al. 2019) when `targets`
@@ -42,7 +43,7 @@ def kl_divergence(logits, targets):
     return tf.reduce_sum(targets * (log_targets - tf.nn.log_softmax(logits)), axis=-1)
 
 
-def margin(logits, targets):
+def margin(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
     """Margin of the strongest wrong class, `max_{c != y} logits_c - logits_y`.
 
     Positive exactly where the example is misclassified (Uesato et al. 2018; Gowal et al. 2020, section 4.2.1).
@@ -56,12 +57,12 @@ def margin(logits, targets):
         float32 `[batch]`.
     """
     logits = tf.cast(logits, tf.float32)
-    is_true_class = tf.one_hot(as_labels(targets), logits.shape[-1], on_value=True, off_value=False)
+    is_true_class = tf.one_hot(_labels_of(logits, targets), logits.shape[-1], on_value=True, off_value=False)
     true_logit = tf.reduce_sum(tf.where(is_true_class, logits, 0.0), axis=-1)
     return tf.reduce_max(tf.where(is_true_class, logits.dtype.min, logits), axis=-1) - true_logit
 
 
-def dlr(logits, targets):
+def dlr(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
     """Difference of logits ratio, `-(z_y - max_{c != y} z_c) / (z_(1) - z_(3))`, z_(i) the i-th highest logit.
 
     Unchanged when logits are shifted or scaled (Croce & Hein 2020, https://arxiv.org/abs/2003.01690, equation 6). Two
@@ -81,7 +82,7 @@ def dlr(logits, targets):
     return margin(logits, targets) / (highest[:, 0] - highest[:, 2] + 1e-12)
 
 
-def targeted_margin(logits, targets, target_classes):
+def targeted_margin(logits: tf.Tensor, targets: tf.Tensor, target_classes: tf.Tensor) -> tf.Tensor:
     """Margin of given wrong classes t, `z_t - z_y`: what MultiTargeted ascends (Gowal et al. 2019, equation 5).
 
     Args:
@@ -94,11 +95,11 @@ def targeted_margin(logits, targets, target_classes):
     """
     logits = tf.cast(logits, tf.float32)
     # Products, not gathers: their gradient is dense and the same on every device.
-    towards, away = (tf.one_hot(classes, logits.shape[-1]) for classes in (target_classes, as_labels(targets)))
+    towards, away = (tf.one_hot(classes, logits.shape[-1]) for classes in (target_classes, _labels_of(logits, targets)))
     return tf.reduce_sum(logits * (towards - away), axis=-1)
 
 
-def targeted_dlr(logits, targets, target_classes):
+def targeted_dlr(logits: tf.Tensor, targets: tf.Tensor, target_classes: tf.Tensor) -> tf.Tensor:
     """Targeted difference of logits ratio, `(z_t - z_y) / (z_(1) - (z_(3) + z_(4)) / 2)`.
 
     Croce & Hein 2020, equation 7. Fewer than four classes have no fourth logit: there it falls back to the numerator,
@@ -120,17 +121,70 @@ def targeted_dlr(logits, targets, target_classes):
     return numerator / (highest[:, 0] - 0.5 * (highest[:, 2] + highest[:, 3]) + 1e-12)
 
 
-def as_probabilities(targets, logits):
-    """`targets` as float32 probabilities of the shape of `logits`."""
-    targets = tf.convert_to_tensor(targets)
-    if targets.dtype.is_integer:
-        return tf.one_hot(targets, logits.shape[-1], dtype=tf.float32)
-    return tf.cast(targets, tf.float32)
+def is_wrong(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+    """Whether each prediction is wrong: its class, `argmax_c logits_c`, is not the label, or a logit is not finite.
+
+    The only definition of what attacks look for, and of what accuracies count.
+
+    Args:
+        logits: `[batch, num_classes]`.
+        labels: see `as_labels`.
+
+    Returns:
+        bool `[batch]`.
+
+    Raises:
+        ValueError: for labels of another shape or batch.
+    """
+    logits = tf.convert_to_tensor(logits)
+    labels = _labels_of(logits, labels)
+    is_finite = tf.reduce_all(tf.math.is_finite(logits), axis=-1)
+    return tf.not_equal(tf.argmax(logits, axis=-1, output_type=tf.int32), labels) | ~is_finite
 
 
-def as_labels(targets):
-    """`targets` as int32 class indices `[batch]`; the most probable class of probabilities."""
+def as_probabilities(targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
+    """`targets` as float32 probabilities of the shape of `logits`, `[batch, num_classes]`.
+
+    Raises:
+        ValueError: for labels that `as_labels` refuses, or for targets of another batch or number of classes.
+    """
+    targets, labels = tf.convert_to_tensor(targets), _labels_of(logits, targets)
+    if targets.dtype.is_floating:
+        return tf.cast(targets, tf.float32)
+    return tf.one_hot(labels, logits.shape[-1], dtype=tf.float32)
+
+
+def as_labels(targets: tf.Tensor) -> tf.Tensor:
+    """`targets` as class indices; the most probable class of probabilities.
+
+    Args:
+        targets: integers `[batch]`, or `[batch, 1]` as `keras.datasets` gives them; or probabilities (one-hot rows are
+            such), float `[batch, num_classes]` of two classes or more.
+
+    Returns:
+        int32 `[batch]`.
+
+    Raises:
+        ValueError: for anything else.
+    """
     targets = tf.convert_to_tensor(targets)
-    if targets.dtype.is_integer:
-        return tf.cast(targets, tf.int32)
-    return tf.argmax(targets, axis=-1, output_type=tf.int32)
+    shape, dtype = targets.shape, targets.dtype
+    if dtype.is_integer and (shape.rank == 1 or (shape.rank == 2 and shape[1] == 1)):
+        return tf.cast(tf.reshape(targets, (-1,)), tf.int32)
+    if dtype.is_floating and shape.rank == 2 and shape[1] != 1:
+        return tf.argmax(targets, axis=-1, output_type=tf.int32)
+    raise ValueError(
+        "Expected labels, integers [batch] or [batch, 1], or probabilities, floats [batch, num_classes]. "
+        f"Received: {dtype.name} {shape}"
+    )
+
+
+def _labels_of(logits, targets):
+    """`as_labels`, of the logits' examples and classes."""
+    targets = tf.convert_to_tensor(targets)
+    labels = as_labels(targets)
+    if targets.dtype.is_floating and not targets.shape.is_compatible_with(logits.shape):
+        raise ValueError(f"Expected probabilities of the logits' shape, {logits.shape}. Received: {targets.shape}")
+    if not labels.shape.is_compatible_with(logits.shape[:1]):
+        raise ValueError(f"Expected labels of {logits.shape[0]} examples, as logits. Received: {labels.shape[0]}")
+    return labels

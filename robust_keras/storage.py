@@ -8,9 +8,10 @@ read.
 
 import hashlib
 import json
+import os
 import posixpath
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -44,7 +45,7 @@ class Snapshot(NamedTuple):
     arrays: dict
 
 
-def write(directory, step, arrays, info, *, keep=2):
+def write(directory: str | os.PathLike, step: int, arrays: dict[str, np.ndarray], info: dict, *, keep: int = 2) -> None:
     """Writes a snapshot, then removes older ones but the newest `keep` in all, any of later steps, and what
     interrupted writes left behind.
 
@@ -68,7 +69,7 @@ def write(directory, step, arrays, info, *, keep=2):
             gfile.remove(posixpath.join(str(directory), name))
 
 
-def commit(stem, arrays, info):
+def commit(stem: str, arrays: dict[str, np.ndarray], info: dict) -> None:
     """Writes arrays to `<stem>.npz`, then the marker `<stem>.json` without which they do not exist.
 
     Args:
@@ -82,7 +83,7 @@ def commit(stem, arrays, info):
         file.write(json.dumps(marker, indent=1))
 
 
-def is_committed(stem):
+def is_committed(stem: str) -> bool:
     """Whether there is a marker, and a whole one."""
     try:
         with gfile.GFile(marker_path(stem)) as file:
@@ -91,18 +92,18 @@ def is_committed(stem):
         return False
 
 
-def withdraw(stem):
+def withdraw(stem: str) -> None:
     """Removes the marker, if there is one."""
     if gfile.exists(marker_path(stem)):
         gfile.remove(marker_path(stem))
 
 
-def marker_path(stem):
+def marker_path(stem: str) -> str:
     """Where `commit` writes the marker."""
     return f"{stem}.json"
 
 
-def read_committed(stem):
+def read_committed(stem: str) -> tuple[dict[str, np.ndarray], dict]:
     """Reads and verifies what `commit` wrote.
 
     Returns:
@@ -124,7 +125,7 @@ def read_committed(stem):
         raise ValueError(f"Expected an intact snapshot at {data_path}. Received: {error}") from error
 
 
-def write_arrays(path, arrays, *, compressed=False):
+def write_arrays(path: str | os.PathLike, arrays: dict[str, np.ndarray], *, compressed: bool = False) -> str:
     """Writes NumPy arrays by name to an `.npz` file at any `tf.io.gfile` path, and returns its SHA-256.
 
     Raises:
@@ -138,7 +139,7 @@ def write_arrays(path, arrays, *, compressed=False):
     return stream.digest()
 
 
-def steps(directory):
+def steps(directory: str | os.PathLike) -> list[int]:
     """Steps of the snapshots that have a marker, in rising order."""
     try:
         names = gfile.listdir(str(directory))
@@ -148,7 +149,7 @@ def steps(directory):
     return sorted(int(match[1]) for match in matches if match)
 
 
-def read_newest(directory):
+def read_newest(directory: str | os.PathLike) -> Snapshot | None:
     """The newest intact snapshot, or None; a damaged one is passed over with a warning that names it."""
     for step in reversed(steps(directory)):
         try:
@@ -158,7 +159,7 @@ def read_newest(directory):
     return None
 
 
-def read(directory, step):
+def read(directory: str | os.PathLike, step: int) -> Snapshot:
     """Reads and verifies one snapshot.
 
     Raises:
@@ -168,7 +169,7 @@ def read(directory, step):
     return Snapshot(step, info, arrays)
 
 
-def sha256(path):
+def sha256(path: str | os.PathLike) -> str:
     """The SHA-256 of a file."""
     digest = hashlib.sha256()
     with gfile.GFile(path, "rb") as file:
@@ -177,11 +178,50 @@ def sha256(path):
     return digest.hexdigest()
 
 
-def _stem(directory, step):
+def read_text(path: str | os.PathLike) -> str:
+    """What a text file holds; nothing where there is none.
+
+    Raises:
+        ValueError: where it is no text.
+    """
+    try:
+        with gfile.GFile(path) as file:
+            return file.read()
+    except tf.errors.NotFoundError:
+        return ""
+    except UnicodeDecodeError as error:
+        raise ValueError(f"Expected text in {os.fspath(path)}. Received: {error}") from error
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a text file."""
+    with gfile.GFile(path, "w") as file:
+        file.write(text)
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """What a JSON file holds; None where there is none, or an empty one, which an interrupted write left behind.
+
+    Raises:
+        ValueError: naming the file, where it is no JSON.
+    """
+    try:
+        text = read_text(path)
+        return json.loads(text) if text else None
+    except ValueError as error:
+        raise ValueError(f"Expected JSON in {os.fspath(path)}. Received: {error}") from error
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes a JSON file, which ends with a line break: without one it is not whole."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def _stem(directory: str | os.PathLike, step: int) -> str:
     return posixpath.join(str(directory), f"step-{step:08d}")
 
 
-def _data_path(stem):
+def _data_path(stem: str) -> str:
     return f"{stem}.npz"
 
 

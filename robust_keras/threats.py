@@ -12,7 +12,10 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from robust_keras import noise
+from robust_keras import compilation, noise
+
+# What images may leave [0, 1] by, as those of a resampling do.
+_ROUNDING = 1e-6
 
 
 class Threat(NamedTuple):
@@ -86,6 +89,34 @@ def parse_fraction(value, name):
     return number
 
 
+def check_images(x: tf.Tensor) -> tf.Tensor:
+    """Images as attacks take them: float32 `[batch, ...]` in [0, 1].
+
+    Values are looked at where there are any, so not while a program is traced.
+
+    Args:
+        x: floats `[batch, ...]`.
+
+    Returns:
+        float32 like `x`.
+
+    Raises:
+        ValueError: for integers, a tensor of one axis, and values that are no finite numbers or are outside [0, 1] by
+            more than rounding (1e-6).
+    """
+    x = tf.convert_to_tensor(x)
+    if not x.dtype.is_floating:
+        raise ValueError(f"Expected float images in [0, 1]; divide bytes by 255. Received: images of {x.dtype.name}")
+    if x.shape.rank is not None and x.shape.rank < 2:
+        raise ValueError(f"Expected images [batch, ...]. Received: shape {x.shape}")
+    if tf.executing_eagerly() and tf.size(x) > 0:
+        low, high = float(tf.reduce_min(x)), float(tf.reduce_max(x))
+        # The comparison fails for NaN too, which either end may hide.
+        if not (low >= -_ROUNDING and high <= 1.0 + _ROUNDING) or not tf.reduce_all(tf.math.is_finite(x)):
+            raise ValueError(f"Expected finite images in [0, 1]. Received: values from {low:.6g} to {high:.6g}")
+    return tf.cast(x, tf.float32)
+
+
 def linf_random_start(x, seeds, *, epsilon):
     """Uniform in the cube of half-side `epsilon` around `x`."""
     return _clip(x + noise.uniform(seeds, tuple(x.shape[1:]), -epsilon, epsilon))
@@ -157,8 +188,7 @@ def l1_project(x_adv, x, *, epsilon):
     return _clip(x + l1_nearest(x_adv - x, x, epsilon=epsilon))
 
 
-# Compiled for one pass over memory for each of its few iterations, also outside of XLA.
-@tf.function(jit_compile=True, autograph=False)
+@compilation.fused
 def l1_nearest(delta, x, *, epsilon):
     """The difference nearest to `delta` whose absolute values sum to `epsilon` at most and that keeps `x` in [0, 1].
 

@@ -304,3 +304,59 @@ def test_as_labels():
     labels = losses.as_labels(tf.constant([7, 3], tf.int64))
     assert labels.dtype == tf.int32
     np.testing.assert_array_equal(labels, [7, 3])
+
+
+@ALL
+def test_labels_of_one_column_are_labels(loss):
+    # As `keras.datasets` gives them.
+    logits, labels = tf.constant(np.random.default_rng(0).normal(size=(5, 4)), tf.float32), np.array([2, 0, 1, 3, 3])
+    value = loss(logits, labels[:, None])
+    assert value.shape == (5,)
+    np.testing.assert_array_equal(value, loss(logits, labels))
+    np.testing.assert_array_equal(value, loss(logits, np.eye(4)[labels]))
+
+
+BAD_LABELS = [
+    tf.zeros((3, 2), tf.int32),
+    tf.zeros((3, 1, 1), tf.int32),
+    tf.constant(1),
+    tf.zeros(3),
+    tf.zeros((3, 1)),
+    tf.zeros((3, 1, 2)),
+    tf.zeros(3, tf.bool),
+]
+
+
+@pytest.mark.parametrize("labels", BAD_LABELS, ids=lambda x: f"{x.dtype.name}-{x.shape}")
+def test_labels_of_another_shape_are_refused(labels):
+    with pytest.raises(ValueError, match=rf"labels, integers \[batch\] or .* Received: {labels.dtype.name} \("):
+        losses.as_labels(labels)
+    with pytest.raises(ValueError, match="Expected (labels|probabilities).* Received: "):
+        losses.is_wrong(tf.zeros((3, 2)), labels)
+
+
+@ALL
+@pytest.mark.parametrize("labels", BAD_LABELS, ids=lambda x: f"{x.dtype.name}-{x.shape}")
+def test_losses_refuse_labels_of_another_shape(loss, labels):
+    with pytest.raises(ValueError, match="Expected (labels|probabilities).* Received: "):
+        loss(tf.zeros((3, 2)), labels)
+
+
+@ALL
+@pytest.mark.parametrize("targets", [[1], [[1]], [1, 0], [[0.5, 0.5]], [[0.5, 0.5, 0.0]] * 3], ids=str)
+def test_nothing_is_broadcast(loss, targets):
+    for function in (loss, losses.is_wrong):
+        with pytest.raises(ValueError, match="Expected (labels of 3 examples|probabilities).* Received: "):
+            function(tf.zeros((3, 2)), tf.constant(targets))
+
+
+def test_is_wrong():
+    logits = tf.constant(
+        [[2.0, 1.0], [1.0, 2.0], [1.0, 1.0], [np.nan, 0.0], [1.0, np.nan], [np.inf, 0.0], [1.0, -np.inf]]
+    )
+    expected = [False, True, False, True, True, True, True]
+    labels = np.zeros(7, np.int64)
+    for same in (labels, labels[:, None], np.eye(2)[labels]):
+        np.testing.assert_array_equal(losses.is_wrong(logits, same), expected)
+    np.testing.assert_array_equal(losses.is_wrong(logits.numpy(), labels), expected)  # of arrays
+    np.testing.assert_array_equal(losses.is_wrong(tf.cast(logits, tf.float16), labels), expected)

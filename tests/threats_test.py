@@ -356,3 +356,35 @@ def test_unknown_norm(norm):
 def test_threat_describes_itself():
     threat = threats.threat(norm="L2", epsilon="128/255")
     assert (threat.norm, threat.epsilon, threat.epsilon_fraction) == ("L2", 128 / 255, "128/255")
+
+
+@pytest.mark.parametrize(
+    "x, message",
+    [
+        (np.full((2, 2, 2, 3), 255.0), "finite images in .0, 1.. Received: values from 255 to 255"),
+        (np.full((2, 2, 2, 3), 1.001), "Received: values from 1.001 to 1.001"),
+        (np.full((2, 2, 2, 3), -0.5), "Received: values from -0.5 to -0.5"),
+        (np.where(np.arange(24).reshape(2, 2, 2, 3) == 5, np.nan, 0.5), "finite images"),
+        (np.where(np.arange(24).reshape(2, 2, 2, 3) == 5, np.inf, 0.5), "finite images .* to inf"),
+        (np.zeros((2, 2, 2, 3), np.uint8), "float images in .0, 1.; divide bytes by 255. Received: images of uint8"),
+        (np.zeros((2, 2, 2, 3), np.int64), "images of int64"),
+        (np.zeros(3, np.float32), r"images .batch, .*. Received: shape \(3,\)"),
+    ],
+)
+def test_images_that_are_none(x, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        threats.check_images(x)
+    assert "\n" not in str(caught.value)
+
+
+def test_images_are_made_float32():
+    x = np.random.default_rng(0).random((2, 2, 2, 3))
+    for given in (x, x.astype(np.float32), tf.constant(x), x + 1e-7 * (x - 0.5), 0 * x, 0 * x + 1, x[:0]):
+        checked = threats.check_images(given)
+        assert checked.dtype == tf.float32
+        np.testing.assert_array_equal(checked, np.float32(given))
+    # In a program there are no values to look at.
+    program = tf.function(threats.check_images, autograph=False)
+    np.testing.assert_array_equal(program(tf.fill((2, 3), 255.0)), np.full((2, 3), 255.0))
+    with pytest.raises(ValueError, match="uint8"):
+        program(tf.zeros((2, 3), tf.uint8))

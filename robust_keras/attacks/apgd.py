@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from robust_keras import losses, noise, threats
+from robust_keras import compilation, losses, noise, threats
 from robust_keras.attacks import stepwise
 
 
@@ -181,7 +181,7 @@ def _search(*, name, num_runs, loss_fn, rank, threat, num_steps, num_restarts, e
         state["gradient"] = stepwise.choose(goes_back, state["gradient_best"], gradient)
         if shrinking_radius:
             state["gradient"] = stepwise.choose(now.ends, tf.zeros_like(x), state["gradient"])
-        return state, x_adv, now.counts & stepwise.is_wrong(logits, labels)
+        return state, x_adv, now.counts & losses.is_wrong(logits, labels)
 
     def first_loss_fn(logits, labels):
         first = stepwise.target_class(tf.stop_gradient(logits), labels, rank(tf.zeros_like(labels)))
@@ -307,7 +307,7 @@ def _l1_move(x, state, epsilon, momentum):
     return _l1_project(stepped - x, x, epsilon)
 
 
-@tf.function(jit_compile=True, autograph=False)  # As `threats.l1_nearest`.
+@compilation.fused
 def _order_statistic(size, rank):
     """The value with `rank` `[batch]` values before it in rising order: `[batch, 1, 1, 1]`, of `size` >= 0."""
     # Non-negative floats are ordered as their bits are: the value is found bit by bit, without sorting.

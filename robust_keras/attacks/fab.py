@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from robust_keras import losses, noise
+from robust_keras import compilation, losses, noise
 from robust_keras.attacks import stepwise
 
 
@@ -108,7 +108,7 @@ def fab(
         (move, clean_move), (way, clean_way) = tf.split(moves, 2), tf.split(lengths, 2)
         alpha = tf.minimum(way / (way + clean_way), alpha_max)
         x_adv = _clip((1.0 - alpha) * (image + eta * move) + alpha * (x + eta * clean_move))
-        wrong = stepwise.is_wrong(logits_fn(x_adv), labels)
+        wrong = losses.is_wrong(logits_fn(x_adv), labels)
         broken = wrong & (threat.distance(x_adv, x) <= threat.epsilon)
         following = tf.where(stepwise.expand(wrong, x), x + beta * (x_adv - x), x_adv)
         return {**state, "image": following}, tf.where(stepwise.expand(broken, x), x_adv, x), broken
@@ -171,7 +171,7 @@ def nearest_boundary(logits_fn, x, labels, dual_length, target=None):
     return gap, weights
 
 
-@tf.function(jit_compile=True, autograph=False)  # As `threats.l1_nearest`.
+@compilation.fused
 def project(x, weights, gap, norm):
     """The shortest move in `norm` from `x` onto the hyperplane `gap + sum(weights * move) = 0`, inside [0, 1]^d.
 

@@ -59,7 +59,7 @@ def multi_targeted(
         )
         direction, rule = step_rule.update(gradient, state["rule"], stepwise.expand(k, x), threat)
         moved = threat.project(x_adv + stepwise.expand(step_size_fn(k), x) * direction, x)
-        return {**state, "x_adv": moved, "rule": rule}, x_adv, stepwise.is_wrong(logits, labels)
+        return {**state, "x_adv": moved, "rule": rule}, x_adv, losses.is_wrong(logits, labels)
 
     def num_runs(num_classes):
         return num_restarts * num_targets_of(num_classes)

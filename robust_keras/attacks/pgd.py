@@ -9,7 +9,7 @@ An attack is a loss, which it ascends, a step rule, a start and the threat model
 
 import tensorflow as tf
 
-from robust_keras import losses, noise
+from robust_keras import losses, noise, threats
 from robust_keras.attacks import step_rules, stepwise
 
 
@@ -36,7 +36,8 @@ def pgd(
     Args:
         logits_fn: images `[batch, ...]` to logits `[batch, num_classes]`.
         x: float32 images `[batch, ...]` in [0, 1].
-        targets: what to move away from, int `[batch]` or class probabilities float `[batch, num_classes]`.
+        targets: what to move away from, int `[batch]` or
+            `[batch, 1]`, or class probabilities, float `[batch, num_classes]`.
         threat: a `threats.Threat`.
         loss_fn: `(logits, targets) -> [batch]`, ascended.
         num_steps: gradient steps, an int >= 1.
@@ -56,7 +57,9 @@ def pgd(
     if num_steps < 1 or num_restarts < 1:
         raise ValueError(f"Expected num_steps and num_restarts >= 1. Received: {num_steps}, {num_restarts}")
     step_rules.check_restarts(num_restarts, random_start)
-    x = tf.convert_to_tensor(x, tf.float32)
+    x, targets = threats.check_images(x), tf.convert_to_tensor(targets)
+    if targets.dtype.is_integer:
+        targets = losses.as_labels(targets)
     step_size_fn = step_rules.step_size_fn(step_size)
     step_rule = step_rule or step_rules.steepest()
 
@@ -83,7 +86,7 @@ def pgd(
     def restart(r, best, best_broken, best_loss):
         x_adv = run(r)
         logits = logits_fn(x_adv)
-        broken = tf.not_equal(tf.argmax(logits, axis=-1, output_type=tf.int32), labels)
+        broken = losses.is_wrong(logits, labels)
         loss = loss_fn(logits, targets)
         better = (broken & ~best_broken) | (tf.equal(broken, best_broken) & (loss > best_loss))
         best = tf.where(tf.reshape(better, (-1,) + (1,) * (x.shape.rank - 1)), x_adv, best)

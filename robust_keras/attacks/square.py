@@ -95,7 +95,7 @@ def square(*, threat, num_queries=5000, num_restarts=1, p_init=0.8):
             "words": words(state["seeds"], k + 1, x),
         }
         # A wrong prediction has a margin of 0 or less; the reverse fails where a tie goes to the label.
-        return following, x_adv, stepwise.is_wrong(logits, labels)
+        return following, x_adv, losses.is_wrong(logits, labels)
 
     return stepwise.Search("square", lambda num_classes: num_restarts, num_queries + 1, start, step)
 

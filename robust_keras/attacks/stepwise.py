@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from robust_keras import losses, noise
+from robust_keras import losses, noise, threats
 
 
 class Search(NamedTuple):
@@ -88,7 +88,7 @@ def attack(build):
     @functools.wraps(build)
     def run_all(logits_fn, x, labels, *, seeds, **settings):
         search = build(**settings)
-        x = tf.convert_to_tensor(x, tf.float32)
+        x = threats.check_images(x)
         labels = losses.as_labels(labels)
         clean_logits = logits_fn(x)
 
@@ -98,7 +98,7 @@ def attack(build):
             return r + 1, choose(broken, found, progress.found), broken | progress.broken
 
         num_runs = search.num_runs(clean_logits.shape[-1])
-        nothing = (tf.constant(0), x, is_wrong(clean_logits, labels))
+        nothing = (tf.constant(0), x, losses.is_wrong(clean_logits, labels))
         return tf.stop_gradient(tf.while_loop(lambda r, *_: r < num_runs, run, nothing)[1])
 
     kinds = inspect.Parameter
@@ -127,12 +127,6 @@ def target_class(clean_logits, labels, rank):
     is_label = tf.one_hot(labels, clean_logits.shape[-1], on_value=True, off_value=False)
     order = tf.math.top_k(tf.where(is_label, clean_logits.dtype.min, clean_logits), clean_logits.shape[-1]).indices
     return tf.gather(order, rank, batch_dims=1)
-
-
-def is_wrong(logits, labels):
-    """Whether each prediction is not the label, bool `[batch]`; one that is no finite number is not."""
-    finite = tf.reduce_all(tf.math.is_finite(logits), axis=-1)
-    return tf.not_equal(tf.argmax(logits, axis=-1, output_type=tf.int32), labels) | ~finite
 
 
 def choose(condition, a, b):

@@ -1,5 +1,7 @@
 """Attacks on a surrogate."""
 
+from robust_keras import losses, threats
+
 
 def transfer(logits_fn, x, labels, *, threat, surrogate, attack, seeds):
     """An attack on another classifier, for one whose own gradients may be masked.
@@ -16,4 +18,4 @@ def transfer(logits_fn, x, labels, *, threat, surrogate, attack, seeds):
     Returns:
         What `attack` makes of the surrogate.
     """
-    return attack(surrogate, x, labels, seeds=seeds)
+    return attack(surrogate, threats.check_images(x), losses.as_labels(labels), seeds=seeds)

@@ -58,7 +58,7 @@ def run(*, gin_files, gin_params=(), data_dir=None, num_cores=None, memory_gib=_
         ValueError: for bad input, such as a batch that does not spread over the cores in whole groups.
     """
     train, evaluate = _resolve(gin_files, gin_params)
-    settings = _settings(train)
+    settings = _settings_of_training(train)
     evaluation = _settings(evaluate) if "attacks" in evaluate.keywords else {}
     data = _data(settings["data"].keywords, data_dir)
     spec = settings["batches"](data, seed=0, num_steps=1).element_spec
@@ -120,10 +120,10 @@ def _resolve(gin_files, gin_params):
 
     for files in (gin_files, ["at.gin", *gin_files]):
         configuration.parse(files, gin_params)
-        configuration.resolve(configuration.label_pool, is_last=False)  # Of a recipe that labels; only its training.
+        if configuration.is_bound("label_pool.pool"):  # Of a recipe that labels; only its training.
+            configuration.resolve(configuration.label_pool, is_last=False)
         evaluate = configuration.resolve(configuration.evaluate, is_last=False)
-        train = configuration.resolve(configuration.train, is_last=False)
-        if "model" in train.keywords or "attacks" not in evaluate.keywords:
+        if configuration.is_bound("train.model") or "attacks" not in evaluate.keywords:
             break
     return configuration.resolve(configuration.train), evaluate
 
@@ -133,6 +133,24 @@ def _settings(configured):
     parameters = inspect.signature(configured.func).parameters
     defaults = {k: p.default for k, p in parameters.items() if p.default is not inspect.Parameter.empty}
     return {**defaults, **configured.keywords}
+
+
+def _settings_of_training(run):
+    """The settings of a configured run, by name."""
+    recipe, layout = run.recipe, run.layout
+    attack, averaging = recipe.attack, recipe.averaging
+    return {
+        **recipe._asdict(),
+        **recipe.optimizer._asdict(),
+        "attack": attack and attack.attack_fn,
+        "attack_target": attack.target if attack else "label",
+        "attack_batch_norm": attack.batch_norm if attack else "batch",
+        "validation": recipe.validation.correct_fn,
+        "tau": averaging and averaging.tau,
+        "averaging_warm_up": averaging and averaging.warm_up,
+        "accumulation_steps": layout.accumulation_steps,
+        "validation_batch_size": layout.validation_batch_size,
+    }
 
 
 def _data(names, data_dir):

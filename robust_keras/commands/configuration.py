@@ -17,43 +17,22 @@ import tensorflow as tf
 import gin
 from robust_keras import losses, schedules, threats
 from robust_keras.attacks import apgd, autoattack, fab, multi_targeted, pgd, square, step_rules, transfer
+from robust_keras.commands import label_pool_settings, train_settings
 from robust_keras.data import augmentation, training_batches
 from robust_keras.engines import strategies
 from robust_keras.evaluation import evaluate as evaluation
 from robust_keras.models import wide_resnet
-from robust_keras.pseudo_labelling import pseudo_labels
+from robust_keras.pseudo_labelling import records as labelling_records
 from robust_keras.saved_models import load
-from robust_keras.training import objectives
-from robust_keras.training import train as training
+from robust_keras.training import objectives, records
 
 # Bindings that do not identify a run: they may change when it is resumed.
 _NOT_THE_RECIPE = {
     "evaluate.progress",
     "evaluate.save_every",
-    "label_pool.allow_chance",
-    "label_pool.cache_dir",
-    "label_pool.licence",
-    "label_pool.progress",
-    "label_pool.sizes",
-    "label_pool.strategy",
-    "label_pool.tpu",
     "training_data.cache_dir",
-} | {
-    f"train.{name}"
-    for name in (
-        "accumulation_steps",
-        "checkpoint_every",
-        "jit_compile",
-        "log_every",
-        "num_checkpoints",
-        "progress",
-        "steps_per_execution",
-        "strategy",
-        "tpu",
-        "validate_every",
-        "validation_batch_size",
-    )
-}
+    *(f"label_pool.{name}" for name in (*labelling_records.Sets._fields, *labelling_records.Layout._fields)),
+} | {f"train.{name}" for name in (*records.Layout._fields, *records.Cadence._fields)}
 
 
 def gin_directory():
@@ -113,10 +92,8 @@ for _function, _given in {
 for _function in (step_rules.adam, step_rules.steepest, autoattack.autoattack, load.load_logits_fn, threats.threat):
     _register(_function)
 
-train = _register(_partial(training.train), ("workdir", "data_dir"))
-label_pool = _register(
-    _partial(pseudo_labels.label_pool), ("classifier", "workdir", "data_dir", "worker", "num_workers")
-)
+train = _register(train_settings.train)
+label_pool = _register(label_pool_settings.label_pool)
 evaluate = _register(_partial(evaluation.evaluate), ("individual", "num_examples", "model_identity", "save_directory"))
 
 
@@ -164,6 +141,15 @@ def resolve(configurable, *, is_last=True):
     if is_last and (unused := unused_bindings()):
         raise ValueError(f"Expected bindings that are used. Received: {', '.join(unused)}, which change nothing")
     return bound
+
+
+def is_bound(name):
+    """Whether the configuration binds `name`, such as 'train.model'."""
+    try:
+        gin.query_parameter(name)
+    except ValueError:
+        return False
+    return True
 
 
 def strategy(function):

@@ -11,6 +11,8 @@ from robust_keras.commands import launcher  # isort: skip  Before TensorFlow is 
 
 import functools
 import posixpath
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
@@ -18,20 +20,31 @@ from absl import flags
 from robust_keras.commands import train
 
 
+class _Configured(NamedTuple):
+    """What the recipes say: a training of a classifier with its configuration, a labelling, and the configuration of
+    all that counts.
+    """
+
+    train: Callable
+    training_config: str
+    label_pool: Callable
+    config: str
+
+
 def run(
     *,
-    gin_files,
-    gin_params=(),
-    data_dir=None,
-    workdir="runs/pseudo_label",
-    strategy=None,
-    tpu=None,
-    init_from=None,
-    saved_model=None,
-    reading=None,
-    worker=0,
-    num_workers=1,
-):
+    gin_files: list[str],
+    gin_params: tuple | list = (),
+    data_dir: str | None = None,
+    workdir: str = "runs/pseudo_label",
+    strategy: str | None = None,
+    tpu: str | None = None,
+    init_from: str | None = None,
+    saved_model: str | None = None,
+    reading: dict[str, Any] | None = None,
+    worker: int = 0,
+    num_workers: int = 1,
+) -> list[str]:
     """Trains a plain classifier or takes a saved one, labels the pool with it, and writes the sets.
 
     Args:
@@ -53,43 +66,88 @@ def run(
     Raises:
         ValueError: for bad input, before anything is trained.
     """
-    import tensorflow as tf
-
-    from robust_keras.commands import configuration
-    from robust_keras.data import sources
-    from robust_keras.engines import replicas
-    from robust_keras.saved_models import load as loading
-
     if saved_model is not None and init_from is not None:
         raise ValueError(f"Expected --saved_model or --init_from. Received: both, {saved_model} and {init_from}")
     bindings = train.bindings(strategy, tpu, init_from, functions=("train", "label_pool"))
-    configuration.parse(gin_files, [*gin_params, *bindings])
+    configured = _resolved(gin_files, [*gin_params, *bindings], trains=saved_model is None)
+
+    from robust_keras import ownership
+    from robust_keras.pseudo_labelling import pseudo_labels, records
+
+    if saved_model is None:
+        classifier = _trained_classifier(configured, data_dir=data_dir, workdir=workdir, trains=worker == 0)
+    else:
+        classifier = _saved_classifier(saved_model, reading or {})
+    with ownership.lock(workdir, what=pseudo_labels.LABELLING, part=f"worker-{worker}"):
+        if worker == 0:
+            _claim(workdir, configured.config)
+        share = records.Share(worker, num_workers)
+        return configured.label_pool(classifier=classifier, workdir=workdir, data_dir=data_dir, share=share)
+
+
+def _resolved(gin_files: list[str], gin_params: list[str], *, trains: bool) -> _Configured:
+    """What the recipes configure.
+
+    Raises:
+        ValueError: for one that is wrong, or labels the very images that a set must not hold.
+    """
+    from robust_keras.commands import configuration
+
+    configuration.parse(gin_files, gin_params)
     with configuration.strategy("train").scope():
         train_classifier = configuration.resolve(configuration.train, is_last=False)
     training_config = configuration.operative_config()
     label_pool = configuration.resolve(configuration.label_pool)
-    if saved_model is not None:  # How another one would be trained is no part of what the scores are of.
-        configuration.parse(gin_files, [*gin_params, *bindings])
+    if not trains:  # How another one would be trained is no part of what the scores are of.
+        configuration.parse(gin_files, gin_params)
         configuration.resolve(configuration.label_pool, is_last=False)
-    config = configuration.operative_config()
-
-    labelled, test_set = train_classifier.keywords["data"].keywords["dataset"], label_pool.keywords["test_set"]
+    labelled, test_set = _labelled_set(train_classifier), label_pool.recipe.test_set
     if test_set == labelled and labelled.startswith("npz:"):  # Which is one set, whatever the split.
         raise ValueError(f"Expected TEST_SET to name other images than DATASET. Received: {test_set!r} for both")
-    sha256 = saved_model and loading.fingerprint(saved_model)
-    if worker == 0:
-        scored = tf.io.gfile.exists(posixpath.join(workdir, "scores"))
-        configuration.claim(workdir, config, holds_results=scored)
+    return _Configured(train_classifier, training_config, label_pool, configuration.operative_config())
 
-    def saved_classifier(image_shape):
-        load = functools.partial(loading.load_logits_fn, saved_model, **(reading or {}))
+
+def _labelled_set(train_classifier: Callable) -> str:
+    return train_classifier.recipe.data.keywords["dataset"]
+
+
+def _claim(workdir: str, config: str) -> None:
+    import tensorflow as tf
+
+    from robust_keras.commands import configuration
+
+    scored = tf.io.gfile.exists(posixpath.join(workdir, "scores"))
+    configuration.claim(workdir, config, holds_results=scored)
+
+
+def _saved_classifier(saved_model: str, reading: dict[str, Any]) -> Callable:
+    """The `classifier` of `label_pool` for one in a file."""
+    from robust_keras.saved_models import load as loading
+
+    sha256 = loading.fingerprint(saved_model)
+
+    def classifier(image_shape):
+        import tensorflow as tf
+
+        from robust_keras.engines import replicas
+
+        load = functools.partial(loading.load_logits_fn, saved_model, **reading)
         images = np.zeros((tf.distribute.get_strategy().num_replicas_in_sync, *image_shape), np.float32)
         shape = replicas.over_replicas(load())(images).shape
         if shape.rank != 2:
             raise ValueError(f"Expected a classifier that returns [batch, classes]. Received: {tuple(shape)}")
-        return shape[1], lambda: (load, {"path": saved_model, "sha256": sha256, **(reading or {})})
+        return shape[1], lambda: (load, {"path": saved_model, "sha256": sha256, **reading})
 
-    def trained_classifier(image_shape):
+    return classifier
+
+
+def _trained_classifier(configured: _Configured, *, data_dir: str | None, workdir: str, trains: bool) -> Callable:
+    """The `classifier` of `label_pool` for one that is trained here, or by another worker."""
+    from robust_keras.data import sources
+
+    labelled, test_set = _labelled_set(configured.train), configured.label_pool.recipe.test_set
+
+    def classifier(image_shape):
         source = sources.load(labelled, "train", data_dir=data_dir)
         if source.images.shape[1:] != image_shape:
             raise ValueError(
@@ -98,22 +156,16 @@ def run(
 
         def obtain():
             folder = posixpath.join(workdir, "classifier")
-            if worker == 0:
-                train.train_and_export(train_classifier, training_config, data_dir=data_dir, workdir=folder)
+            if trains:
+                train.train_and_export(configured.train, configured.training_config, data_dir=data_dir, workdir=folder)
             return _trained(folder)
 
         return source.num_classes, obtain
 
-    return label_pool(
-        classifier=trained_classifier if saved_model is None else saved_classifier,
-        workdir=workdir,
-        data_dir=data_dir,
-        worker=worker,
-        num_workers=num_workers,
-    )
+    return classifier
 
 
-def _trained(folder):
+def _trained(folder: str) -> tuple[Callable, dict[str, Any]]:
     """A function that loads the classifier that the first worker trained, and what identifies it."""
     from robust_keras import storage
     from robust_keras.saved_models import load as loading

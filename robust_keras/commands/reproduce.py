@@ -201,34 +201,34 @@ def _configuration(row, plan, gin_params, is_baseline):
 
     def resolved(files, bindings):
         configurables.parse(files, bindings)
-        return configurables.resolve(configurables.train).keywords
+        return configurables.resolve(configurables.train)
 
     bindings, files = (*row.bindings, *gin_params), row.files + plan.overlay
-    network = resolved(row.files, bindings)["model"].keywords
+    network = resolved(row.files, bindings).recipe.model.keywords
     size = network["depth"], network["width"]
     scaled = resolved(files, bindings)
-    steps, num_validation = scaled["train_steps"], scaled["data"].keywords["num_validation"]
+    steps, num_validation = scaled.recipe.train_steps, scaled.recipe.data.keywords["num_validation"]
     bindings += tuple(plan.bindings(*size, steps, num_validation))
-    train = resolved(files, bindings)
-    attack = train["attack"]
-    validation = train["validation"].keywords["attack"].keywords
+    train = resolved(files, bindings).recipe
+    attack = train.attack
+    validation = train.validation.correct_fn.keywords["attack"].keywords
     num_runs = plan.num_baseline_runs if is_baseline else plan.num_runs
     job = planning.Job(
         depth=size[0],
         width=size[1],
-        num_classes=100 if train["data"].keywords["dataset"] == "cifar100" else 10,
-        batch_size=train["batches"].keywords["batch_size"],
+        num_classes=100 if train.data.keywords["dataset"] == "cifar100" else 10,
+        batch_size=train.batches.keywords["batch_size"],
         train_steps=steps,
-        attack_steps=attack.keywords["num_steps"] if attack else 0,
-        objective=train["objective"].func.__name__,
-        clean_prediction=train["attack_target"] == "clean_prediction",
-        validations=math.ceil(steps / scaled.get("validate_every", 1000)),
+        attack_steps=attack.attack_fn.keywords["num_steps"] if attack else 0,
+        objective=train.objective.func.__name__,
+        clean_prediction=attack is not None and attack.target == "clean_prediction",
+        validations=math.ceil(steps / scaled.cadence.validate_every),
         validation_images=num_validation,
-        validation_passes=validation["num_steps"] * (1 if train["tau"] is None else 2),
+        validation_passes=validation["num_steps"] * (1 if train.averaging is None else 2),
         num_runs=num_runs,
         num_evaluated=num_runs if plan.evaluates_all or is_baseline else 1,
     )
-    data, threat = train["data"].keywords, validation["threat"]
+    data, threat = train.data.keywords, validation["threat"]
     evaluated = (f"NORM = {threat.norm!r}", f"EPSILON = {threat.epsilon_fraction!r}", "evaluate.allow_chance = True")
     return Configuration(files, bindings, job, data["dataset"], data["extra_data"], evaluated)
 

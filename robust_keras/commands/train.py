@@ -5,7 +5,6 @@ python scripts/train.py --gin_file=gin/at_80mti.gin --data_dir=DIR --workdir=run
 
 from robust_keras.commands import launcher  # isort: skip  Before TensorFlow is imported.
 
-import inspect
 import pathlib
 import posixpath
 
@@ -55,8 +54,7 @@ def train_and_export(train, config, *, data_dir, workdir):
     from robust_keras.saved_models import export
 
     holds_results = bool(storage.steps(posixpath.join(workdir, "checkpoints")))
-    settings = inspect.signature(train).parameters
-    strategy = strategies.strategy(settings["strategy"].default, tpu=settings["tpu"].default)
+    strategy = strategies.strategy(train.layout.strategy, tpu=train.layout.tpu)
     with strategy.scope():
         is_writer = replicas.process_index() == 0
     configuration.claim(workdir, config, holds_results=holds_results, write=is_writer)

@@ -7,6 +7,8 @@ import functools
 
 import tensorflow as tf
 
+from robust_keras import compilation
+
 
 def num_processes():
     """How many processes run this program together."""
@@ -111,7 +113,7 @@ def over_replicas(fn, *, jit_compile=False):
     by_size = {}
 
     def compiled():
-        function = tf.function(fn, jit_compile=jit_compile, autograph=False)
+        function = compilation.function(fn, jit_compile=jit_compile)
         if not has_strategy:
             return function
 

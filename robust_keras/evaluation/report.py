@@ -78,8 +78,8 @@ def compare_evaluations(workdirs, baselines):
     read_results([*workdirs, *baselines])  # All are there, and finished.
     sides = [[examples(workdir) for workdir in side] for side in (workdirs, baselines)]
     first = sides[0][0]
-    for workdir, examples in zip([*workdirs, *baselines], sides[0] + sides[1]):
-        if not all(np.array_equal(examples[name], first[name]) for name in ("index", "label")):
+    for workdir, found in zip([*workdirs, *baselines], sides[0] + sides[1]):
+        if not all(np.array_equal(found[name], first[name]) for name in ("index", "label")):
             raise ValueError(f"Expected evaluations of the images of {workdirs[0]}. Received: others in {workdir}")
     right = {"clean": lambda one: one["clean_prediction"] == one["label"], "robust": lambda one: one["robust"]}
     return {

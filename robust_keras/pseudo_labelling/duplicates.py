@@ -1,7 +1,7 @@
 """Finds images of a large pool that duplicate, exactly or nearly, an image of a test set.
 
     index = duplicates.build_index(test.images)
-    nearest = tf.function(functools.partial(duplicates.nearest, index), jit_compile=True)
+    nearest = compilation.fused(functools.partial(duplicates.nearest, index))
     neighbors, cosines = (x.numpy() for x in nearest(batch))  # For every image of the pool.
     found = cosines >= duplicates.COARSE_THRESHOLD  # A few in a hundred.
     similarities, exact = duplicates.similarity(index, batch[found], neighbors[found])

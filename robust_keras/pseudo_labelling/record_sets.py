@@ -5,15 +5,16 @@ import hashlib
 import json
 import posixpath
 import zlib
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from robust_keras import storage
+from robust_keras import ownership, storage
 from robust_keras.data.readers.tfds_sets import why
+from robust_keras.pseudo_labelling.records import Share
 
-gfile = tf.io.gfile
 SCORE = "log-odds of the predicted class, log p - log(1 - p): ordered as its probability p, which would round to 1"
 MANIFEST = "manifest.json"
 _IDENTITY = "identity.json"  # Of what is chosen, and how it is cut into parts.
@@ -36,70 +37,70 @@ class Chosen(NamedTuple):
     crc32: np.ndarray
 
 
-def checksums(images):
+def checksums(images: np.ndarray) -> np.ndarray:
     """The CRC-32 of the pixels of each image, uint32 `[n]`."""
     return np.fromiter((zlib.crc32(image) for image in images), np.uint32, len(images))
 
 
-def write_set(pool, chosen, directory, *, manifest, images_per_part=50_000, worker=0, num_workers=1):
+def write_set(
+    pool: Any,
+    chosen: Chosen,
+    directory: str,
+    *,
+    manifest: dict[str, Any],
+    images_per_part: int = 50_000,
+    share: Share = Share(),  # noqa: B008  It cannot change.
+) -> bool:
     """Writes a pseudo-labelled set as TFRecords, as far as it is not there yet; a manifest comes last.
 
     A record is a `tf.train.Example` of `image` (PNG), `label`, `score` and `index`, the place in the pool.
 
     Args:
-        pool: as in `score`.
+        pool: as in `scoring.score`.
         chosen: a `Chosen`.
         directory: a folder for `part-00000-of-00010.tfrecord`, each with a file `.sha256`, `manifest.json`, and
             `identity.json`, which tells this set from others.
         manifest: what else the manifest should say, as JSON can hold it.
         images_per_part: images in a part, at most.
-        worker: which process this is, from 0; it writes every num_workers-th part, and the manifest if it is the last.
-        num_workers: processes that share the work.
+        share: which parts are this process's; the manifest is of the one that is last.
 
     Returns:
         Whether the set is complete.
 
     Raises:
-        ValueError: for a folder with another set, a pool that has changed since it was scored, or where nothing more
-            can be written; parts written before stay.
+        ValueError: for a folder with another set, a pool of another type or that has changed since it was scored, or
+            where nothing more can be written; parts written before stay.
     """
+    if pool.dtype != np.uint8:
+        raise ValueError(f"Expected a pool of uint8. Received: {pool.dtype}")
     digest = hashlib.sha256()
     for array in chosen:
         digest.update(np.ascontiguousarray(array))
     identity = {"chosen_sha256": digest.hexdigest(), "images_per_part": images_per_part}
-    claim(posixpath.join(directory, _IDENTITY), identity, "this set")
+    with writing(directory):
+        ownership.claim(posixpath.join(directory, _IDENTITY), identity, what="this set")
     starts = range(0, len(chosen.index), images_per_part)
-    names = [f"part-{k:05d}-of-{len(starts):05d}.tfrecord" for k in range(len(starts))]
-    paths = [posixpath.join(directory, name) for name in names]
-    for path, start in list(zip(paths, starts))[worker::num_workers]:
+    paths = [posixpath.join(directory, f"part-{k:05d}-of-{len(starts):05d}.tfrecord") for k in range(len(starts))]
+    for path, start in list(zip(paths, starts))[share.worker :: share.num_workers]:
         if not _is_intact(path):
-            part = Chosen(*(array[start : start + images_per_part] for array in chosen))
-            with writing(path):
-                if gfile.exists(f"{path}.sha256"):
-                    gfile.remove(f"{path}.sha256")
-                _write_records(path, pool, part)
-                write_text(f"{path}.sha256", f"{storage.sha256(path)}  {posixpath.basename(path)}\n")
+            _write_part(path, pool, Chosen(*(array[start : start + images_per_part] for array in chosen)))
     recorded = [_recorded_sha256(path) for path in paths]
     if not all(recorded):
         return False
-    classes = range(int(chosen.label.max()) + 1)
     described = {
-        "num_images": len(chosen.index),
-        "score": SCORE,
-        "score_quantiles": list(_QUANTILES),
-        "classes": [_described(chosen.score[chosen.label == label]) for label in classes],
+        **_description(chosen),
         **manifest,
         "parts": [
-            {"name": name, "num_bytes": gfile.stat(path).length, "sha256": sha256}
-            for name, path, sha256 in zip(names, paths, recorded)
+            {"name": posixpath.basename(path), "num_bytes": tf.io.gfile.stat(path).length, "sha256": sha256}
+            for path, sha256 in zip(paths, recorded)
         ],
     }
     with writing(directory):
-        write_text(posixpath.join(directory, MANIFEST), json.dumps(described, indent=1) + "\n")
+        storage.write_text(posixpath.join(directory, MANIFEST), json.dumps(described, indent=1) + "\n")
     return True
 
 
-def set_name(size):
+def set_name(size: int) -> str:
     """The name of a set by its number of images: '500k', '1m', or the number."""
     for unit, letter in ((1_000_000, "m"), (1_000, "k")):
         if size % unit == 0:
@@ -108,7 +109,7 @@ def set_name(size):
 
 
 @contextlib.contextmanager
-def writing(path):
+def writing(path: str) -> Iterator[None]:
     """Inside the context, a disk that is full or refuses is a one-line ValueError."""
     try:
         yield
@@ -118,53 +119,10 @@ def writing(path):
         ) from error
 
 
-def write_text(path, text):
-    """Writes a text file."""
-    with gfile.GFile(path, "w") as file:
-        file.write(text)
-
-
-def read_text(path):
-    """What a text file holds; nothing where there is none."""
-    if not gfile.exists(path):
-        return ""
-    with gfile.GFile(path) as file:
-        return file.read()
-
-
-def claim(path, identity, what):
-    """Writes to a file what its folder is of, or refuses the folder where that says otherwise.
-
-    Args:
-        path: of the file.
-        identity: a dictionary, as JSON can hold it.
-        what: what the folder is of, for the message.
-
-    Raises:
-        ValueError: naming the entries that differ.
-    """
-    with writing(path):
-        gfile.makedirs(posixpath.dirname(path))
-    try:
-        saved = json.loads(read_text(path))
-    except ValueError:  # None yet, or what an interrupted write left behind.
-        with writing(path):
-            write_text(path, json.dumps(identity))
-        return
-    if saved != identity:
-        different = [
-            f"{name} {saved.get(name)}, not {value}" for name, value in identity.items() if saved.get(name) != value
-        ]
-        raise ValueError(
-            f"Expected a folder of {what}, or none, in {posixpath.dirname(path)}. "
-            f"Received: that of another, with {'; '.join(different)}"
-        )
-
-
 def _recorded_sha256(path):
     """The SHA-256 of a finished part; None of one that is not finished, as far as a kill got."""
-    text = read_text(f"{path}.sha256")
-    return text.split()[0] if text.endswith("\n") and gfile.exists(path) else None
+    text = storage.read_text(f"{path}.sha256")
+    return text.split()[0] if text.endswith("\n") and tf.io.gfile.exists(path) else None
 
 
 def _is_intact(path):
@@ -172,8 +130,26 @@ def _is_intact(path):
     return recorded is not None and storage.sha256(path) == recorded
 
 
-def _described(scores):
-    return {"num_images": len(scores), "scores": [float(value) for value in np.quantile(scores, _QUANTILES)]}
+def _description(chosen: Chosen) -> dict[str, Any]:
+    """What a manifest says of the scores, in all and by class."""
+
+    def of(scores):
+        return {"num_images": len(scores), "scores": [float(value) for value in np.quantile(scores, _QUANTILES)]}
+
+    return {
+        "num_images": len(chosen.index),
+        "score": SCORE,
+        "score_quantiles": list(_QUANTILES),
+        "classes": [of(chosen.score[chosen.label == label]) for label in range(int(chosen.label.max()) + 1)],
+    }
+
+
+def _write_part(path: str, pool: Any, chosen: Chosen) -> None:
+    with writing(path):
+        if tf.io.gfile.exists(f"{path}.sha256"):
+            tf.io.gfile.remove(f"{path}.sha256")
+        _write_records(path, pool, chosen)
+        storage.write_text(f"{path}.sha256", f"{storage.sha256(path)}  {posixpath.basename(path)}\n")
 
 
 def _write_records(path, pool, chosen):

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
+from robust_keras import compilation
 from robust_keras.tpu_check import stablehlo
 
 # The cores are of 32 bits, and take 64 as pairs. Of few numbers (step counters, shapes, the state of a generator) that
@@ -61,7 +62,7 @@ def lower(fn, *args):
         raise ValueError(f"Expected TensorFlow 2.19 or newer, which makes StableHLO. Received: {tf.__version__}")
     # Of arguments that are tensors XLA would know the values, and take shapes that depend on them.
     specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in map(tf.convert_to_tensor, tf.nest.flatten(args))]
-    compiled = tf.function(lambda *flat: fn(*tf.nest.pack_sequence_as(args, flat)), jit_compile=True, autograph=False)
+    compiled = compilation.function(lambda *flat: fn(*tf.nest.pack_sequence_as(args, flat)), jit_compile=True)
     try:
         operations = dict(_operations(compiled.get_concrete_function(*specs).graph))
     except tf.errors.OperatorNotAllowedInGraphError as error:

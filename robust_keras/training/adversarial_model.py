@@ -5,7 +5,7 @@ import functools
 import keras
 import tensorflow as tf
 
-from robust_keras import noise
+from robust_keras import compilation, noise
 from robust_keras.engines import execution, replicas
 from robust_keras.models.normalization import BATCH, apply_updates, batch_norm_mode, pending_updates
 
@@ -68,7 +68,7 @@ class AdversarialModel(keras.Model):
         layers = []  # Of the pending updates, in order.
         compute = functools.partial(self._gradients, layers)
         if self.jit_compile or self.accumulation_steps > 1:  # A function of its own is traced once.
-            compute = tf.function(compute, jit_compile=bool(self.jit_compile), autograph=False)
+            compute = compilation.function(compute, jit_compile=bool(self.jit_compile))
         num_parts = self.accumulation_steps
         parts = tf.nest.map_structure(lambda values: _split(values, num_parts), batch)
 

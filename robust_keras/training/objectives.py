@@ -9,7 +9,7 @@ import math
 
 import tensorflow as tf
 
-from robust_keras.losses import cross_entropy, kl_divergence
+from robust_keras.losses import as_labels, cross_entropy, kl_divergence
 from robust_keras.models.normalization import BATCH, BATCH_AND_UPDATE, batch_norm_mode
 
 
@@ -89,6 +89,7 @@ def mart(logits_fn, x, x_adv, labels, targets, *, beta=6.0):
     _check_weight(beta)
     clean_logits, adv_logits = _clean_and_adversarial(logits_fn, x, x_adv)
     clean, adv = tf.nn.softmax(clean_logits), tf.nn.softmax(adv_logits)
+    labels = as_labels(labels)
     is_label = tf.one_hot(labels, adv.shape[-1], on_value=True, off_value=False)
     strongest_wrong = tf.argmax(tf.where(is_label, adv_logits.dtype.min, adv_logits), axis=-1, output_type=tf.int32)
     boosted = cross_entropy(adv_logits, targets) - tf.math.log(_probability_of_others(adv, strongest_wrong) + 1e-4)

@@ -63,11 +63,7 @@ class RunRecorder(keras.callbacks.Callback):
         learning_rate: a function of the step.
         batch_size: examples per step.
         train_steps: steps of the whole run.
-        validate_every: steps between validations; the last step is validated too.
-        checkpoint_every: steps between snapshots; the last step has one too.
-        log_every: steps between rows.
-        num_checkpoints: snapshots kept.
-        progress: whether to show a progress bar.
+        cadence: a `records.Cadence`.
     """
 
     def __init__(
@@ -82,11 +78,7 @@ class RunRecorder(keras.callbacks.Callback):
         learning_rate,
         batch_size,
         train_steps,
-        validate_every,
-        checkpoint_every,
-        log_every,
-        num_checkpoints,
-        progress,
+        cadence,
     ):
         super().__init__()
         self.checkpoints_path = posixpath.join(str(workdir), "checkpoints")
@@ -101,11 +93,7 @@ class RunRecorder(keras.callbacks.Callback):
         self._learning_rate = learning_rate
         self._batch_size = batch_size
         self._train_steps = train_steps
-        self._validate_every = validate_every
-        self._checkpoint_every = checkpoint_every
-        self._log_every = log_every
-        self._num_checkpoints = num_checkpoints
-        self._progress = progress
+        self._cadence = cadence
         self._start_step = 0
         self._rows = []
         self._best = None  # {"step", "metrics"} of the best validation so far
@@ -205,7 +193,7 @@ class RunRecorder(keras.callbacks.Callback):
             total=self._train_steps,
             initial=self._start_step,
             unit="step",
-            disable=not (self._progress and self._is_writer),
+            disable=not (self._cadence.progress and self._is_writer),
             dynamic_ncols=interactive,
             mininterval=0.5 if interactive else 30.0,
         )
@@ -223,19 +211,19 @@ class RunRecorder(keras.callbacks.Callback):
         last = step == self._train_steps
         row = {}
         pause = time.perf_counter()
-        if last or step % self._validate_every == 0:
+        if last or step % self._cadence.validate_every == 0:
             row = self._validate_now(step)
             terminating = terminating or row is None
         if row is None:
             self._unfinished = {"step": step, "logs": logs}
-        elif row or last or step % self._log_every == 0:
+        elif row or last or step % self._cadence.log_every == 0:
             self._log(step, logs, row, pause)
         under_way = self._writing is not None and not self._writing.done()
         failed = self._writing is not None and not under_way and self._writing.exception()
         # There may not be the time for two: the one under way is waited for, and is enough.
         if terminating and under_way and self._writing.exception() is None:
             step = self._writing_step
-        elif last or step % self._checkpoint_every == 0 or terminating or failed:
+        elif last or step % self._cadence.checkpoint_every == 0 or terminating or failed:
             self._save(step)
         # The rate counts training steps alone, and not the first, which compiles.
         if self._clock is None or row or last:
@@ -319,7 +307,7 @@ class RunRecorder(keras.callbacks.Callback):
             self._writing, self._writing_step = self._thread.submit(now), step
 
     def _write(self, step, arrays, info, best, best_weights):
-        storage.write(self.checkpoints_path, step, arrays, info, keep=self._num_checkpoints)
+        storage.write(self.checkpoints_path, step, arrays, info, keep=self._cadence.num_checkpoints)
         if best and storage.steps(self.best_path) != [best["step"]]:
             self._write_best(best, best_weights)
 

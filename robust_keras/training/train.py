@@ -11,10 +11,10 @@ import tensorflow as tf
 from robust_keras import noise, storage
 from robust_keras.data import sources
 from robust_keras.engines import replicas, strategies
-from robust_keras.models.normalization import BATCH
 from robust_keras.training.adversarial_model import AdversarialModel
 from robust_keras.training.optimizer import NesterovSGD
 from robust_keras.training.recorder import RunRecorder
+from robust_keras.training.records import Cadence, Layout, Recipe
 from robust_keras.training.weight_averaging import WeightAveraging
 
 # Others would need loss scaling, or narrow weights.
@@ -40,38 +40,12 @@ class TrainedModel(NamedTuple):
 
 def train(
     *,
-    workdir,
-    data,
-    model,
-    batches,
-    objective,
-    attack,
-    validation,
-    learning_rate,
-    train_steps,
-    seed,
-    data_dir=None,
-    attack_target="label",
-    attack_batch_norm=BATCH,
-    momentum=0.9,
-    weight_decay=5e-4,
-    tau=None,
-    averaging_warm_up=True,
-    best_by="robust",
-    strategy="auto",
-    tpu=None,
-    dtype_policy="float32",
-    accumulation_steps=1,
-    steps_per_execution=1,
-    initial_weights=None,
-    validation_batch_size=128,
-    validate_every=1000,
-    checkpoint_every=1000,
-    log_every=50,
-    num_checkpoints=2,
-    jit_compile=False,
-    progress=True,
-):
+    workdir: str,
+    recipe: Recipe,
+    layout: Layout = Layout(),  # noqa: B008  It cannot change.
+    cadence: Cadence = Cadence(),  # noqa: B008
+    data_dir: str | None = None,
+) -> TrainedModel:
     """Trains a network, or continues training it where `workdir` shows an earlier call that was interrupted.
 
     Writes snapshots to `workdir`/checkpoints, the best weights on the validation images to `workdir`/best,
@@ -79,42 +53,10 @@ def train(
 
     Args:
         workdir: the run's folder, any `tf.io.gfile` path.
-        data: `(*, data_dir) -> data.training_batches.TrainingData`.
-        model: `(*, num_classes, mean, std, input_shape) -> keras.Model`, such as `wide_resnet` with depth and
-            width bound.
-        batches: `(data, *, seed, num_steps, start_step) -> tf.data.Dataset`, such as `training_batches.batches` with
-            its batch size bound.
-        objective: see `AdversarialModel`.
-        attack: see `AdversarialModel`.
-        validation: `(logits_fn, x, labels, *, seeds) -> (clean, robust)`: bool `[batch]` each, what is right.
-        learning_rate: `(step, *, num_steps)`, one of `schedules`.
-        train_steps: optimiser steps of the whole run.
-        seed: of initial weights, order, augmentation and noise.
-        data_dir: given to `data`.
-        attack_target: see `AdversarialModel`.
-        attack_batch_norm: see `AdversarialModel`.
-        momentum: of Nesterov SGD.
-        weight_decay: factor of the L2 term.
-        tau: decay rate of weight averaging, or None for none.
-        averaging_warm_up: see `weight_averaging.WeightAveraging`.
-        best_by: the validation accuracy that tells the best weights, 'robust' or 'clean'; of averaged weights where
-            there are some.
-        strategy: name of a `strategies.strategy`; all its processes call this with the same arguments.
-        tpu: address of the TPU, see there.
-        dtype_policy: Keras' policy for the layers of the network that is trained, 'float32' or 'mixed_bfloat16'.
-            Pixels, attacks, losses, averaged and exported networks are float32 all the same.
-        accumulation_steps: see `AdversarialModel`.
-        steps_per_execution: steps in one compiled call, which also ends where anything is due. SIGTERM is heard between
-            calls.
-        initial_weights: `() -> {name: array}`, the network's to start from, such as `load_weights` with a path
-            bound; None for new ones. A run that goes on does not need them again.
-        validation_batch_size: images in a batch of the validation attack, over all replicas.
-        validate_every: steps between validations; the last step is validated too.
-        checkpoint_every: steps between snapshots; the last step has one too.
-        log_every: steps between rows of metrics.csv.
-        num_checkpoints: snapshots kept.
-        jit_compile: whether to compile the whole step with XLA (always the case on TPU).
-        progress: whether to show a progress bar.
+        recipe: what is trained, a `records.Recipe`.
+        layout: where, a `records.Layout`.
+        cadence: how often it validates, saves and logs, a `records.Cadence`.
+        data_dir: given to the recipe's `data`.
 
     Returns:
         A `TrainedModel`.
@@ -124,66 +66,56 @@ def train(
         recorder.NonFiniteLoss: where the loss is not finite; that step is never saved.
         recorder.Terminated: after SIGTERM, once a snapshot is written.
     """
-    counts = {
-        "train_steps": train_steps,
-        "validate_every": validate_every,
-        "checkpoint_every": checkpoint_every,
-        "log_every": log_every,
-        "num_checkpoints": num_checkpoints,
-        "accumulation_steps": accumulation_steps,
-        "steps_per_execution": steps_per_execution,
-        "validation_batch_size": validation_batch_size,
-    }
-    for name, value in counts.items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"Expected {name} as an integer >= 1. Received: {value!r}")
-    if best_by not in ("robust", "clean"):
-        raise ValueError(f"Expected best_by out of robust, clean. Received: {best_by!r}")
-    if dtype_policy not in DTYPE_POLICIES:
-        raise ValueError(f"Expected a dtype_policy out of {', '.join(DTYPE_POLICIES)}. Received: {dtype_policy!r}")
-    strategy = strategies.strategy(strategy, tpu=tpu)  # Processes meet before anything else.
-    data = data(data_dir=data_dir)
+    _check_settings(recipe, layout, cadence)
+    strategy = strategies.strategy(layout.strategy, tpu=layout.tpu)  # Processes meet before anything else.
+    data = recipe.data(data_dir=data_dir)
     if not len(data.validation.labels):
         raise ValueError("Expected at least one image held out for validation. Received: 0")
-    learning_rate = functools.partial(learning_rate, num_steps=train_steps)
+    learning_rate = functools.partial(recipe.optimizer.learning_rate, num_steps=recipe.train_steps)
     learning_rate(0)  # A bad setting shows now.
-    keras.utils.set_random_seed(seed)
+    keras.utils.set_random_seed(recipe.seed)
     with tf.device("CPU:0"):  # Other devices draw other numbers.
-        drawn = {weight.path: weight.numpy() for weight in _network(model, data).weights}
+        drawn = {weight.path: weight.numpy() for weight in _network(recipe.model, data).weights}
     with strategy.scope():
-        network = _network(model, data, dtype_policy)
+        network = _network(recipe.model, data, recipe.dtype_policy)
         averaging = None
-        if tau is not None:
-            averaging = WeightAveraging(_network(model, data), tau=tau, warm_up=averaging_warm_up)
+        if recipe.averaging is not None:
+            averaging = WeightAveraging(_network(recipe.model, data), **recipe.averaging._asdict())
         is_new = not storage.steps(posixpath.join(str(workdir), "checkpoints"))
-        _assign(network, initial_weights() if initial_weights is not None and is_new else drawn)
-        adversarial_model = AdversarialModel(
-            network,
-            objective=objective,
-            attack=attack,
-            attack_target=attack_target,
-            attack_batch_norm=attack_batch_norm,
-            accumulation_steps=accumulation_steps,
+        _assign(network, recipe.initial_weights() if recipe.initial_weights is not None and is_new else drawn)
+        adversarial_model = _adversarial_model(network, recipe, layout)
+        optimizer = NesterovSGD(
+            learning_rate, momentum=recipe.optimizer.momentum, weight_decay=recipe.optimizer.weight_decay
         )
-        optimizer = NesterovSGD(learning_rate, momentum=momentum, weight_decay=weight_decay)
         optimizer.build(network.trainable_variables)
-        adversarial_model.compile(optimizer=optimizer, jit_compile=jit_compile, steps_per_execution=steps_per_execution)
+        adversarial_model.compile(
+            optimizer=optimizer, jit_compile=layout.jit_compile, steps_per_execution=layout.steps_per_execution
+        )
         num_hosts, host = replicas.num_processes(), replicas.process_index()
         twin = averaging.twin if averaging else None
-        try_out, validate = _validation(network, twin, data.validation, validation, validation_batch_size, seed)
+        try_out, validate = _validation(
+            network,
+            twin,
+            data.validation,
+            recipe.validation.correct_fn,
+            layout.validation_batch_size,
+            recipe.seed,
+        )
 
-    best = _network(model, data)
-    batches = functools.partial(batches, data, seed=seed, num_steps=train_steps, num_hosts=num_hosts, host=host)
+    best = _network(recipe.model, data)
+    batches = functools.partial(
+        recipe.batches, data, seed=recipe.seed, num_steps=recipe.train_steps, num_hosts=num_hosts, host=host
+    )
     dataset = batches()
     share = dataset.element_spec["image"].shape[0]
-    _check_layout(share, strategy.num_replicas_in_sync // num_hosts, accumulation_steps, network)
+    _check_layout(share, strategy.num_replicas_in_sync // num_hosts, layout.accumulation_steps, network)
     with strategy.scope():
         recorder = RunRecorder(
             workdir,
             state=_state(network, optimizer, twin),
             weights={w.path: f"{'averages' if twin else 'weights'}/{w.path}" for w in network.weights},
             validate=validate,
-            best_metric=f"val_{best_by}_averaged" if twin else f"val_{best_by}",
+            best_metric=f"val_{recipe.validation.best_by}_averaged" if twin else f"val_{recipe.validation.best_by}",
             description={
                 "architecture": best.to_json(),
                 "weights": "averaged" if twin else "raw",
@@ -193,29 +125,66 @@ def train(
             },
             learning_rate=learning_rate,
             batch_size=share * num_hosts,
-            train_steps=train_steps,
-            validate_every=validate_every,
-            checkpoint_every=checkpoint_every,
-            log_every=log_every,
-            num_checkpoints=num_checkpoints,
-            progress=progress,
+            train_steps=recipe.train_steps,
+            cadence=cadence,
         )
         start_step = recorder.restore()
     if not recorder.is_finished():
         with strategy.scope(), recorder.running():
-            if start_step < train_steps:
+            if start_step < recipe.train_steps:
                 try_out()  # A bad setting, or too large a batch, shows before there is anything to lose.
                 if averaging:
                     averaging.start_from_model = start_step == 0
                 adversarial_model.fit(
                     batches(start_step=start_step) if start_step else dataset,
-                    steps_per_epoch=train_steps - start_step,
+                    steps_per_epoch=recipe.train_steps - start_step,
                     callbacks=[averaging, recorder] if averaging else [recorder],
                     verbose=0,
-                    pause_every=(validate_every, checkpoint_every, log_every),
+                    pause_every=(cadence.validate_every, cadence.checkpoint_every, cadence.log_every),
                 )
     _assign(best, recorder.best_weights())
     return TrainedModel(network, twin, best, recorder.report())
+
+
+def _check_settings(recipe, layout, cadence):
+    """Refuses values that no run can have."""
+    counts = {
+        "train_steps": recipe.train_steps,
+        "validate_every": cadence.validate_every,
+        "checkpoint_every": cadence.checkpoint_every,
+        "log_every": cadence.log_every,
+        "num_checkpoints": cadence.num_checkpoints,
+        "accumulation_steps": layout.accumulation_steps,
+        "steps_per_execution": layout.steps_per_execution,
+        "validation_batch_size": layout.validation_batch_size,
+    }
+    for name, value in counts.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"Expected {name} as an integer >= 1. Received: {value!r}")
+    if recipe.validation.best_by not in ("robust", "clean"):
+        raise ValueError(f"Expected best_by out of robust, clean. Received: {recipe.validation.best_by!r}")
+    if recipe.dtype_policy not in DTYPE_POLICIES:
+        raise ValueError(
+            f"Expected a dtype_policy out of {', '.join(DTYPE_POLICIES)}. Received: {recipe.dtype_policy!r}"
+        )
+
+
+def _adversarial_model(network, recipe, layout):
+    attack = recipe.attack
+    return AdversarialModel(
+        network,
+        objective=recipe.objective,
+        accumulation_steps=layout.accumulation_steps,
+        **(
+            {}
+            if attack is None
+            else {
+                "attack": attack.attack_fn,
+                "attack_target": attack.target,
+                "attack_batch_norm": attack.batch_norm,
+            }
+        ),
+    )
 
 
 def _check_layout(batch_size, num_replicas, num_parts, network):

@@ -10,10 +10,10 @@ import time
 import numpy as np
 import pytest
 
-from robust_keras import storage
+from robust_keras import ownership, storage
 from robust_keras.commands import pseudo_label, train
 from robust_keras.data import sources
-from robust_keras.pseudo_labelling import pseudo_labels
+from robust_keras.pseudo_labelling import scoring
 from robust_keras.saved_models import export
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -163,6 +163,14 @@ def test_workers_share_the_work(monkeypatch, data, undisturbed, tmp_path):
     assert contents(tmp_path) == contents(undisturbed)
 
 
+def test_two_commands_of_one_worker_are_kept_apart(monkeypatch, capsys, data, tmp_path):
+    model = f"--saved_model={data}/saved_model"
+    with ownership.lock(tmp_path, what="another command", part="worker-0"), pytest.raises(SystemExit) as exit:
+        call(monkeypatch, pseudo_label, *arguments(data, tmp_path, model))
+    assert exit.value.code == 2 and "in use by process" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_killed_command_continues_to_the_same_bytes(monkeypatch, data, undisturbed, tmp_path):
     # Sixty chunks instead of six, so that the signal arrives among them.
     flags = arguments(data, tmp_path, f"--saved_model={data}/saved_model", **{"label_pool.chunk_size": "5"})
@@ -245,7 +253,7 @@ def test_a_classifier_of_other_classes_is_refused(monkeypatch, capsys, data, tmp
 
 
 def test_a_chunk_that_another_worker_finds_damaged_is_scored_again(monkeypatch, data, undisturbed, tmp_path):
-    score, calls = pseudo_labels.score, []
+    score, calls = scoring.score, []
 
     def withdrawn(*args, directory, **settings):
         score(*args, directory=directory, **settings)
@@ -253,7 +261,7 @@ def test_a_chunk_that_another_worker_finds_damaged_is_scored_again(monkeypatch, 
             storage.withdraw(f"{directory}/chunk-00000002")  # As `select` in the other one does.
         calls.append(directory)
 
-    monkeypatch.setattr(pseudo_labels, "score", withdrawn)
+    monkeypatch.setattr(scoring, "score", withdrawn)
     call(monkeypatch, pseudo_label, *arguments(data, tmp_path, f"--saved_model={data}/saved_model"))
     assert len(calls) == 2 and contents(tmp_path) == contents(undisturbed)
 
@@ -279,7 +287,11 @@ def test_another_pool_or_classifier_is_refused(monkeypatch, capsys, data, undist
         ([f"--saved_model={data}/saved_model"], {"POOL": f"'npz:{tmp_path}/pool.npz'"}, "POOL"),
         ([f"--saved_model={data}/saved_model"], {"label_pool.near_duplicate": "0.9"}, "near_duplicate"),
         ([f"--saved_model={tmp_path}/none"], {}, "none"),
-        ([f"--saved_model={data}/saved_model", "--input_range=-1,1"], {}, "'input_range': [-1.0, 1.0]"),
+        (
+            [f"--saved_model={data}/saved_model", "--input_range=-1,1"],
+            {},
+            "classifier.input_range = [0.0, 1.0], not [-1.0, 1.0]",
+        ),
         ([f"--saved_model={data}/saved_model", "--strategy=gpus"], {}, "'gpus'"),
         ([f"--init_from={tmp_path}/none"], {}, "none"),
         ([f"--saved_model={data}/saved_model", "--worker=2", "--num_workers=2"], {}, "2 of 2"),

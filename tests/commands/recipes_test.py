@@ -128,7 +128,7 @@ QUICKSTARTS = {"quickstart.gin", "quickstart_plain.gin"}
 
 def resolved(recipe, *params, preset=None):
     configuration.parse([recipe, preset] if preset else [recipe], params)
-    return configuration.resolve(configuration.train).keywords
+    return configuration.resolve(configuration.train).recipe
 
 
 def fake_data(num_extra=0):
@@ -140,11 +140,11 @@ def fake_data(num_extra=0):
 
 
 def learning_rate(train, step):
-    return float(train["learning_rate"](tf.constant(step, tf.int64), num_steps=train["train_steps"]))
+    return float(train.optimizer.learning_rate(tf.constant(step, tf.int64), num_steps=train.train_steps))
 
 
 def build(train, **changes):
-    model = train["model"].func(**{**train["model"].keywords, **changes}, num_classes=10)
+    model = train.model.func(**{**train.model.keywords, **changes}, num_classes=10)
     return model
 
 
@@ -250,48 +250,47 @@ def test_the_recipes_numbers_are_the_papers(recipe):
     expected, train = GOLDEN[recipe], resolved(recipe)
     for step, rate in expected["learning_rates"].items():
         assert learning_rate(train, step) == pytest.approx(rate, rel=1e-6, abs=1e-8), step
-    assert train["train_steps"] == expected["train_steps"]
-    assert train["tau"] == expected["tau"]
-    defaults = {name: p.default for name, p in inspect.signature(configuration.training.train).parameters.items()}
-    assert train.get("weight_decay", defaults["weight_decay"]) == expected["weight_decay"]
-    assert train.get("momentum", defaults["momentum"]) == expected["momentum"]
-    attack = train["attack"]
+    assert train.train_steps == expected["train_steps"]
+    assert (train.averaging and train.averaging.tau) == expected["tau"]
+    assert train.optimizer.weight_decay == expected["weight_decay"]
+    assert train.optimizer.momentum == expected["momentum"]
+    attack = train.attack.attack_fn
     assert attack.func is pgd.pgd and attack.keywords["loss_fn"].func is expected["attack_loss"]
     assert attack.keywords["num_steps"] == expected["num_steps"]
     assert attack.keywords["step_size"] == expected["step_size"]
     assert attack.keywords["threat"].norm == expected["norm"]
     assert attack.keywords["threat"].epsilon == expected["epsilon"]
     assert attack.keywords.get("step_rule") is None and attack.keywords.get("random_start", True)
-    assert (train["attack_target"], train["attack_batch_norm"]) == (expected["attack_target"], "batch")
-    assert train["objective"].func is expected["objective"]
+    assert (train.attack.target, train.attack.batch_norm) == (expected["attack_target"], "batch")
+    assert train.objective.func is expected["objective"]
     beta = inspect.signature(expected["objective"]).parameters.get("beta")
-    assert beta is None or train["objective"].keywords.get("beta", beta.default) == 6
-    assert train["validation"].func is evaluate.correct_under_attack
-    validation = train["validation"].keywords["attack"].keywords
+    assert beta is None or train.objective.keywords.get("beta", beta.default) == 6
+    assert train.validation.correct_fn.func is evaluate.correct_under_attack
+    validation = train.validation.correct_fn.keywords["attack"].keywords
     assert validation["num_steps"] == 40 and validation["loss_fn"].func is losses.margin
     steps = {0: 0.1, 19: 0.1, 20: 0.01, 29: 0.01, 30: 1e-4, 39: 1e-4}
     assert {k: float(validation["step_size"](tf.constant(k))) for k in steps} == pytest.approx(steps)
     assert validation["step_rule"].name == "adam(beta_1=0.9, beta_2=0.999, epsilon=1e-09)"
-    data = train["data"].keywords
+    data = train.data.keywords
     assert (data["dataset"], data["extra_data"]) == (expected["dataset"], expected["extra_data"])
     assert data["num_validation"] == expected["num_validation"]
-    model = train["model"].keywords
-    assert train["model"].func is wide_resnet.wide_resnet
+    model = train.model.keywords
+    assert train.model.func is wide_resnet.wide_resnet
     assert [model[name] for name in ("depth", "width", "activation")] == [
         expected[name] for name in ("depth", "width", "activation")
     ]
     assert model["statistics_group_size"] == expected["group_size"]
     made = fake_data(30 if data["extra_data"] else 0)
     made.labelled.labels[:] = 1
-    dataset = train["batches"](made, seed=0, num_steps=1)
+    dataset = train.batches(made, seed=0, num_steps=1)
     assert dataset.element_spec["image"].shape[0] == expected["images_per_step"]
     if expected["labelled_per_group"]:
         labels = next(iter(dataset))["label"].numpy().reshape(-1, expected["group_size"])
         assert ((labels == 1).sum(axis=1) == expected["labelled_per_group"]).all()
-    smoothings = [train["batches"].keywords.get(name, 0.0) for name in ("label_smoothing", "extra_label_smoothing")]
+    smoothings = [train.batches.keywords.get(name, 0.0) for name in ("label_smoothing", "extra_label_smoothing")]
     assert smoothings == [0, 0]
-    assert train["batches"].keywords["group_size"] == expected["group_size"]
-    augmentation = train["batches"].keywords["augmentation"]
+    assert train.batches.keywords["group_size"] == expected["group_size"]
+    augmentation = train.batches.keywords["augmentation"]
     assert augmentation.keywords.get("padding", 4) == 4 and augmentation.keywords.get("flip", True)
 
 
@@ -302,7 +301,7 @@ def test_every_recipe_has_golden_numbers():
 @pytest.mark.parametrize("size", NUM_PARAMETERS, ids=lambda size: "{}_{}".format(*size))
 def test_networks_have_the_papers_parameters(size):
     recipe = {(28, 10): "at.gin", (34, 20): "best_wrn34_20.gin", (70, 16): "best_wrn70_16.gin"}[size]
-    keywords = resolved(recipe)["model"].keywords
+    keywords = resolved(recipe).model.keywords
     assert costs.num_parameters(keywords["depth"], keywords["width"], num_classes=10) == NUM_PARAMETERS[size]
 
 
@@ -310,30 +309,30 @@ def test_the_released_codes_preset():
     # As `released_code_facts` have it: batch 1,024, 400 epochs, 10 of warm-up, .1 * 1024 / 256, 3:7, smoothing .1, each
     # labelled image four times.
     train = resolved("trades_80mti.gin", preset="presets/released_code.gin")
-    assert train["train_steps"] == 400 * 50_000 // 1024
+    assert train.train_steps == 400 * 50_000 // 1024
     rates = {0: 0.0, 244: 0.2, 488: 0.4, 488 + (19_531 - 488) // 2: 0.2, 19_530: 0.0}
     assert {step: learning_rate(train, step) for step in rates} == pytest.approx(rates, abs=2e-5)
-    attack = train["attack"].keywords
+    attack = train.attack.attack_fn.keywords
     assert attack["step_rule"].name == "adam(beta_1=0.9, beta_2=0.999, epsilon=1e-09)"
     sizes = [float(attack["step_size"](tf.constant(k))) for k in range(10)]
     assert sizes == pytest.approx([0.1] * 5 + [0.01] * 5)
     data = fake_data(30)
     data.labelled.labels[:], data.extra.labels[:] = 1, 2
-    batch = next(iter(train["batches"](data, seed=0, num_steps=1)))
+    batch = next(iter(train.batches(data, seed=0, num_steps=1)))
     labels, targets = batch["label"].numpy().reshape(32, 32), batch["targets"].numpy()
     assert ((labels == 1).sum(axis=1) == 8).all()
-    assert train["batches"].keywords["num_repeats"] == 4
+    assert train.batches.keywords["num_repeats"] == 4
     assert targets[labels.reshape(-1) == 1].max(axis=1) == pytest.approx(1.0)
     assert targets[labels.reshape(-1) == 2].max(axis=1) == pytest.approx(0.91)
 
 
 def test_cutmix_mixes_images_and_what_the_attack_moves_away_from():
     train = resolved("best_wrn28_10_80mti.gin", preset="data/cutmix.gin")
-    assert train["attack_target"] == "targets"
+    assert train.attack.target == "targets"
     data = fake_data(30)
     data.labelled.labels[:], data.extra.labels[:], data.extra.images[:] = 1, 2, 255
-    batch = next(iter(train["batches"](data, seed=0, num_steps=1)))
-    plain = next(iter(resolved("best_wrn28_10_80mti.gin")["batches"](data, seed=0, num_steps=1)))
+    batch = next(iter(train.batches(data, seed=0, num_steps=1)))
+    plain = next(iter(resolved("best_wrn28_10_80mti.gin").batches(data, seed=0, num_steps=1)))
     assert (batch["label"].numpy() == plain["label"].numpy()).all()
     assert (batch["targets"].numpy().max(axis=1) < 0.99).any() and (plain["targets"].numpy().max(axis=1) == 1).all()
     assert (batch["image"].numpy() != plain["image"].numpy()).any()
@@ -341,20 +340,20 @@ def test_cutmix_mixes_images_and_what_the_attack_moves_away_from():
 
 # What each macro changes, seen from outside of gin: `(change, what to look at)`.
 MUTATIONS = {
-    "NORM": ("'L2'", lambda train: train["attack"].keywords["threat"].norm),
-    "EPSILON": ("'4/255'", lambda train: train["attack"].keywords["threat"].epsilon),
-    "DATASET": ("'cifar100'", lambda train: train["data"].keywords["dataset"]),
-    "EXTRA_DATA": ("'ddpm'", lambda train: train["data"].keywords["extra_data"]),
+    "NORM": ("'L2'", lambda train: train.attack.attack_fn.keywords["threat"].norm),
+    "EPSILON": ("'4/255'", lambda train: train.attack.attack_fn.keywords["threat"].epsilon),
+    "DATASET": ("'cifar100'", lambda train: train.data.keywords["dataset"]),
+    "EXTRA_DATA": ("'ddpm'", lambda train: train.data.keywords["extra_data"]),
     "DEPTH": ("16", lambda train: build(train, width=1).count_params()),
     "WIDTH": ("2", lambda train: build(train, depth=10).count_params()),
     "ACTIVATION": ("'gelu'", lambda train: build(train, depth=10, width=1).layers[4].activation),
     "BATCH_SIZE": (
         "64",
-        lambda train: train["batches"](fake_data(), seed=0, num_steps=1).element_spec["image"].shape[0],
+        lambda train: train.batches(fake_data(), seed=0, num_steps=1).element_spec["image"].shape[0],
     ),
     "TRAIN_STEPS": ("100", lambda train: learning_rate(train, 60)),
-    "TAU": ("0.9", lambda train: train["tau"]),
-    "SEED": ("7", lambda train: train["seed"]),
+    "TAU": ("0.9", lambda train: train.averaging),
+    "SEED": ("7", lambda train: train.seed),
     "STATISTICS_GROUP_SIZE": (
         "8",
         lambda train: (
@@ -381,7 +380,9 @@ def test_every_macro_has_a_mutation():
 
 def test_the_validation_attack_follows_the_threat_model():
     threat = (
-        resolved("at.gin", "NORM = 'L2'", "EPSILON = '128/255'")["validation"].keywords["attack"].keywords["threat"]
+        resolved("at.gin", "NORM = 'L2'", "EPSILON = '128/255'")
+        .validation.correct_fn.keywords["attack"]
+        .keywords["threat"]
     )
     assert (threat.norm, threat.epsilon) == ("L2", 128 / 255)
 
@@ -397,51 +398,53 @@ def test_operative_configuration_parses_again_to_the_same_recipe(tmp_path):
 
 def test_quickstart_twins_differ_in_the_attack_alone():
     robust, plain = resolved("quickstart.gin"), resolved("quickstart_plain.gin")
-    assert plain["attack"] is None and plain["objective"].func is objectives.standard_training
-    assert robust["objective"].func is objectives.adversarial_training
-    assert robust["tau"] == plain["tau"] == 0.995
-    assert robust["model"].keywords == plain["model"].keywords
-    assert robust["model"].keywords["activation"] == "silu"
-    assert robust["attack"].keywords["num_steps"] == 10
-    assert robust["train_steps"] == plain["train_steps"]
+    assert plain.attack is None and plain.objective.func is objectives.standard_training
+    assert robust.objective.func is objectives.adversarial_training
+    assert robust.averaging.tau == plain.averaging.tau == 0.995
+    assert robust.model.keywords == plain.model.keywords
+    assert robust.model.keywords["activation"] == "silu"
+    assert robust.attack.attack_fn.keywords["num_steps"] == 10
+    assert robust.train_steps == plain.train_steps
 
 
 def test_the_best_weights_are_those_of_what_is_trained_for():
-    assert [resolved(recipe)["best_by"] for recipe in ("at.gin", "trades.gin", "quickstart.gin")] == ["robust"] * 3
-    assert resolved("quickstart_plain.gin")["best_by"] == "clean"
+    assert [resolved(recipe).validation.best_by for recipe in ("at.gin", "trades.gin", "quickstart.gin")] == [
+        "robust"
+    ] * 3
+    assert resolved("quickstart_plain.gin").validation.best_by == "clean"
 
 
 def labelling(*params):
-    """What `pseudo_label.py` runs: arguments of `label_pool`, and of `train` for its classifier."""
+    """What `pseudo_label.py` runs: `label_pool` as configured, and arguments of `train` for its classifier."""
     configuration.parse([LABELLING], params)
     train = configuration.resolve(configuration.train, is_last=False)
-    return configuration.resolve(configuration.label_pool).keywords, train.keywords
+    return configuration.resolve(configuration.label_pool), train.recipe
 
 
 def test_the_papers_pseudo_labelled_sets():
     # Gowal et al. 2020, section 4.3.1 and Table 4; of the classifier the paper says that it is a standard one.
     label_pool, train = labelling()
-    assert label_pool["sizes"] == (200_000, 500_000, 1_000_000) and label_pool["test_set"] == "cifar10"
-    assert label_pool["near_duplicate"] == duplicates.THRESHOLD
-    assert train["attack"] is None and train["objective"].func is objectives.standard_training
-    assert train["best_by"] == "clean" and train["data"].keywords["extra_data"] is None
-    assert [train["model"].keywords[name] for name in ("depth", "width")] == [28, 10]
+    assert label_pool.sets.sizes == (200_000, 500_000, 1_000_000) and label_pool.recipe.test_set == "cifar10"
+    assert label_pool.recipe.scoring.near_duplicate == duplicates.THRESHOLD
+    assert train.attack is None and train.objective.func is objectives.standard_training
+    assert train.validation.best_by == "clean" and train.data.keywords["extra_data"] is None
+    assert [train.model.keywords[name] for name in ("depth", "width")] == [28, 10]
     header = (GIN / LABELLING).read_text().split("\n\n")[0]
     assert f"--gin_file=gin/{LABELLING}" in header
 
 
 def test_the_names_of_the_sets_are_what_the_recipes_train_on():
-    names = {record_sets.set_name(size) for size in labelling()[0]["sizes"]}
+    names = {record_sets.set_name(size) for size in labelling()[0].sets.sizes}
     rows = [row for row in study.read() if row.table == 4 and "regenerated" in row.row]
     bound = {binding for row in rows for binding in row.bindings}
     assert bound == {f"EXTRA_DATA = 'tfrecord:80mti/{name}/*.tfrecord'" for name in names}
 
 
 def test_changing_a_binding_changes_the_labelling():
-    assert labelling("POOL = 'images:here'")[0]["pool"] == "images:here"
-    assert labelling("TEST_SET = 'mnist'")[0]["test_set"] == "mnist"
+    assert labelling("POOL = 'images:here'")[0].recipe.pool == "images:here"
+    assert labelling("TEST_SET = 'mnist'")[0].recipe.test_set == "mnist"
     label_pool, train = labelling("DATASET = 'cifar100'")
-    assert label_pool["test_set"] == train["data"].keywords["dataset"] == "cifar100"
+    assert label_pool.recipe.test_set == train.data.keywords["dataset"] == "cifar100"
     with pytest.raises(ValueError, match="label_pool.size"):
         labelling("label_pool.size = (10,)")
 

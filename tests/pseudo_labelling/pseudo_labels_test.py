@@ -8,7 +8,8 @@ import tensorflow as tf
 
 from robust_keras import storage
 from robust_keras.data import sources
-from robust_keras.pseudo_labelling import duplicates, pseudo_labels, record_sets
+from robust_keras.pseudo_labelling import chunks, duplicates, record_sets, scoring, selection
+from robust_keras.pseudo_labelling.records import Scoring, Share
 
 NUM_CLASSES = 4
 SHAPE = (8, 8, 3)
@@ -29,7 +30,8 @@ for place, image in COPIES.items():
 EXACT = {3, 17, 40, 95}
 KERNEL = np.random.default_rng(2).normal(0, 1.5, (np.prod(SHAPE), NUM_CLASSES)).astype(np.float32)
 BIAS = -(TEST.reshape(20, -1) / 255 @ KERNEL).mean(0).astype(np.float32)
-OPTIONS = dict(test_images=TEST, batch_size=8, chunk_size=20, progress=False, classifier="ab")
+SETTINGS = {"batch_size": 8, "chunk_size": 20}
+OPTIONS = dict(test_images=TEST, settings=Scoring(**SETTINGS), progress=False, classifier="ab")
 
 
 def logits_fn(x):
@@ -55,8 +57,11 @@ def expected_set(size):
     return sorted(kept)
 
 
-def score(directory, **changes):
-    pseudo_labels.score(POOL, changes.pop("logits_fn", logits_fn), directory=str(directory), **{**OPTIONS, **changes})
+def score(directory, *, pool=POOL, logits_fn=logits_fn, **changes):
+    settings = Scoring(**{**SETTINGS, **{name: changes.pop(name) for name in Scoring._fields if name in changes}})
+    share = Share(**{name: changes.pop(name) for name in Share._fields if name in changes})
+    options = {**OPTIONS, "settings": settings, "share": share, **changes}
+    scoring.score(pool, logits_fn, directory=str(directory), **options)
 
 
 def contents(directory):
@@ -96,7 +101,7 @@ def test_replicas_share_each_batch(mirrored, scored, tmp_path):
         score(tmp_path, logits_fn=seen)
         with pytest.raises(ValueError, match="batch_size that divides among 2 replicas. Received: 9"):
             score(tmp_path, batch_size=9)
-    assert sizes == {OPTIONS["batch_size"] // 2}
+    assert sizes == {SETTINGS["batch_size"] // 2}
     for k in range(5):
         ours, theirs = (storage.read_committed(f"{folder}/chunk-{k:08d}")[0] for folder in (tmp_path, scored))
         for name in ("label", "duplicate_of", "is_exact"):
@@ -107,7 +112,7 @@ def test_replicas_share_each_batch(mirrored, scored, tmp_path):
 def test_scores_do_not_round_where_probabilities_do():
     images = np.zeros((2, *SHAPE), np.uint8)
     images[1] = 255
-    confident = pseudo_labels._scorer(
+    confident = scoring.scorer(
         lambda x: tf.stack([20 + tf.reduce_mean(x, axis=(1, 2, 3)), tf.zeros(2), tf.zeros(2)], axis=1),
         duplicates.build_index(TEST),
     )
@@ -115,40 +120,40 @@ def test_scores_do_not_round_where_probabilities_do():
 
 
 def test_sets_hold_the_best_of_each_class_and_lie_in_one_another(scored):
-    selection = pseudo_labels.select(scored, num_classes=NUM_CLASSES, sizes=(8, 40))
+    found = selection.select(scored, num_classes=NUM_CLASSES, sizes=(8, 40))
     labels, scores = expected_scores()
     for size in (8, 40):
-        chosen = selection.sets[size]
+        chosen = found.sets[size]
         assert chosen.index.tolist() == expected_set(size)
         np.testing.assert_array_equal(chosen.label, labels[chosen.index])
         np.testing.assert_allclose(chosen.score, scores[chosen.index], rtol=1e-4, atol=1e-4)
         assert np.bincount(chosen.label).tolist() == [size // NUM_CLASSES] * NUM_CLASSES
     assert set(expected_set(8)) < set(expected_set(40))
-    counts = selection.statistics["pool"]["images_per_class"]
+    counts = found.statistics["pool"]["images_per_class"]
     assert sum(counts) == len(POOL) - len(COPIES)
-    assert (selection.statistics["duplicates"]["exact"], selection.statistics["duplicates"]["near"]) == (4, 1)
+    assert (found.statistics["duplicates"]["exact"], found.statistics["duplicates"]["near"]) == (4, 1)
 
 
 def test_of_equal_scores_the_first_count(tmp_path):
-    pseudo_labels.score(
+    scoring.score(
         POOL, lambda x: tf.one_hot(tf.range(x.shape[0]) % 2, NUM_CLASSES), directory=str(tmp_path), **{**OPTIONS, "test_images": TEST[:1]}
     )  # fmt: skip
-    chosen = pseudo_labels.select(str(tmp_path), num_classes=2, sizes=(6,)).sets[6]
+    chosen = selection.select(str(tmp_path), num_classes=2, sizes=(6,)).sets[6]
     assert chosen.index.tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_memory_holds_no_more_than_the_largest_set(tmp_path, monkeypatch):
     # One image per class of 96, in chunks of four: what is held in between is cut again and again.
     score(tmp_path, chunk_size=4)
-    largest, highest = 0, pseudo_labels._highest
+    largest, highest = 0, selection.highest
 
     def seen(chosen, num):
         nonlocal largest
         largest = max(largest, len(chosen.index))
         return highest(chosen, num)
 
-    monkeypatch.setattr(pseudo_labels, "_highest", seen)
-    chosen = pseudo_labels.select(str(tmp_path), num_classes=NUM_CLASSES, sizes=(4,)).sets[4]
+    monkeypatch.setattr(selection, "highest", seen)
+    chosen = selection.select(str(tmp_path), num_classes=NUM_CLASSES, sizes=(4,)).sets[4]
     assert chosen.index.tolist() == expected_set(4)
     assert largest <= 2 * 1 + 4
 
@@ -187,9 +192,9 @@ def test_scoring_goes_on_where_it_was_killed_to_the_same_bytes(tmp_path, monkeyp
 
 def test_workers_share_a_pool(tmp_path, scored):
     for worker in (2, 0, 1):
-        assert pseudo_labels.missing(str(tmp_path)) if worker != 2 else True
+        assert chunks.missing(str(tmp_path)) if worker != 2 else True
         score(tmp_path, worker=worker, num_workers=3)
-    assert pseudo_labels.missing(str(tmp_path)) == []
+    assert chunks.missing(str(tmp_path)) == []
     assert contents(tmp_path) == contents(scored)
 
 
@@ -197,20 +202,18 @@ def test_a_marker_that_is_being_written_is_none_yet(tmp_path, scored):
     score(tmp_path)
     marker = tmp_path / "chunk-00000003.json"
     marker.write_text(marker.read_text()[:9])
-    assert pseudo_labels.missing(str(tmp_path)) == [3]
+    assert chunks.missing(str(tmp_path)) == [3]
     with pytest.raises(ValueError, match="Received: 1 chunks that are not"):
-        pseudo_labels.select(str(tmp_path), num_classes=NUM_CLASSES, sizes=(40,))
+        selection.select(str(tmp_path), num_classes=NUM_CLASSES, sizes=(40,))
     assert marker.exists()
     score(tmp_path)
     assert contents(tmp_path) == contents(scored)
 
 
 def write(scored, directory, **options):
-    selection = pseudo_labels.select(scored, num_classes=NUM_CLASSES, sizes=(40,))
-    manifest = {"licence": "none", **selection.statistics}
-    return record_sets.write_set(
-        POOL, selection.sets[40], str(directory), manifest=manifest, images_per_part=15, **options
-    )
+    found = selection.select(scored, num_classes=NUM_CLASSES, sizes=(40,))
+    manifest = {"licence": "none", **found.statistics}
+    return record_sets.write_set(POOL, found.sets[40], str(directory), manifest=manifest, images_per_part=15, **options)
 
 
 def test_a_set_is_checksummed_parts_with_a_manifest(scored, tmp_path):
@@ -265,8 +268,8 @@ def test_writing_goes_on_where_it_was_killed_and_workers_share_it(scored, tmp_pa
     assert not (tmp_path / "killed" / "manifest.json").exists()
     (tmp_path / "killed" / "part-00000-of-00003.tfrecord.sha256").write_text("")  # As a kill can leave it.
     assert write(scored, tmp_path / "killed") and len(written) == 5
-    assert not write(scored, tmp_path / "shared", worker=1, num_workers=2)
-    assert write(scored, tmp_path / "shared", worker=0, num_workers=2)
+    assert not write(scored, tmp_path / "shared", share=Share(1, 2))
+    assert write(scored, tmp_path / "shared", share=Share(0, 2))
     expected = contents(tmp_path / "undisturbed")
     assert len(expected) == 8
     assert contents(tmp_path / "killed") == expected and contents(tmp_path / "shared") == expected
@@ -284,19 +287,19 @@ def test_parts_that_are_damaged_or_lost_are_written_again(scored, tmp_path):
 def test_a_folder_holds_one_set(scored, tmp_path):
     write(scored, tmp_path)
     expected = contents(tmp_path)
-    chosen = pseudo_labels.select(scored, num_classes=NUM_CLASSES, sizes=(40,)).sets[40]
+    chosen = selection.select(scored, num_classes=NUM_CLASSES, sizes=(40,)).sets[40]
     others = {
         "chosen_sha256": (chosen._replace(score=chosen.score + 1), 15),
-        "images_per_part 15, not 16": (chosen, 16),
+        "images_per_part = 15, not 16": (chosen, 16),
     }
     for message, (other, images_per_part) in others.items():
-        with pytest.raises(ValueError, match=f"Expected a folder of this set.*Received: that of another, .*{message}"):
+        with pytest.raises(ValueError, match=f"Expected a folder of this set.*Received: .* of another, .*{message}"):
             record_sets.write_set(POOL, other, str(tmp_path), manifest={}, images_per_part=images_per_part)
     assert contents(tmp_path) == expected
 
 
 def test_a_pool_that_changed_since_it_was_scored_is_refused(scored, tmp_path):
-    chosen = pseudo_labels.select(scored, num_classes=NUM_CLASSES, sizes=(40,)).sets[40]
+    chosen = selection.select(scored, num_classes=NUM_CLASSES, sizes=(40,)).sets[40]
     changed = POOL.copy()
     changed[chosen.index[20]] = TEST[0]  # Which would go into the set.
     with pytest.raises(ValueError, match=f"the pool that was scored.*Received: another image {chosen.index[20]}"):
@@ -324,21 +327,21 @@ def test_a_full_disk_leaves_what_is_finished(scored, tmp_path):
     (scores / "chunk-00000002.npz").symlink_to("/dev/full")
     with pytest.raises(ValueError, match="Expected room to write .*chunk-00000002.* Received: "):
         score(scores)
-    assert pseudo_labels.missing(str(scores)) == [2, 3, 4]
+    assert chunks.missing(str(scores)) == [2, 3, 4]
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"test_images": TEST[:, :4]}, r"images \(4, 8, 3\). Received: \(8, 8, 3\)"),
+        ({"test_images": TEST[:, :4]}, r"images \(4, 8, 3\) of uint8. Received: \(8, 8, 3\) of uint8"),
         ({"batch_size": 0}, "Received: 0, 20"),
         ({"batch_size": 8.0}, "Received: 8.0, 20"),
         ({"chunk_size": None}, "Received: 8, None"),
         ({"worker": 2, "num_workers": 2}, "2 of 2"),
-        ({"classifier": "another"}, "classifier ab, not another"),
-        ({"near_duplicate": 0.5}, "near_duplicate .*, not 0.5"),
-        ({"chunk_size": 10}, "chunk_size 20, not 10"),
-        ({"batch_size": 4}, "batch_size 8, not 4"),
+        ({"classifier": "another"}, "classifier = ab, not another"),
+        ({"near_duplicate": 0.5}, "near_duplicate = .*, not 0.5"),
+        ({"chunk_size": 10}, "chunk_size = 20, not 10"),
+        ({"batch_size": 4}, "batch_size = 8, not 4"),
         ({"test_images": TEST[:5]}, "test_images_sha256"),
         ({"near_duplicate": 1.1}, "up to 1. Received: 1.1"),
     ],
@@ -355,31 +358,67 @@ def test_logits_that_are_not_finite(tmp_path):
 
     with pytest.raises(ValueError, match="Expected finite logits. Received: others for image 50 of the pool"):
         score(tmp_path, logits_fn=sometimes_nan)
-    assert pseudo_labels.missing(str(tmp_path)) == [2, 3, 4]
+    assert chunks.missing(str(tmp_path)) == [2, 3, 4]
 
 
 def test_bad_selections(scored, tmp_path):
     for sizes in ((), (6,), (0,), (8, 4.0)):
         with pytest.raises(ValueError, match="Expected sizes that are multiples of 4, as .* Received: "):
-            pseudo_labels.select(scored, num_classes=NUM_CLASSES, sizes=sizes)
+            selection.select(scored, num_classes=NUM_CLASSES, sizes=sizes)
     labels = expected_scores()[0]
     counts = np.bincount([labels[k] for k in range(len(POOL)) if k not in COPIES])
     with pytest.raises(ValueError, match=f"at least 30 images.*Received: {counts.min()} of class {counts.argmin()}, enough for {4 * counts.min()}"):  # fmt: skip
-        pseudo_labels.select(scored, num_classes=NUM_CLASSES, sizes=(120, 4))
+        selection.select(scored, num_classes=NUM_CLASSES, sizes=(120, 4))
     with pytest.raises(ValueError, match="Expected a folder with scores"):
-        pseudo_labels.select(str(tmp_path), num_classes=NUM_CLASSES, sizes=(4,))
+        selection.select(str(tmp_path), num_classes=NUM_CLASSES, sizes=(4,))
     score(tmp_path, worker=0, num_workers=2)
     with pytest.raises(ValueError, match="Received: 2 chunks that are not"):
-        pseudo_labels.select(str(tmp_path), num_classes=NUM_CLASSES, sizes=(4,))
+        selection.select(str(tmp_path), num_classes=NUM_CLASSES, sizes=(4,))
     score(tmp_path)
     damaged = tmp_path / "chunk-00000003.npz"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     with pytest.raises(ValueError, match="Expected an intact .*chunk-00000003.npz.*scores these images again"):
-        pseudo_labels.select(str(tmp_path), num_classes=NUM_CLASSES, sizes=(4,))
+        selection.select(str(tmp_path), num_classes=NUM_CLASSES, sizes=(4,))
     (tmp_path / "chunk-00000001.json").write_text("")  # What a full disk or a power cut can leave.
     score(tmp_path)
-    chosen = pseudo_labels.select(str(tmp_path), num_classes=NUM_CLASSES, sizes=(40,)).sets[40]
+    chosen = selection.select(str(tmp_path), num_classes=NUM_CLASSES, sizes=(40,)).sets[40]
     assert chosen.index.tolist() == expected_set(40)
+
+
+def test_pixels_are_bytes(tmp_path, scored):
+    """Floats in [0, 1] would be divided by 255 once more, and 0-255 floats are other bytes than their pool's."""
+    for pool in (POOL / np.float32(255), POOL.astype(np.float32)):
+        with pytest.raises(ValueError, match="a pool of images .* of uint8. Received: .* of float32"):
+            score(tmp_path, pool=pool)
+        chosen = selection.select(scored, num_classes=NUM_CLASSES, sizes=(40,)).sets[40]
+        with pytest.raises(ValueError, match="a pool of uint8. Received: float32"):
+            record_sets.write_set(pool, chosen, str(tmp_path), manifest={})
+    assert not list(tmp_path.iterdir())
+
+
+def test_folders_of_older_releases_go_on(tmp_path, scored):
+    """Whose identities are on one line."""
+    score(tmp_path / "scores")
+    write(scored, tmp_path / "set")
+    expected = contents(tmp_path)
+    for folder in ("scores", "set"):
+        path = tmp_path / folder / "identity.json"
+        path.write_text(json.dumps(json.loads(path.read_text())))
+    score(tmp_path / "scores")
+    assert write(scored, tmp_path / "set") and contents(tmp_path) == expected
+
+
+@pytest.mark.parametrize("text", ["no json", "[1]", "3", '{"num_images": 96}'])
+def test_a_malformed_identity_is_named(tmp_path, text):
+    score(tmp_path)
+    (tmp_path / "identity.json").write_text(text)
+    for function in (
+        lambda: selection.select(str(tmp_path), num_classes=NUM_CLASSES, sizes=(4,)),
+        lambda: score(tmp_path),
+    ):
+        with pytest.raises(ValueError) as caught:
+            function()
+        assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_another_pool_of_as_many_images_is_refused(scored):
@@ -387,7 +426,7 @@ def test_another_pool_of_as_many_images_is_refused(scored):
         changed = POOL.copy()
         changed[place] ^= 1
         with pytest.raises(ValueError, match="first_and_last_images"):
-            pseudo_labels.score(changed, logits_fn, directory=scored, **OPTIONS)
+            scoring.score(changed, logits_fn, directory=scored, **OPTIONS)
 
 
 def test_names_of_sets():

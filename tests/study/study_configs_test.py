@@ -6,11 +6,10 @@ import inspect
 import numpy as np
 import pytest
 
-from robust_keras.commands import configuration
+from robust_keras.commands import configuration, train_settings
 from robust_keras.data import sources, training_batches
 from robust_keras.study import costs, rows
 from robust_keras.training import adversarial_model
-from robust_keras.training import train as training
 from robust_keras.training.optimizer import NesterovSGD
 from robust_keras.training.weight_averaging import averaging_decay
 
@@ -36,9 +35,9 @@ CHANGES = {
 
 def resolved(row, *params):
     configuration.parse(row.files, [*row.bindings, *params])
-    keywords = configuration.resolve(configuration.train).keywords
+    recipe = configuration.resolve(configuration.train).recipe
     assert not configuration.unused_bindings()
-    return keywords
+    return recipe
 
 
 def training_data(with_extra):
@@ -68,17 +67,21 @@ def first_step(name):
     row = next(row for row in RUNNABLE if rows.run_name(row) == name)
     paper = resolved(row)
     train = resolved(row, *SMALL)
-    data = training_data(paper["data"].keywords["extra_data"] is not None)
-    bound = train["batches"].keywords
+    data = training_data(paper.data.keywords["extra_data"] is not None)
+    bound = train.batches.keywords
     batch = first_batch(data.extra is not None, *(bound.get(name) for name in ("labelled_fraction", "group_size")))
-    network = train["model"](num_classes=10, mean=data.mean, std=data.std, input_shape=(8, 8, 3))
+    network = train.model(num_classes=10, mean=data.mean, std=data.std, input_shape=(8, 8, 3))
     rng = np.random.default_rng(3)
     for weight in network.trainable_weights:  # A classifier of zeros would hide every difference.
         if weight.path.endswith("kernel"):
             weight.assign(rng.normal(0.0, 0.1, weight.shape))
-    rate = functools.partial(train["learning_rate"], num_steps=paper["train_steps"])
+    rate = functools.partial(train.optimizer.learning_rate, num_steps=paper.train_steps)
     model = adversarial_model.AdversarialModel(
-        network, **{key: train[key] for key in ("objective", "attack", "attack_target", "attack_batch_norm")}
+        network,
+        objective=train.objective,
+        attack=train.attack.attack_fn,
+        attack_target=train.attack.target,
+        attack_batch_norm=train.attack.batch_norm,
     )
     optimizer = NesterovSGD(rate)
     optimizer.build(network.trainable_variables)
@@ -86,14 +89,14 @@ def first_step(name):
     loss = float(model.train_step(batch)["loss"])
     assert np.isfinite(loss)
     assert all(np.isfinite(weight.numpy()).all() for weight in network.trainable_weights)
-    tau = train["tau"]
+    tau = train.averaging and train.averaging.tau
     return {
         "loss": loss,
-        "parameters": costs.num_parameters(*(paper["model"].keywords[key] for key in ("depth", "width"))),
+        "parameters": costs.num_parameters(*(paper.model.keywords[key] for key in ("depth", "width"))),
         "averages": None if tau is None else [float(averaging_decay(step, tau=tau)) for step in (0, 100, 10_000)],
-        "rates": [float(rate(int(paper["train_steps"] * share))) for share in (0.0, 0.3, 0.6, 0.9)],
+        "rates": [float(rate(int(paper.train_steps * share))) for share in (0.0, 0.3, 0.6, 0.9)],
         "batch": hash(batch["image"].numpy().tobytes()),
-        "extra_data": paper["data"].keywords["extra_data"],
+        "extra_data": paper.data.keywords["extra_data"],
     }
 
 
@@ -114,12 +117,12 @@ def test_a_row_differs_from_its_baseline_as_it_says(row):
 def test_the_training_radius_leaves_evaluation_alone():
     (row,) = rows.select(ROWS, table=3, row="AT eps=9.6/255", setting="cifar10")
     train = resolved(row)
-    assert train["attack"].keywords["threat"].epsilon == pytest.approx(9.6 / 255)
-    assert train["validation"].keywords["attack"].keywords["threat"].epsilon == 8 / 255
+    assert train.attack.attack_fn.keywords["threat"].epsilon == pytest.approx(9.6 / 255)
+    assert train.validation.correct_fn.keywords["attack"].keywords["threat"].epsilon == 8 / 255
 
 
 def test_every_argument_of_train_that_rows_bind_exists():
-    arguments = inspect.signature(training.train).parameters
+    arguments = inspect.signature(train_settings.train).parameters
     for row in RUNNABLE:
         for binding in row.bindings:
             name = binding.split(" = ")[0]
@@ -129,12 +132,12 @@ def test_every_argument_of_train_that_rows_bind_exists():
 def test_batches_differ_in_nothing_else_between_configurations():
     known = {"batch_size", "group_size", "labelled_fraction", "augmentation"}
     for row in RUNNABLE:
-        assert resolved(row)["batches"].keywords.keys() <= known
+        assert resolved(row).batches.keywords.keys() <= known
 
 
 @pytest.mark.parametrize("row", RUNNABLE, ids=lambda row: f"{row.table}-{row.row}-{row.setting}")
 def test_the_paper_scale_trains_the_papers_network(row):
-    model = resolved(row)["model"].keywords
+    model = resolved(row).model.keywords
     named = next((part for part in (row.row, row.row.split("(")[-1]) if part.startswith("WRN-")), None)
     if named:
         depth, width = named.rstrip(")").split(",")[0].split("-")[1:3]

@@ -9,11 +9,11 @@ import tensorflow as tf
 
 from robust_keras import losses, noise, schedules, storage, threats
 from robust_keras.attacks import pgd
+from robust_keras.commands import train_settings
 from robust_keras.data import sources, training_batches
 from robust_keras.evaluation import evaluate
 from robust_keras.models import normalization, wide_resnet
 from robust_keras.training import adversarial_model, objectives
-from robust_keras.training import train as training
 
 NUM_STEPS = 6
 
@@ -52,7 +52,7 @@ def tiny_run(workdir, **changes):
         "progress": False,
         **changes,
     }
-    return training.train(workdir=str(workdir), **arguments)
+    return train_settings.train(**arguments)(workdir=str(workdir))
 
 
 def rows(workdir, step=NUM_STEPS):

@@ -2,51 +2,40 @@
 
 A pickle is a program. This reader interprets only the instructions that build dicts, lists, tuples,
 strings, bytes, numbers and NumPy arrays of numbers, and answers the few names that such a file
-refers to with stand-ins of its own, so nothing that the file names is ever imported or called:
+refers to with stand-ins of its own (`pickled_names`), so nothing that the file names is ever imported or called:
 
     arrays = pickles.load("ti_500K_pseudo_labeled.pickle")
 
 Files of every pickle protocol, from Python 2 or 3 and from NumPy 1 or 2, are understood.
 """
 
-import math
 import pickle
-import re
-import reprlib
+import struct
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-# Left out, and so refused: persistent ids, the extension registry, instances, sets, buffers.
-_INSTRUCTIONS = (
-    *(pickle.PROTO, pickle.FRAME, pickle.STOP, pickle.MARK, pickle.POP, pickle.POP_MARK),
-    *(pickle.GET, pickle.BINGET, pickle.LONG_BINGET),
-    *(pickle.PUT, pickle.BINPUT, pickle.LONG_BINPUT, pickle.MEMOIZE),
-    *(pickle.NONE, pickle.NEWTRUE, pickle.NEWFALSE, pickle.FLOAT, pickle.BINFLOAT),
-    *(pickle.INT, pickle.BININT, pickle.BININT1, pickle.BININT2),
-    *(pickle.LONG, pickle.LONG1, pickle.LONG4),
-    *(pickle.STRING, pickle.BINSTRING, pickle.SHORT_BINSTRING),
-    *(pickle.UNICODE, pickle.BINUNICODE, pickle.SHORT_BINUNICODE, pickle.BINUNICODE8),
-    *(pickle.BINBYTES, pickle.SHORT_BINBYTES, pickle.BINBYTES8),
-    *(pickle.EMPTY_TUPLE, pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3),
-    *(pickle.EMPTY_LIST, pickle.LIST, pickle.EMPTY_DICT, pickle.DICT),
-    *(pickle.GLOBAL, pickle.STACK_GLOBAL),
-)
+from robust_keras.data.readers import pickled_names
+from robust_keras.data.readers.pickled_names import Dtype, Name, checked, shown
+
 # A list of five million numbers has as many instructions; arrays, which are what is wanted, have a handful.
 _MAX_INSTRUCTIONS = 10_000_000
-# Numbers, bytes and text of a fixed size: never objects, structures or pointers.
-_DTYPE = re.compile("[biufcSU][1-9][0-9]{0,8}")
+_BUFFER_BYTES = 1 << 16
+_TRUNCATED = "the file is truncated, or no pickle"
+_KEYS = (str, bytes, int, float, bool, type(None), np.generic)
 
 
-def load(path):
+def load(path: str) -> Any:
     """The object in a pickle file, if it consists of plain data only.
 
     Args:
         path: a path that `tf.io.gfile` can open.
 
     Returns:
-        Dicts, lists, tuples, strings, bytes, numbers and NumPy arrays, nested as they were stored.
-        Arrays may be read-only.
+        Dicts, lists, tuples, strings, bytes, numbers and NumPy arrays, nested as they were stored. Keys of dicts are
+        text, bytes or numbers. Arrays may be read-only.
 
     Raises:
         ValueError: if the file holds or refers to anything else, or is not a whole pickle. Nothing
@@ -55,7 +44,7 @@ def load(path):
     num_bytes = tf.io.gfile.stat(path).length
     with tf.io.gfile.GFile(path, "rb") as file:
         try:
-            return _Unpickler(_BoundedFile(file, num_bytes)).load()
+            return _Machine(_BoundedFile(file, num_bytes)).run()
         except Exception as error:  # A damaged or hostile file can fail in any way.
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(
@@ -67,226 +56,273 @@ def load(path):
 class _BoundedFile:
     """A file that refuses to read past its end before any memory is set aside for it."""
 
-    def __init__(self, file, num_bytes):
+    def __init__(self, file: tf.io.gfile.GFile, num_bytes: int):
         self._file = file
-        self._num_left = num_bytes
+        self._buffer, self._next = b"", 0
+        self._num_ahead = num_bytes  # Bytes after those in the buffer.
         self.num_bytes = num_bytes
 
-    def read(self, num_bytes):
-        if not 0 <= num_bytes <= self._num_left:
-            raise ValueError("the file is truncated, or no pickle")
-        self._num_left -= num_bytes
-        return self._file.read(num_bytes)
+    def read(self, num_bytes: int) -> bytes:
+        end = self._next + num_bytes
+        if self._next <= end <= len(self._buffer):
+            data = self._buffer[self._next : end]
+            self._next = end
+            return data
+        ahead = end - len(self._buffer)
+        if num_bytes < 0 or ahead > self._num_ahead:
+            raise ValueError(_TRUNCATED)
+        if num_bytes < _BUFFER_BYTES:
+            self._fill()
+            return self.read(num_bytes)
+        # In one piece: a gigabyte is not joined of two.
+        self._file.seek(self.num_bytes - self._num_ahead + ahead - num_bytes)
+        self._buffer, self._next = b"", 0
+        self._num_ahead -= ahead
+        return self._from_disk(num_bytes)
 
-    def readline(self):
-        line = self._file.readline()
-        self._num_left -= len(line)
-        return line
+    def line(self) -> bytes:
+        """The bytes up to the next line feed, which is left out."""
+        while (end := self._buffer.find(b"\n", self._next)) < 0:
+            if not self._num_ahead:
+                raise ValueError(_TRUNCATED)
+            self._fill()
+        begin, self._next = self._next, end + 1
+        return self._buffer[begin:end]
+
+    def _fill(self) -> None:
+        rest = self._buffer[self._next :]
+        num_bytes = min(self._num_ahead, max(_BUFFER_BYTES, len(rest)))  # Twice as much each time for a long line.
+        self._num_ahead -= num_bytes
+        self._buffer, self._next = rest + self._from_disk(num_bytes), 0
+
+    def _from_disk(self, num_bytes: int) -> bytes:
+        data = self._file.read(num_bytes)
+        if len(data) < num_bytes:
+            raise ValueError(_TRUNCATED)
+        return data
 
 
-class _Instructions(dict):
-    """The functions of the instructions that are allowed, so many times as a file may have any."""
+class _Machine:
+    """What a pickle's instructions work on: a stack, which marks cut into pieces, and a memo of numbered objects."""
 
-    num_left = _MAX_INSTRUCTIONS
-
-    def __getitem__(self, opcode):
-        self.num_left -= 1
-        if self.num_left < 0:
-            raise ValueError(f"it has more than {_MAX_INSTRUCTIONS:,} instructions")
-        return super().__getitem__(opcode)
-
-    def __missing__(self, opcode):
-        raise ValueError(f"the instruction {bytes([opcode])!r} is not allowed")
-
-
-class _Name:
-    """What a name in the file stands for: something to call, or (None) only to refer to."""
-
-    def __init__(self, function):
-        self.function = function
-
-
-class _Dtype:
-    """A dtype in the making: its byte order arrives after the file has first referred to it."""
-
-    def __init__(self, dtype):
-        self.dtype = dtype
-
-
-# The interpreter that is written in Python: the one in C cannot leave instructions out.
-class _Unpickler(pickle._Unpickler):
-    dispatch = {code[0]: pickle._Unpickler.dispatch[code[0]] for code in _INSTRUCTIONS}
-
-    def __init__(self, file):
-        super().__init__(file, encoding="latin1")  # What Python 2 called a string is bytes.
-        self.dispatch = _Instructions(self.dispatch)
-        self._num_bytes = file.num_bytes
+    def __init__(self, file: _BoundedFile):
+        self.file = file
+        self.stack: list = []
+        self.below: list[list] = []  # The pieces of the stack under each mark.
+        self.memo: dict[int, Any] = {}
         # Bytes that were read once can be asked for again and again. Every array takes its own twice, at most.
         self._num_left = 4 * file.num_bytes
-        self._empty_arrays = []
+        self._empty_arrays: list[np.ndarray] = []
 
-    def find_class(self, module, name):
-        try:
-            return _NAMES[module.replace("numpy._core.", "numpy.core.", 1), name]
-        except KeyError:
-            raise ValueError(f"the name {module[:100]}.{name[:100]} is not allowed") from None
+    def run(self) -> Any:
+        """What the instructions make, each of which `_ACTIONS` has to know."""
+        read, actions = self.file.read, _ACTIONS
+        for _ in range(_MAX_INSTRUCTIONS):
+            code = read(1)
+            if code == pickle.STOP:
+                return self.stack.pop()
+            if (action := actions.get(code)) is None:
+                raise ValueError(f"the instruction {code!r} is not allowed")
+            action(self)
+        raise ValueError(f"it has more than {_MAX_INSTRUCTIONS:,} instructions")
 
-    def load_reduce(self):
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def pop(self) -> None:
+        if self.stack:
+            self.stack.pop()
+        else:
+            self.since_mark()
+
+    def mark(self) -> None:
+        self.below.append(self.stack)
+        self.stack = []
+
+    def since_mark(self) -> list:
+        """What was put on the stack since the last mark, which is removed with it."""
+        items, self.stack = self.stack, self.below.pop()
+        return items
+
+    def put(self, index: int) -> None:
+        self.memo[index] = self.stack[-1]
+
+    def get(self, index: int) -> None:
+        self.stack.append(self.memo[index])
+
+    def tuple_of(self, num: int) -> None:
+        if len(self.stack) < num:
+            raise ValueError("it takes more from its stack than there is")
+        self.stack[-num:] = [tuple(self.stack[-num:])]
+
+    def append(self, items: list) -> None:
+        checked(self.stack[-1], list).extend(items)
+
+    def set_items(self, items: list) -> None:
+        checked(self.stack[-1], dict).update(_dict(items))
+
+    def call(self) -> None:
+        """Calls what a name stands for."""
         arguments = self.stack.pop()
         name = self.stack.pop()
-        if type(name) is not _Name or name.function is None or type(arguments) is not tuple:
-            raise ValueError(f"a call of {_shown(name)} is not allowed")
+        if type(name) is not Name or name.function is None or type(arguments) is not tuple:
+            raise ValueError(f"a call of {shown(name)} is not allowed")
         result = name.function(*arguments)
-        if name is _RECONSTRUCT:
+        if name is pickled_names.RECONSTRUCT:
             self._empty_arrays.append(result)
         elif type(result) is bytes:
             self._count(len(result))
-        self.append(result)
+        self.stack.append(result)
 
-    dispatch[pickle.REDUCE[0]] = load_reduce
-
-    def _count(self, num_bytes):
-        self._num_left -= num_bytes
-        if self._num_left < 0:
-            raise ValueError("it makes more of its bytes than there are")
-
-    def load_build(self):
+    def set_state(self) -> None:
+        """Gives a dtype its byte order, or an empty array what it holds; each once."""
         state = self.stack.pop()
         target = self.stack[-1]
-        if type(target) is _Dtype:
-            target.dtype = _dtype_from_state(target.dtype, state)
+        if type(target) is Dtype:
+            target.set_state(state)
             return
         for i, array in enumerate(self._empty_arrays):
             if array is target:
                 del self._empty_arrays[i]
-                _fill(array, state)
+                pickled_names.fill(array, state)
                 self._count(array.nbytes)
                 return
-        raise ValueError(f"setting the state of {_shown(target)} is not allowed")
+        raise ValueError(f"setting the state of {shown(target)} is not allowed")
 
-    dispatch[pickle.BUILD[0]] = load_build
-
-    def load_appends(self):
-        items = self.pop_mark()
-        _checked(self.stack[-1], list).extend(items)
-
-    dispatch[pickle.APPENDS[0]] = load_appends
-
-    def load_append(self):
-        item = self.stack.pop()
-        _checked(self.stack[-1], list).append(item)
-
-    dispatch[pickle.APPEND[0]] = load_append
-
-    def load_setitems(self):
-        items = self.pop_mark()
-        _checked(self.stack[-1], dict).update(zip(items[::2], items[1::2], strict=True))
-
-    dispatch[pickle.SETITEMS[0]] = load_setitems
-
-    def load_setitem(self):
-        value = self.stack.pop()
-        key = self.stack.pop()
-        _checked(self.stack[-1], dict)[key] = value
-
-    dispatch[pickle.SETITEM[0]] = load_setitem
-
-    def load_bytearray8(self):
-        num_bytes = int.from_bytes(self.read(8), "little")
-        if num_bytes > self._num_bytes:
-            raise ValueError("the file is truncated, or no pickle")
-        data = bytearray(num_bytes)
-        self.readinto(data)
-        self.append(data)
-
-    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray8
+    def _count(self, num_bytes: int) -> None:
+        self._num_left -= num_bytes
+        if self._num_left < 0:
+            raise ValueError("it makes more of its bytes than there are")
 
 
-def _encode(text, encoding):
-    # How protocols 0 to 2 store bytes.
-    if type(text) is not str or encoding not in ("latin1", "latin-1"):
-        raise ValueError(f"_codecs.encode with {_shown(encoding)} is not allowed")
-    return text.encode("latin1")
+def _dict(items: list) -> dict:
+    for key in items[::2]:
+        if not isinstance(key, _KEYS):  # The hash of tuples in tuples could take more than the processor's stack.
+            raise ValueError(f"{shown(key)} stands where a key should")
+    return dict(zip(items[::2], items[1::2], strict=True))
 
 
-def _no_bytes():
-    return b""
+def _integer(line: bytes) -> int | bool:
+    return line == b"01" if line in (b"00", b"01") else int(line, 0)
 
 
-def _make_dtype(code, align=False, copy=True):
-    del align, copy  # They change structures and identity alone.
-    if type(code) is not str or not _DTYPE.fullmatch(code):
-        raise ValueError(f"the dtype {_shown(code)} is not allowed")
-    return _Dtype(np.dtype(code))
+def _string(line: bytes) -> str:
+    """What Python 2 called a string, with escapes for all that is not ASCII, in quotes."""
+    if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
+        raise ValueError("a string stands without its quotes")
+    return line[1:-1].decode("unicode_escape")
 
 
-def _dtype_from_state(dtype, state):
-    version, byte_order, *structure = _checked(state, tuple)[:5]
-    if version not in (3, 4) or byte_order not in ("|", "<", ">", "=") or structure != [None] * 3:
-        raise ValueError(f"a dtype with the state {_shown(state)} is not allowed")
-    return dtype.newbyteorder(byte_order)
+def _check_protocol(machine: _Machine, protocol: int) -> None:
+    del machine
+    if protocol > pickle.HIGHEST_PROTOCOL:
+        raise ValueError(f"the protocol {protocol} is not known")
 
 
-def _reconstruct(array_type, shape, code):
-    del shape, code  # The state that follows has the real ones.
-    if array_type is not _NDARRAY:
-        raise ValueError(f"an array of the type {_shown(array_type)} is not allowed")
-    return np.ndarray((0,), np.uint8)
+def _check_frame(machine: _Machine, num_bytes: int) -> None:
+    if num_bytes > machine.file.num_bytes:
+        raise ValueError(_TRUNCATED)
 
 
-def _fill(array, state):
-    _version, shape, dtype, is_fortran, data = _checked(state, tuple)
-    if type(data) is str:  # As Python 2 wrote it.
-        data = data.encode("latin1")
-    _check_data(data, bytes, dtype, shape)
-    array.__setstate__((1, shape, dtype.dtype, bool(is_fortran), data))
+def _find(machine: _Machine, module: Any, name: Any) -> None:
+    machine.push(pickled_names.find(checked(module, str), checked(name, str)))
 
 
-def _from_buffer(data, dtype, shape, order):
-    _check_data(data, (bytes, bytearray), dtype, shape)
-    if order not in ("C", "F"):
-        raise ValueError(f"an array of the order {_shown(order)} is not allowed")
-    return np.frombuffer(data, dtype.dtype).reshape(shape, order=order)
+# An instruction is one byte and what follows it in the file; each of these returns what one does.
+_Action = Callable[[_Machine], None]
 
 
-def _scalar(dtype, data):
-    # NumPy's own would unpickle `data` where the dtype is object.
-    if type(data) is str:
-        data = data.encode("latin1")
-    _check_data(data, bytes, dtype, ())
-    return np.frombuffer(data, dtype.dtype)[0]
+def _with_number(form: str, act: Callable[[_Machine, Any], None]) -> _Action:
+    """Reads a number, of the form that `struct` names so."""
+    number = struct.Struct(form)
+    return lambda machine: act(machine, *number.unpack(machine.file.read(number.size)))
 
 
-def _check_data(data, types, dtype, shape):
-    """Checks that an array has as many bytes as its shape says, before any memory is set aside."""
-    _checked(dtype, _Dtype)
-    if not all(type(size) is int and 0 <= size < 2**48 for size in _checked(shape, tuple)):
-        raise ValueError(f"an array of the shape {_shown(shape)} is not allowed")
-    if not isinstance(data, types) or len(data) != math.prod(shape) * dtype.dtype.itemsize:
-        raise ValueError(f"an array of {dtype.dtype} {_shown(shape)} holds {_shown(data)}")
+def _with_bytes(form: str, make: Callable[[bytes], Any]) -> _Action:
+    """Reads how many bytes there are, and then as many; pushes what is made of them."""
+    return _with_number(form, lambda machine, count: machine.push(make(machine.file.read(count))))
 
 
-def _checked(value, expected_type):
-    if type(value) is not expected_type:
-        raise ValueError(f"{_shown(value)} stands where a {expected_type.__name__} should")
-    return value
+def _with_line(act: Callable[[_Machine, bytes], None]) -> _Action:
+    return lambda machine: act(machine, machine.file.line())
 
 
-def _shown(value):
-    if type(value) is _Name:
-        return next(".".join(key) for key, name in _NAMES.items() if name is value)
-    return type(value).__name__ if type(value) is _Dtype else reprlib.repr(value)
+def _pushed(make: Callable[[Any], Any]) -> Callable[[_Machine, Any], None]:
+    return lambda machine, value: machine.push(make(value))
 
 
-_NDARRAY = _Name(None)
-_RECONSTRUCT = _Name(_reconstruct)
-_NAMES = {
-    ("numpy", "ndarray"): _NDARRAY,
-    ("numpy", "dtype"): _Name(_make_dtype),
-    ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    ("numpy.core.multiarray", "scalar"): _Name(_scalar),
-    ("numpy.core.numeric", "_frombuffer"): _Name(_from_buffer),
-    ("_codecs", "encode"): _Name(_encode),
-    ("__builtin__", "bytes"): _Name(_no_bytes),
-    ("builtins", "bytes"): _Name(_no_bytes),
+def _constant(make: Callable[[], Any]) -> _Action:
+    return lambda machine: machine.push(make())
+
+
+def _since_mark(act: Callable[[_Machine, list], None]) -> _Action:
+    return lambda machine: act(machine, machine.since_mark())
+
+
+def _latin1(data: bytes) -> str:
+    return data.decode("latin1")
+
+
+def _signed(data: bytes) -> int:
+    return int.from_bytes(data, "little", signed=True)
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogatepass")
+
+
+# Left out, and so refused: persistent ids, the extension registry, instances, sets, buffers.
+_ACTIONS: dict[bytes, _Action] = {
+    pickle.PROTO: _with_number("B", _check_protocol),
+    pickle.FRAME: _with_number("<Q", _check_frame),
+    pickle.MARK: _Machine.mark,
+    pickle.POP: _Machine.pop,
+    pickle.POP_MARK: _since_mark(lambda machine, items: None),
+    pickle.GET: _with_line(lambda machine, line: machine.get(int(line))),
+    pickle.BINGET: _with_number("B", _Machine.get),
+    pickle.LONG_BINGET: _with_number("<I", _Machine.get),
+    pickle.PUT: _with_line(lambda machine, line: machine.put(int(line))),
+    pickle.BINPUT: _with_number("B", _Machine.put),
+    pickle.LONG_BINPUT: _with_number("<I", _Machine.put),
+    pickle.MEMOIZE: lambda machine: machine.put(len(machine.memo)),
+    pickle.NONE: _constant(lambda: None),
+    pickle.NEWTRUE: _constant(lambda: True),
+    pickle.NEWFALSE: _constant(lambda: False),
+    pickle.FLOAT: _with_line(_pushed(float)),
+    pickle.BINFLOAT: _with_number(">d", _Machine.push),
+    pickle.INT: _with_line(_pushed(_integer)),
+    pickle.BININT: _with_number("<i", _Machine.push),
+    pickle.BININT1: _with_number("B", _Machine.push),
+    pickle.BININT2: _with_number("<H", _Machine.push),
+    pickle.LONG: _with_line(_pushed(lambda line: int(line.removesuffix(b"L"), 0))),
+    pickle.LONG1: _with_bytes("B", _signed),
+    pickle.LONG4: _with_bytes("<i", _signed),
+    pickle.STRING: _with_line(_pushed(_string)),
+    pickle.BINSTRING: _with_bytes("<i", _latin1),
+    pickle.SHORT_BINSTRING: _with_bytes("B", _latin1),
+    pickle.UNICODE: _with_line(_pushed(lambda line: line.decode("raw-unicode-escape"))),
+    pickle.SHORT_BINUNICODE: _with_bytes("B", _text),
+    pickle.BINUNICODE: _with_bytes("<I", _text),
+    pickle.BINUNICODE8: _with_bytes("<Q", _text),
+    pickle.SHORT_BINBYTES: _with_bytes("B", bytes),
+    pickle.BINBYTES: _with_bytes("<I", bytes),
+    pickle.BINBYTES8: _with_bytes("<Q", bytes),
+    pickle.BYTEARRAY8: _with_bytes("<Q", bytearray),
+    pickle.EMPTY_TUPLE: _constant(tuple),
+    pickle.TUPLE: _since_mark(_pushed(tuple)),
+    pickle.TUPLE1: lambda machine: machine.tuple_of(1),
+    pickle.TUPLE2: lambda machine: machine.tuple_of(2),
+    pickle.TUPLE3: lambda machine: machine.tuple_of(3),
+    pickle.EMPTY_LIST: _constant(list),
+    pickle.LIST: _since_mark(_pushed(list)),
+    pickle.APPEND: lambda machine: machine.append([machine.stack.pop()]),
+    pickle.APPENDS: _since_mark(_Machine.append),
+    pickle.EMPTY_DICT: _constant(dict),
+    pickle.DICT: _since_mark(_pushed(_dict)),
+    pickle.SETITEM: lambda machine: machine.set_items([machine.stack.pop(-2), machine.stack.pop()]),
+    pickle.SETITEMS: _since_mark(_Machine.set_items),
+    pickle.GLOBAL: lambda machine: _find(machine, *(machine.file.line().decode() for _ in range(2))),
+    pickle.STACK_GLOBAL: lambda machine: _find(machine, machine.stack.pop(-2), machine.stack.pop()),
+    pickle.REDUCE: _Machine.call,
+    pickle.BUILD: _Machine.set_state,
 }

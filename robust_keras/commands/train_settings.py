@@ -1,0 +1,82 @@
+"""The settings of a training run as gin binds them, `train.tau` and so on: one flat list, which becomes records."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from robust_keras.training import records
+from robust_keras.training import train as training
+
+_LAYOUT, _CADENCE = records.Layout(), records.Cadence()
+_ATTACK, _OPTIMIZER = records.InnerAttack._field_defaults, records.Optimizer._field_defaults
+_AVERAGING, _VALIDATION = records.Averaging._field_defaults, records.Validation._field_defaults
+_RECIPE = records.Recipe._field_defaults
+
+
+class ConfiguredRun(NamedTuple):
+    """A training run that only wants its folder: `run(workdir=..., data_dir=...)`.
+
+    Attributes:
+        recipe: a `records.Recipe`.
+        layout: a `records.Layout`.
+        cadence: a `records.Cadence`.
+    """
+
+    recipe: records.Recipe
+    layout: records.Layout
+    cadence: records.Cadence
+
+    def __call__(self, *, workdir: str, data_dir: str | None = None) -> training.TrainedModel:
+        """See `training.train.train`."""
+        return training.train(workdir=workdir, data_dir=data_dir, **self._asdict())
+
+
+def train(
+    *,
+    data: Callable,
+    model: Callable,
+    batches: Callable,
+    objective: Callable,
+    attack: Callable | None,
+    validation: Callable,
+    learning_rate: Callable,
+    train_steps: int,
+    seed: int,
+    attack_target: str = _ATTACK["target"],
+    attack_batch_norm: str = _ATTACK["batch_norm"],
+    momentum: float = _OPTIMIZER["momentum"],
+    weight_decay: float = _OPTIMIZER["weight_decay"],
+    tau: float | None = None,
+    averaging_warm_up: bool = _AVERAGING["warm_up"],
+    best_by: str = _VALIDATION["best_by"],
+    dtype_policy: str = _RECIPE["dtype_policy"],
+    initial_weights: Callable | None = None,
+    strategy: str = _LAYOUT.strategy,
+    tpu: str | None = _LAYOUT.tpu,
+    accumulation_steps: int = _LAYOUT.accumulation_steps,
+    steps_per_execution: int = _LAYOUT.steps_per_execution,
+    validation_batch_size: int = _LAYOUT.validation_batch_size,
+    jit_compile: bool = _LAYOUT.jit_compile,
+    validate_every: int = _CADENCE.validate_every,
+    checkpoint_every: int = _CADENCE.checkpoint_every,
+    log_every: int = _CADENCE.log_every,
+    num_checkpoints: int = _CADENCE.num_checkpoints,
+    progress: bool = _CADENCE.progress,
+) -> ConfiguredRun:
+    """The run that these settings are; `training.records` says what each means."""
+    layout = records.Layout(strategy, tpu, accumulation_steps, steps_per_execution, jit_compile, validation_batch_size)
+    cadence = records.Cadence(validate_every, checkpoint_every, log_every, num_checkpoints, progress)
+    recipe = records.Recipe(
+        data=data,
+        model=model,
+        batches=batches,
+        objective=objective,
+        attack=None if attack is None else records.InnerAttack(attack, attack_target, attack_batch_norm),
+        optimizer=records.Optimizer(learning_rate, momentum, weight_decay),
+        validation=records.Validation(validation, best_by),
+        train_steps=train_steps,
+        seed=seed,
+        averaging=None if tau is None else records.Averaging(tau, averaging_warm_up),
+        dtype_policy=dtype_policy,
+        initial_weights=initial_weights,
+    )
+    return ConfiguredRun(recipe, layout, cadence)

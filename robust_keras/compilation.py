@@ -1,0 +1,72 @@
+"""The one switch of XLA: what is compiled with it, and where.
+
+@compilation.fused  # A small function of tensors: one pass over memory instead of one for each operation.
+def nearest(delta, x): ...
+
+step = compilation.function(step, jit_compile=jit_compile)  # As somebody asked for.
+"""
+
+import functools
+import threading
+from collections.abc import Callable
+
+import tensorflow as tf
+
+_tracing = threading.local()
+
+
+def fused(fn: Callable) -> Callable:
+    """A function of tensors that is compiled with XLA for its speed alone, also where nothing around it is.
+
+    It is called plainly, as one of many operations, inside a program that XLA compiles anyway (`function` with
+    jit_compile=True, a replica of a `TPUStrategy`) and on a device that has no XLA.
+
+    Args:
+        fn: of tensors, positional or by keyword, without side effects; other arguments are part of the program.
+
+    Returns:
+        A function like `fn`.
+    """
+    compiled = tf.function(fn, jit_compile=True, autograph=False)
+
+    @functools.wraps(fn)
+    def call(*args, **kwargs):
+        return (fn if _is_inside_xla() or not has_xla() else compiled)(*args, **kwargs)
+
+    return call
+
+
+def function(fn: Callable, *, jit_compile: bool = False) -> Callable:
+    """`tf.function(fn, jit_compile=jit_compile, autograph=False)`, inside which `fused` functions know of it."""
+    if not jit_compile:
+        return tf.function(fn, autograph=False)
+
+    @functools.wraps(fn)
+    def traced(*args, **kwargs):
+        before = _is_traced_for_xla()
+        _tracing.for_xla = True
+        try:
+            return fn(*args, **kwargs)
+        finally:
+            _tracing.for_xla = before
+
+    return tf.function(traced, jit_compile=True, autograph=False)
+
+
+@functools.cache
+def has_xla() -> bool:
+    """Whether XLA compiles for the device that operations run on by default; tried once."""
+    try:
+        with tf.init_scope():  # It runs now, also where a program is being traced.
+            doubled = tf.function(lambda x: 2.0 * x, jit_compile=True, autograph=False)
+            return float(doubled(tf.constant(1.0))) == 2.0
+    except tf.errors.OpError:
+        return False
+
+
+def _is_traced_for_xla():
+    return getattr(_tracing, "for_xla", False)
+
+
+def _is_inside_xla():
+    return _is_traced_for_xla() or isinstance(tf.distribute.get_strategy(), tf.distribute.TPUStrategy)

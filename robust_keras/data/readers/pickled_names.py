@@ -1,0 +1,135 @@
+"""What the names in a pickle stand for: stand-ins for the few functions of NumPy that arrays are made with."""
+
+import math
+import re
+import reprlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+# Numbers, bytes and text of a fixed size: never objects, structures or pointers.
+_DTYPE = re.compile("[biufcSU][1-9][0-9]{0,8}")
+
+
+class Name:
+    """What a name in the file stands for: something to call, or (None) only to refer to."""
+
+    def __init__(self, function: Callable | None):
+        self.function = function
+
+
+class Dtype:
+    """A dtype in the making: its byte order arrives after the file has first referred to it."""
+
+    def __init__(self, dtype: np.dtype):
+        self.dtype = dtype
+
+    def set_state(self, state: Any) -> None:
+        """Takes the byte order of a state, which must say nothing else."""
+        version, byte_order, *structure = checked(state, tuple)[:5]
+        if version not in (3, 4) or byte_order not in ("|", "<", ">", "=") or structure != [None] * 3:
+            raise ValueError(f"a dtype with the state {shown(state)} is not allowed")
+        self.dtype = self.dtype.newbyteorder(byte_order)
+
+
+def find(module: str, name: str) -> Name:
+    """The stand-in of a name.
+
+    Raises:
+        ValueError: for a name that has none.
+    """
+    try:
+        return _NAMES[module.replace("numpy._core.", "numpy.core.", 1), name]
+    except KeyError:
+        raise ValueError(f"the name {module[:100]}.{name[:100]} is not allowed") from None
+
+
+def fill(array: np.ndarray, state: Any) -> None:
+    """Makes an empty array, as `_reconstruct` returns it, what a state says."""
+    _version, shape, dtype, is_fortran, data = checked(state, tuple)
+    if type(data) is str:  # As Python 2 wrote it.
+        data = data.encode("latin1")
+    _check_data(data, bytes, dtype, shape)
+    array.__setstate__((1, shape, dtype.dtype, bool(is_fortran), data))
+
+
+def checked(value: Any, expected_type: type) -> Any:
+    """A value of exactly that type.
+
+    Raises:
+        ValueError: for another one.
+    """
+    if type(value) is not expected_type:
+        raise ValueError(f"{shown(value)} stands where a {expected_type.__name__} should")
+    return value
+
+
+def shown(value: Any) -> str:
+    """A value as a message may show it: short, on one line."""
+    if type(value) is Name:
+        return next(".".join(key) for key, name in _NAMES.items() if name is value)
+    return type(value).__name__ if type(value) is Dtype else reprlib.repr(value)
+
+
+def _encode(text, encoding):
+    # How protocols 0 to 2 store bytes.
+    if type(text) is not str or encoding not in ("latin1", "latin-1"):
+        raise ValueError(f"_codecs.encode with {shown(encoding)} is not allowed")
+    return text.encode("latin1")
+
+
+def _no_bytes():
+    return b""
+
+
+def _make_dtype(code, align=False, copy=True):
+    del align, copy  # They change structures and identity alone.
+    if type(code) is not str or not _DTYPE.fullmatch(code):
+        raise ValueError(f"the dtype {shown(code)} is not allowed")
+    return Dtype(np.dtype(code))
+
+
+def _reconstruct(array_type, shape, code):
+    del shape, code  # The state that follows has the real ones.
+    if array_type is not _NDARRAY:
+        raise ValueError(f"an array of the type {shown(array_type)} is not allowed")
+    return np.ndarray((0,), np.uint8)
+
+
+def _from_buffer(data, dtype, shape, order):
+    _check_data(data, (bytes, bytearray), dtype, shape)
+    if order not in ("C", "F"):
+        raise ValueError(f"an array of the order {shown(order)} is not allowed")
+    return np.frombuffer(data, dtype.dtype).reshape(shape, order=order)
+
+
+def _scalar(dtype, data):
+    # NumPy's own would unpickle `data` where the dtype is object.
+    if type(data) is str:
+        data = data.encode("latin1")
+    _check_data(data, bytes, dtype, ())
+    return np.frombuffer(data, dtype.dtype)[0]
+
+
+def _check_data(data, types, dtype, shape):
+    """Checks that an array has as many bytes as its shape says, before any memory is set aside."""
+    checked(dtype, Dtype)
+    if not all(type(size) is int and 0 <= size < 2**48 for size in checked(shape, tuple)):
+        raise ValueError(f"an array of the shape {shown(shape)} is not allowed")
+    if not isinstance(data, types) or len(data) != math.prod(shape) * dtype.dtype.itemsize:
+        raise ValueError(f"an array of {dtype.dtype} {shown(shape)} holds {shown(data)}")
+
+
+_NDARRAY = Name(None)
+RECONSTRUCT = Name(_reconstruct)
+_NAMES = {
+    ("numpy", "ndarray"): _NDARRAY,
+    ("numpy", "dtype"): Name(_make_dtype),
+    ("numpy.core.multiarray", "_reconstruct"): RECONSTRUCT,
+    ("numpy.core.multiarray", "scalar"): Name(_scalar),
+    ("numpy.core.numeric", "_frombuffer"): Name(_from_buffer),
+    ("_codecs", "encode"): Name(_encode),
+    ("__builtin__", "bytes"): Name(_no_bytes),
+    ("builtins", "bytes"): Name(_no_bytes),
+}

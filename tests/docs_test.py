@@ -1,0 +1,262 @@
+"""README and docs say what is there: files, flags, bindings, recipes, warnings; their Python runs, and the site builds."""
+
+import ast
+import importlib
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import keras
+import pytest
+from absl import flags
+
+from robust_keras.commands import configuration, launcher
+from robust_keras.saved_models import export
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text()
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+}
+COMMANDS = ("train", "evaluate", "export", "report", "reproduce", "pseudo_label", "check_tpu", "self_test")
+
+
+def blocks(language):
+    """(page, text) of each fenced block of a language."""
+    return [
+        (page, text) for page, each in PAGES.items() for text in re.findall(rf"```{language}\n(.*?)```", each, re.S)
+    ]
+
+
+def fenced_out(text):
+    return re.sub(r"```.*?```", "", text, flags=re.S)
+
+
+def anchors(text):
+    """Of a page's headings, as both GitHub and the site make them."""
+    titles = re.findall(r"^#+ (.+)$", fenced_out(text), re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def commands():
+    """(page, script's name, arguments) of each call of a Python script in a block of shell commands."""
+    found = []
+    for page, text in blocks("bash"):
+        lines = text.replace("\\\n", " ").splitlines()
+        variables = dict(line.split("=", 1) for line in lines if re.match(r"[A-Z]+=\"", line))
+        for line in lines:
+            for name, value in variables.items():
+                line = line.replace(f"${name}", value.strip('"'))
+            if match := re.search(r"python scripts/(\w+)\.py ?(.*)", line):
+                found.append((page, match[1], shlex.split(match[2], comments=True)))
+    return found
+
+
+def flag_values(name):
+    values = flags.FlagValues()
+    importlib.import_module(f"robust_keras.commands.{name}").define_flags(values)
+    return values
+
+
+def named(pattern):
+    """(page, match) of a pattern anywhere in the pages."""
+    return [(page, match) for page, text in PAGES.items() for match in re.findall(pattern, text)]
+
+
+def test_readme_is_short():
+    assert len(PAGES["README.md"].splitlines()) <= 150
+
+
+def test_links_within_the_repository_lead_somewhere():
+    links = [(page, link) for page, text in PAGES.items() for link in re.findall(r"\]\(([^)\s]+)\)", fenced_out(text))]
+    inner = [(page, link) for page, link in links if "://" not in link]
+    assert len(inner) > 20
+    dead = []
+    for page, link in inner:
+        path, _, anchor = link.partition("#")
+        target = (ROOT / page).parent / path if path else ROOT / page
+        if not target.exists() or (anchor and anchor not in anchors(target.read_text())):
+            dead.append((page, link))
+    assert dead == []
+
+
+def test_every_page_is_on_the_site_and_in_the_readme():
+    pages = {path.stem for path in (ROOT / "docs").glob("*.md")} - {"index"}
+    toctree = "\n".join(re.findall(r"```{toctree}\n(.*?)```", PAGES["docs/index.md"], re.S))
+    assert {line for line in toctree.splitlines() if line and not line.startswith(":")} == pages
+    # The API reference is made by the site.
+    assert set(re.findall(r"\(docs/(\w+)\.md\)", PAGES["README.md"])) == pages - {"api"}
+
+
+def test_files_that_are_named_exist():
+    paths = named(r"(?<![\w/.])((?:scripts|gin|tests|docs|robust_keras)/[\w./*-]*\w)")
+    assert len(paths) > 100
+    made = {"docs/_build"}
+    assert [(page, path) for page, path in paths if path not in made and not list(ROOT.glob(path))] == []
+
+
+def test_test_files_that_are_named_exist():
+    names = named(r"`(\w+(?:_test|_reference))\.py`")
+    assert [(page, name) for page, name in names if not list((ROOT / "tests").rglob(f"{name}.py"))] == []
+
+
+@pytest.mark.parametrize("page, script, arguments", commands())
+def test_commands_are_understood(page, script, arguments):
+    if script not in COMMANDS:
+        assert re.search(r"DEFINE|add_argument", (ROOT / "scripts" / f"{script}.py").read_text()), page
+        return
+    values = flag_values(script)
+    assert values([script, *arguments]) == [script]
+
+
+@pytest.mark.parametrize(
+    "page, script, arguments", [each for each in commands() if each[1] in ("train", "evaluate", "pseudo_label")]
+)
+def test_recipes_and_bindings_of_commands_are_complete(page, script, arguments):
+    values = flag_values(script)
+    values([script, *arguments])
+    params = [each for each in values.gin_param if "load_logits_fn" not in each]  # Which would load a model.
+    configuration.parse(values.gin_file, params)
+    if script == "evaluate":
+        if params == values.gin_param:
+            configuration.resolve(configuration.evaluate)
+        return
+    configuration.resolve(configuration.train, is_last=script == "train")
+    if script == "pseudo_label":
+        configuration.resolve(configuration.label_pool)
+
+
+def test_flags_that_are_named_exist():
+    ours = {flag for name in COMMANDS for flag in flag_values(name)}
+    for benchmark in (ROOT / "scripts").glob("benchmark_*.py"):
+        ours |= set(re.findall(r"""["'](?:--)?(\w+)["']""", benchmark.read_text()))
+    ours |= set(re.findall(r"--(\w+)", (ROOT / "scripts" / "test.sh").read_text()))
+    ours |= {"help"}
+    found = named(r"(?<![\w-])--([a-z]\w*)")
+    assert len(found) > 60
+    assert [(page, flag) for page, flag in found if flag not in ours] == []
+
+
+def test_bindings_that_are_named_can_be_made():
+    """Each `function.argument = value` in prose binds something."""
+    bindings = {match for _, match in named(r"`((?:\w+/)?\w+\.\w+ = [^`]+)`")}
+    assert len(bindings) > 10
+    for binding in bindings:
+        configuration.parse(["gin/at.gin"], [binding])
+
+
+def test_macros_that_are_named_are_in_recipes():
+    recipes = "".join(path.read_text() for path in (ROOT / "gin").rglob("*.gin"))
+    cells = re.findall(r"^\| (`[A-Z_`, ]+`) \|", PAGES["docs/training.md"], re.M)
+    macros = {name for cell in cells for name in re.findall(r"[A-Z_]+", cell)}
+    assert {"NORM", "EPSILON", "TAU", "SEED", "STATISTICS_GROUP_SIZE"} <= macros
+    assert [name for name in macros if not re.search(rf"%{name}\b", recipes)] == []
+
+
+def test_every_recipe_is_in_the_table_with_the_papers_numbers():
+    rows = [line for line in PAGES["docs/training.md"].splitlines() if line.startswith("| `gin/")]
+    for path in (ROOT / "gin").glob("*.gin"):
+        if path.name == "base.gin":
+            continue
+        (row,) = [line for line in rows if f"`gin/{path.name}`" in line]
+        recipes = re.findall(r"`gin/(\w+\.gin)`", row)
+        numbers = re.findall(r"([\d.]+) % / ([\d.]+) %", row)
+        header = " ".join(re.findall(r"^# (.*)$", path.read_text(), re.M))
+        if numbers:
+            clean, robust = numbers[recipes.index(path.name)]
+            assert re.search(rf"\b{clean}\b.*\b{robust}\b", header), path.name
+        else:
+            assert path.name in ("quickstart.gin", "quickstart_plain.gin", "pseudo_label.gin")
+
+
+def test_exit_codes_are_the_launchers():
+    codes = {int(code) for code in re.findall(r"^\| (\d+) \|", PAGES["docs/training.md"], re.M)}
+    assert codes == {launcher.FAILED, launcher.USAGE, launcher.NON_FINITE_LOSS, launcher.TERMINATED}
+
+
+def test_console_commands_are_installed():
+    setup = (ROOT / "setup.py").read_text()
+    installed = {
+        f"robust-keras-{name.replace('_', '-')}"
+        for name in ast.literal_eval(re.search(r"COMMANDS = (\(.*?\))", setup)[1])
+    }
+    found = {name for _, name in named(r"`(robust-keras-[\w-]+)`")}
+    assert found and found <= installed
+
+
+def test_dependencies_are_explained():
+    setup = (ROOT / "setup.py").read_text()
+    required = set(re.findall(r'"([a-z][a-z-]+)(?:\[[\w,-]+\])?[>=<]=?[\d.]', setup)) - {
+        "tensorflow-cpu",
+        "tensorflow-tpu",
+    }
+    assert {"keras", "ruff", "sphinx", "cleverhans"} <= required
+    rows = " ".join(line.split("|")[1] for line in PAGES["docs/dependencies.md"].splitlines() if line.startswith("| "))
+    assert [name for name in required if not re.search(rf"(?<![\w-]){name}(?![\w-])", rows)] == []
+
+
+@pytest.mark.parametrize("page, text", blocks("python"))
+def test_python_compiles(page, text):
+    compile(text, page, "exec")
+
+
+@pytest.fixture(scope="module")
+def digits_model(tmp_path_factory):
+    """A folder with an untrained classifier of digits where the quickstart leaves its own."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    images = keras.Input((32, 32, 3))
+    x = keras.layers.Flatten()(keras.layers.AveragePooling2D(8)(images))
+    export.export(keras.Model(images, keras.layers.Dense(10)(x)), str(folder / "runs/quickstart/saved_model"), card={})
+    return folder
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/serving.md"])
+def test_python_of_a_page_runs(digits_model, monkeypatch, page):
+    (text,) = [text for name, text in blocks("python") if name == page]
+    monkeypatch.chdir(digits_model)
+    scope = {}
+    exec(compile(text, page, "exec"), scope)
+    if page == "README.md":
+        assert scope["x_adv"].shape == (360, 32, 32, 3)
+        assert len([line for line in text.splitlines() if line and not re.match("import |from ", line)]) <= 8
+    else:
+        assert scope["logits"].shape == (1, 10)
+
+
+def test_python_of_the_evaluation_page_runs(tiny_model, tiny_images):
+    (text,) = [text for name, text in blocks("python") if name == "docs/evaluation.md"]
+    scope = {}
+    exec(compile(text, "docs/evaluation.md", "exec"), scope)
+    assert scope["attacked"](tiny_model, tiny_images[:2], [0, 1]).shape == (2, 8, 8, 3)
+
+
+def test_python_of_the_extending_page_runs(tiny_model, tiny_images):
+    (text,) = [text for name, text in blocks("python") if name == "docs/extending.md"]
+    scope = {}
+    exec(compile(text, "docs/extending.md", "exec"), scope)
+    labels = [0, 1, 2, 3, 0, 1, 2, 3]
+    assert scope["half_and_half"](tiny_model, tiny_images, tiny_images, labels, keras.ops.one_hot(labels, 4)).shape == (
+        8,
+    )
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    shutil.copytree(ROOT / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("_build", "api"))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    build = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", str(tmp_path / "docs"), str(tmp_path / "site")]
+    done = subprocess.run(build, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in (ROOT / "robust_keras").rglob("*.py")
+    }
+    described = {path.stem for path in (tmp_path / "site" / "api").glob("*.html")}
+    assert described == modules
+    assert "num_steps" in (tmp_path / "site" / "api" / "robust_keras.attacks.pgd.html").read_text()
+    for page in (tmp_path / "site").rglob("*.html"):  # Whoever reads it asks no other site for anything.
+        asked = re.findall(r'<(?:script|link|img|iframe)[^>]*(?:src|href)="(?:https?:)?//[^"]+"', page.read_text())
+        assert asked == [], page
