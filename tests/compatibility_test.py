@@ -16,6 +16,8 @@ from robust_keras.commands import evaluate, export, pseudo_label, report, train
 from robust_keras.data import sources
 from robust_keras.saved_models import load
 
+pytestmark = pytest.mark.oldest
+
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 # What is read is compared bit for bit, what is computed up to rounding, as a share of an array's largest number. On the
 # machine that recorded it, training and evaluation also end with the same bits. Elsewhere another rounding may turn the

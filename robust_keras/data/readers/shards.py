@@ -27,7 +27,7 @@ from robust_keras.data.readers.mapped import MappedImages, Part, local_path
 try:
     import fcntl
 except ImportError:  # Not on Windows, where nothing is then known to have been killed.
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 SHARD_BYTES = 1 << 30
 _VERSION = 2
