@@ -98,7 +98,7 @@ label_pool = _register(
 )
 evaluate = _register(
     _partial(evaluation.evaluate),
-    ["individual", "num_examples", "save_directory"],
+    ["individual", "num_examples", "model_identity", "save_directory"],
     may_change=["progress", "save_every"],
 )
 

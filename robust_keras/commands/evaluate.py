@@ -109,7 +109,7 @@ def _claim(files: _Files, subject: dict, config: str, writes: bool) -> dict[str,
 
     from robust_keras import storage
     from robust_keras.commands import configuration
-    from robust_keras.evaluation import evaluate as evaluation
+    from robust_keras.evaluation import results as evaluation
 
     results, begun = storage.read_json(files.results), storage.read_json(files.subject)
     configuration.claim(files.workdir, config, holds_results=bool(results or begun), write=writes)
@@ -144,19 +144,21 @@ def _evaluate(evaluate, files: _Files, subject: dict, data_dir, within, writes: 
 
     from robust_keras import storage
     from robust_keras.data import sources
-    from robust_keras.evaluation import evaluate as evaluation
+    from robust_keras.evaluation import results as evaluation
     from robust_keras.saved_models import export, load
 
     dataset, model = subject["dataset"], dict(subject["model"])
     source = sources.load(dataset["name"], dataset["split"], data_dir=data_dir)
     _claim_subject(files.subject, subject, writes=writes)
-    path, _ = model.pop("path"), model.pop("sha256")
+    path = model.pop("path")
+    reading = {name: value for name, value in model.items() if name != "sha256"}
     with within.scope():
         results, examples = evaluate(
-            load.load_logits_fn(path, **model),
+            load.load_logits_fn(path, **reading),
             source,
             num_examples=dataset["num_examples"],
             individual=subject["individual"],
+            model_identity=model,
             save_directory=files.state,
         )
     results = {**results, **subject, "versions": export.versions()}
