@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "saved_models": GROUND | {"models"},
     "evaluation": GROUND | {"engines", "attacks"},
     "pseudo_labelling": GROUND | {"engines", "data", "data.readers"},
-    "study": GROUND | {"evaluation"},
+    "study": GROUND | {"evaluation", "training", "models", "attacks", "saved_models"},
     "tpu_check": GROUND,
     "commands": None,  # All of them.
 }

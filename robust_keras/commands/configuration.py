@@ -94,7 +94,7 @@ for _function in (step_rules.adam, step_rules.steepest, autoattack.autoattack, l
 
 train = _register(train_settings.train)
 label_pool = _register(label_pool_settings.label_pool)
-evaluate = _register(_partial(evaluation.evaluate), ("individual", "num_examples", "save_directory"))
+evaluate = _register(_partial(evaluation.evaluate), ("individual", "num_examples", "model_identity", "save_directory"))
 
 
 def parse(gin_files, gin_params=()):

@@ -63,7 +63,7 @@ def run(
     from robust_keras.commands import configuration
     from robust_keras.data import sources
     from robust_keras.engines import replicas, strategies
-    from robust_keras.evaluation import evaluate as evaluation
+    from robust_keras.evaluation import results as evaluation
     from robust_keras.saved_models import export, load
 
     strategy = strategies.strategy(strategy or "auto", tpu=tpu)  # Processes meet before anything else.
@@ -116,7 +116,12 @@ def run(
             logits_output=logits_output,
         )
         results, examples = evaluate(
-            logits_fn, source, num_examples=num_examples, individual=individual, save_directory=state
+            logits_fn,
+            source,
+            num_examples=num_examples,
+            individual=individual,
+            model_identity={"sha256": subject["model"]["sha256"], **reading},
+            save_directory=state,
         )
     results = {**results, **subject, "versions": export.versions()}
     if not is_writer:

@@ -487,6 +487,12 @@ def test_default_folder(tmp_path, monkeypatch):
 def test_is_paper_extra_data():
     for name in ("carmon", f"carmon:/data/{sources.CARMON_FILE}"):
         assert sources.is_paper_extra_data(name)
+    # Tables 4 and 5 have regenerated sets, too.
+    for folder in ("80mti/200k", "80mti/500k", "80mti/1m", "80mti_cifar100/500k", "/data/80mti/500k"):
+        assert sources.is_paper_extra_data(f"tfrecord:{folder}/*.tfrecord")
+    for folder in ("80mti/501k", "mine/500k", "80mti_cifar100/1m", "not80mti/500k", "80mti/500k/part"):
+        assert not sources.is_paper_extra_data(f"tfrecord:{folder}/*.tfrecord")
+    assert not sources.is_paper_extra_data("npz:80mti/500k/*.tfrecord")
     for name in ("carmon:/data/other.pickle", "ddpm", f"npz:/data/{sources.CARMON_FILE}", "carmons", None):
         assert not sources.is_paper_extra_data(name)
 
