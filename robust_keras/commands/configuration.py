@@ -31,6 +31,8 @@ from robust_keras.training import objectives, records
 
 # Of each configurable, the parameters that may change when a run is resumed: they do not identify it.
 _MAY_CHANGE: dict[str, frozenset[str]] = {}
+# Bindings of the present configuration that need not be used: what referred to them was replaced.
+_LEFT_OVER: set[str] = set()
 _AT_DEFAULTS = "# Of these, at the defaults of the version that ran:"
 
 
@@ -128,6 +130,8 @@ def _bind(gin_files, gin_params=()):
     gin.clear_config()
     texts = [text for path in gin_files for text in _with_includes(_find(path))]
     texts += _with_includes("the given bindings", "\n".join(gin_params))
+    _LEFT_OVER.clear()
+    _LEFT_OVER.update(gin_text.left_over([text.getvalue() for text in texts]))
     with _one_line():
         for text in texts:
             gin.parse_config(text)
@@ -211,7 +215,7 @@ def strategy(function: str) -> tf.distribute.Strategy:
 
 
 def unused_bindings() -> list[str]:
-    """Names of the bindings that no configurable called so far has read."""
+    """Names of the bindings that no configurable called so far has read, without what a replaced one referred to."""
     used: dict[tuple[str, str], list[str]] = {}
     for name in gin_text.bindings(gin.operative_config_str()):
         scope, *parameter = gin_text.split(name)
@@ -221,7 +225,8 @@ def unused_bindings() -> list[str]:
         scope, *parameter = gin_text.split(name)
         return any(each.startswith(f"{scope}/" if scope else "") for each in used.get(tuple(parameter), ()))
 
-    return sorted(name for name in gin_text.bindings(gin.config_str()) if not is_used(name))
+    bound = gin_text.bindings(gin.config_str())
+    return sorted(name for name in bound if not is_used(name) and name not in _LEFT_OVER)
 
 
 def operative_config() -> str:
