@@ -10,9 +10,10 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 # What each room of the package may import: rooms below it, never its own floor. The modules of the ground floor are rooms
 # of their own.
-GROUND = {"compilation", "noise", "losses", "ownership", "schedules", "storage", "threats"}
+GROUND = {"compilation", "failures", "noise", "losses", "ownership", "schedules", "storage", "threats"}
 MAY_IMPORT = {
     "compilation": set(),
+    "failures": set(),
     "noise": set(),
     "losses": set(),
     "ownership": {"storage"},

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from robust_keras import losses, threats
+from robust_keras import failures, losses, threats
 from robust_keras.attacks.attack import Attack
 from robust_keras.engines import replicas
 from robust_keras.evaluation import batching, examples, gradient_masking, outputs, results, verdicts, verification
@@ -172,6 +172,7 @@ def _run(work, found, judge, name, progress):
 
     with tqdm(desc=name, unit="step", total=work.steps_left, disable=not progress, leave=False) as bar:
         while (new := work.advance()) is not None:
+            failures.work_begins()  # Settings that cannot be traced have shown by now.
             proposed.append(new)
             if found.is_due():
                 verify()

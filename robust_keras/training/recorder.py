@@ -18,7 +18,7 @@ import tensorflow as tf
 from absl import logging
 from tqdm import tqdm
 
-from robust_keras import storage
+from robust_keras import failures, storage
 from robust_keras.engines import replicas
 
 gfile = tf.io.gfile
@@ -199,6 +199,7 @@ class RunRecorder(keras.callbacks.Callback):
         )
 
     def on_train_batch_end(self, batch, logs=None):
+        failures.work_begins()  # A setting that cannot be traced has shown by now.
         step = self._start_step + batch + 1
         loss = float(logs["loss"])
         if not math.isfinite(loss):
