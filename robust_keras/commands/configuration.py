@@ -216,7 +216,7 @@ def strategy(function: str) -> tf.distribute.Strategy:
 
 def unused_bindings() -> list[str]:
     """Names of the bindings that no configurable called so far has read, without what a replaced one referred to."""
-    used: dict[tuple[str, str], list[str]] = {}
+    used: dict[tuple[str, ...], list[str]] = {}
     for name in gin_text.bindings(gin.operative_config_str()):
         scope, *parameter = gin_text.split(name)
         used.setdefault(tuple(parameter), []).append(f"{scope}/")
@@ -281,7 +281,7 @@ def _filled(settings: dict[str, _Setting], others: dict[str, _Setting]) -> dict[
         mine, other = settings.get(name), others.get(name)
         if mine is None:
             default = _default(name)
-            if default is _NONE and other.is_default:
+            if default is _NONE and other and other.is_default:
                 default = other.value
             if default is not _NONE:
                 filled[name] = default

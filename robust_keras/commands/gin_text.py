@@ -146,7 +146,7 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 def plain(value: Any, macros: Mapping[str, Any] | None = None) -> Any:
     """A value as JSON can hold it, with the values of macros."""
-    if isinstance(value, Macro) and value[1:] in (macros or {}):
+    if macros and isinstance(value, Macro) and value[1:] in macros:
         return plain(macros[value[1:]], macros)
     if isinstance(value, (list, tuple)):
         return [plain(entry, macros) for entry in value]
