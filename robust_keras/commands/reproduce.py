@@ -148,7 +148,7 @@ def _commands(data_dir):
     def differences(files, bindings, workdir):
         _resolve(files, bindings)
         saved = storage.read_text(posixpath.join(workdir, "config.gin"))
-        return configurables.differences(configurables.operative_config(), saved)
+        return configurables.differences(saved, configurables.operative_config())
 
     return runs.Commands(train, evaluate, differences)
 
