@@ -1,6 +1,7 @@
 """What a text in gin's language says, read without touching gin's configuration."""
 
 import tokenize
+import types
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -100,9 +101,9 @@ def _leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
-def plain(value: Any, macros: Mapping[str, Any] | None = None) -> Any:
+def plain(value: Any, macros: Mapping[str, Any] = types.MappingProxyType({})) -> Any:
     """A value as JSON can hold it, with the values of macros."""
-    if isinstance(value, Macro) and value[1:] in (macros or {}):
+    if isinstance(value, Macro) and value[1:] in macros:
         return plain(macros[value[1:]], macros)
     if isinstance(value, (list, tuple)):
         return [plain(entry, macros) for entry in value]
@@ -111,11 +112,16 @@ def plain(value: Any, macros: Mapping[str, Any] | None = None) -> Any:
     return value if value is None or isinstance(value, (str, bool, int, float)) else repr(value)
 
 
-def split(name: str) -> tuple[str, str, str]:
-    """The scope, the configurable and the argument of a binding's name; a macro has no argument."""
-    scope, _, rest = name.rpartition("/")
-    selector, _, argument = rest.rpartition(".")
-    return (scope, selector, argument) if selector else (scope, argument, "")
+def split_scope(name: str) -> tuple[str, str]:
+    """The scope of a binding, and the rest of its name."""
+    scope, _, parameter = name.rpartition("/")
+    return scope, parameter
+
+
+def split(name: str) -> tuple[str, str]:
+    """The configurable and the argument of a binding's name; a macro has no argument."""
+    selector, _, argument = split_scope(name)[1].rpartition(".")
+    return (selector, argument) if selector else (argument, "")
 
 
 def _short(selector: str) -> str:
