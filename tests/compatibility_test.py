@@ -214,7 +214,7 @@ def test_half_of_a_scored_pool_is_gone_on_with(folder, capfd):
     assert "Resuming with 1 of 3 chunks" in capfd.readouterr().out
     for name in ("10", "20"):
         ours, theirs = (pathlib.Path("pseudo_labels", run, name) for run in ("stopped", "finished"))
-        assert (ours / "identity.json").read_text() == (theirs / "identity.json").read_text()
+        assert storage.read_json(ours / "identity.json") == storage.read_json(theirs / "identity.json")
         part = "part-00000-of-00001.tfrecord"
         images = [
             sources.load_extra(f"tfrecord:{p / part}", num_classes=10, image_shape=(32, 32, 3)) for p in (ours, theirs)

@@ -31,6 +31,8 @@ from robust_keras.training import objectives, records
 
 # Of each configurable, the parameters that may change when a run is resumed: they do not identify it.
 MAY_CHANGE: dict[str, frozenset[str]] = {}
+# Bindings of the present configuration that need not be used: what referred to them was replaced.
+_LEFT_OVER: set[str] = set()
 _AT_DEFAULTS = "# Of these, at the defaults of the version that ran:"
 
 
@@ -128,6 +130,8 @@ def _bind(gin_files, gin_params=()):
     gin.clear_config()
     texts = [text for path in gin_files for text in _with_includes(_find(path))]
     texts += _with_includes("the given bindings", "\n".join(gin_params))
+    _LEFT_OVER.clear()
+    _LEFT_OVER.update(gin_text.left_over([text.getvalue() for text in texts]))
     with _one_line():
         for text in texts:
             gin.parse_config(text)
@@ -211,17 +215,18 @@ def strategy(function: str) -> tf.distribute.Strategy:
 
 
 def unused_bindings() -> list[str]:
-    """Names of the bindings that no configurable called so far has read."""
-    scopes: dict[str, list[str]] = {}
+    """Names of the bindings that no configurable called so far has read, without what a replaced one referred to."""
+    scopes: dict[tuple[str, str], list[str]] = {}
     for name in gin_text.bindings(gin.operative_config_str()):
-        scope, parameter = gin_text.split_scope(name)
-        scopes.setdefault(parameter, []).append(f"{scope}/")
+        scope, selector, argument = gin_text.split(name)
+        scopes.setdefault((selector, argument), []).append(f"{scope}/")
 
     def is_used(name):
-        scope, parameter = gin_text.split_scope(name)
-        return any(used.startswith(f"{scope}/" if scope else "") for used in scopes.get(parameter, ()))
+        scope, selector, argument = gin_text.split(name)
+        return any(used.startswith(f"{scope}/" if scope else "") for used in scopes.get((selector, argument), ()))
 
-    return sorted(name for name in gin_text.bindings(gin.config_str()) if not is_used(name))
+    bound = gin_text.bindings(gin.config_str())
+    return sorted(name for name in bound if not is_used(name) and name not in _LEFT_OVER)
 
 
 def operative_config() -> str:
@@ -250,7 +255,7 @@ def recipe(config: str, name: str = "") -> dict[str, _Setting]:
     at_defaults = set(re.findall(r"^#   (\S+)$", comments, re.MULTILINE))
     found = {}
     for key, bound in gin_text.bindings(config, name).items():
-        selector, argument = gin_text.split(key)
+        _, selector, argument = gin_text.split(key)
         if argument and argument not in MAY_CHANGE.get(selector, ()):
             found[key] = _Setting(bound.value, bound.macro, key in at_defaults)
     return found
@@ -289,7 +294,7 @@ _NONE = object()
 
 def _default(name: str) -> Any:
     """The default of what a binding's name says, as `gin_text.plain` has it; `_NONE` where there is none."""
-    selector, argument = gin_text.split(name)
+    _, selector, argument = gin_text.split(name)
     try:
         parameter = inspect.signature(gin.get_configurable(selector)).parameters.get(argument)
     except (ValueError, KeyError):  # This version has none of that name, or several.
