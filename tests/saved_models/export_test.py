@@ -15,6 +15,8 @@ from robust_keras import storage
 from robust_keras.models import activations, normalization, wide_resnet
 from robust_keras.saved_models import export, load
 
+pytestmark = pytest.mark.oldest
+
 SIZE, NUM_CLASSES = 8, 5
 
 # Runs outside the repository with nothing of it, or of Keras, within reach.
