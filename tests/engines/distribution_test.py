@@ -20,9 +20,9 @@ CLUSTER = {"cluster": {"chief": ["a:1"], "worker": ["b:1", "c:1"]}, "task": {"ty
 def environment(monkeypatch):
     for name in ("TF_CONFIG", "TPU_NAME", "COLAB_TPU_ADDR"):
         monkeypatch.delenv(name, raising=False)
-    strategies._strategy.cache_clear()
+    strategies._made.cache_clear()
     yield monkeypatch
-    strategies._strategy.cache_clear()
+    strategies._made.cache_clear()
 
 
 @pytest.fixture

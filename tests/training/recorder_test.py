@@ -14,6 +14,7 @@ from absl import logging
 from robust_keras import storage
 from robust_keras.evaluation import evaluate
 from robust_keras.training import recorder as recording
+from robust_keras.training import snapshots
 from tests.training.train_test import NUM_STEPS, tiny_run
 
 
@@ -62,7 +63,7 @@ def test_sigterm_stops_a_validation_which_is_caught_up_on(monkeypatch, capsys, u
 
 def test_what_was_saved_stays_while_a_validation_is_caught_up_on(monkeypatch, undisturbed, tmp_path):
     """SIGKILL right after it: with one snapshot, and none to fall back to."""
-    validate, write = recording.RunRecorder._validate_now, recording.RunRecorder._write
+    validate, write = recording.RunRecorder._validate_now, snapshots.Snapshots._write
 
     class Killed(BaseException):
         pass
@@ -72,22 +73,22 @@ def test_what_was_saved_stays_while_a_validation_is_caught_up_on(monkeypatch, un
             os.kill(os.getpid(), signal.SIGTERM)
         return validate(recorder, at)
 
-    def killed(recorder, step, *args):
+    def killed(written, step, *args):
         if step != 3:
             raise Killed
-        write(recorder, step, *args)
+        write(written, step, *args)
 
     monkeypatch.setattr(recording.RunRecorder, "_validate_now", disturbed)
     with pytest.raises(recording.Terminated, match="saved at step 3"):
         tiny_run(tmp_path, checkpoint_every=100)
     monkeypatch.setattr(recording.RunRecorder, "_validate_now", validate)
     written = (tmp_path / "checkpoints" / "step-00000003.npz").stat().st_mtime_ns
-    monkeypatch.setattr(recording.RunRecorder, "_write", killed)
+    monkeypatch.setattr(snapshots.Snapshots, "_write", killed)
     with pytest.raises(Killed):
         tiny_run(tmp_path, checkpoint_every=100)
     assert (tmp_path / "checkpoints" / "step-00000003.npz").stat().st_mtime_ns == written
     assert storage.read_newest(tmp_path / "checkpoints").step == 3
-    monkeypatch.setattr(recording.RunRecorder, "_write", write)
+    monkeypatch.setattr(snapshots.Snapshots, "_write", write)
     tiny_run(tmp_path, checkpoint_every=100)
     assert_same_run(tmp_path, undisturbed)
 
@@ -107,7 +108,7 @@ def test_sigterm_waits_for_the_snapshot_under_way_and_writes_no_other(monkeypatc
         write(directory, step, *args, **kwargs)
 
     def at_step_4(recorder):
-        if recorder._writing_step == 3 and recorder._writing is not None:
+        if recorder._snapshots.under_way() == 3:
             os.kill(os.getpid(), signal.SIGTERM)
             threading.Timer(0.5, go_on.set).start()
         return should_stop(recorder)

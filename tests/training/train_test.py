@@ -148,7 +148,7 @@ def test_the_attack_gets_its_target_and_its_batch_norm_mode(target, mode):
     labels, targets = tf.constant([0, 1, 2, 3]), tf.fill((4, 4), 0.25)
     seeds = noise.example_seeds(0, 0, tf.range(4))
     before = [w.numpy() for w in network.non_trainable_weights]
-    model._attacked(lambda images: network(images, training=True), x, labels, targets, seeds)
+    model.attacked(x, labels, targets, seeds)
     assert probe.mode == mode
     with normalization.batch_norm_mode(mode):
         prediction = tf.nn.softmax(network(x, training=True))
