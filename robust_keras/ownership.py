@@ -65,10 +65,10 @@ def claim(
     identity: dict,
     *,
     what: str,
-    complete: Callable[[dict], dict] | None = None,
     is_begun: bool = True,
     writes: bool = True,
     parse: Callable[[str], dict] = json.loads,
+    compare: Callable[[dict, dict], list[str]] | None = None,
     text: str | None = None,
 ) -> None:
     """Writes to a file what its folder belongs to, or refuses the folder where the file says otherwise.
@@ -77,12 +77,11 @@ def claim(
         path: of the file, any `tf.io.gfile` path.
         identity: a dictionary, as JSON can hold it.
         what: what the identity is of, for the message, such as 'this run'.
-        complete: fills in the defaults of what an identity does not say; both sides go through it before they are
-            compared.
         is_begun: whether the folder holds anything that must not be mixed with another identity's; where it does not,
             the file is written anew.
         writes: whether this process writes; of several processes of one run one does.
         parse: reads an identity from the text of the file.
+        compare: `(saved, given) -> what differs`, `differences` by default.
         text: what the file is to hold; JSON of the identity by default.
 
     Raises:
@@ -95,9 +94,9 @@ def claim(
     if not text.startswith(saved):
         try:
             saved_identity = dict(parse(saved))
-        except (ValueError, TypeError, SyntaxError) as error:
-            raise ValueError(f"Expected to find in {path} what its folder is of. Received: {error}") from error
-        if different := differences(saved_identity, identity, complete=complete):
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise ValueError(f"Expected to read in {path} what its folder is of. Received: {error!r}") from error
+        if different := (compare or differences)(saved_identity, identity):
             raise ValueError(
                 f"Expected a folder of {what}, or a new one. Received: {posixpath.dirname(path)} of another, with "
                 f"{'; '.join(different)}"

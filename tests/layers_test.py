@@ -10,9 +10,10 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 # What each room of the package may import: rooms below it, never its own floor. The modules of the ground floor are rooms
 # of their own.
-GROUND = {"compilation", "noise", "losses", "ownership", "schedules", "storage", "threats"}
+GROUND = {"compilation", "failures", "noise", "losses", "ownership", "schedules", "storage", "threats"}
 MAY_IMPORT = {
     "compilation": set(),
+    "failures": set(),
     "noise": set(),
     "losses": set(),
     "ownership": {"storage"},
@@ -28,7 +29,7 @@ MAY_IMPORT = {
     "saved_models": GROUND | {"models"},
     "evaluation": GROUND | {"engines", "attacks"},
     "pseudo_labelling": GROUND | {"engines", "data", "data.readers"},
-    "study": GROUND | {"evaluation"},
+    "study": GROUND | {"evaluation", "training", "models", "attacks", "saved_models"},
     "tpu_check": GROUND,
     "commands": None,  # All of them.
 }

@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import pathlib
@@ -52,11 +53,12 @@ def test_defaults_are_filled_in_on_both_sides(tmp_path):
     def complete(identity):
         return {"option": 5, "gone": None, **identity}
 
+    compare = functools.partial(ownership.differences, complete=complete)
     claim(tmp_path)  # By a release without the option.
     assert "option = (nothing), not 5" in refused(tmp_path, {**IDENTITY, "option": 5})
-    assert "option = 5, not 6" in refused(tmp_path, {**IDENTITY, "option": 6}, complete=complete)
-    claim(tmp_path, {**IDENTITY, "option": 5}, complete=complete)
-    claim(tmp_path, IDENTITY, complete=complete)  # By the release before again.
+    assert "option = 5, not 6" in refused(tmp_path, {**IDENTITY, "option": 6}, compare=compare)
+    claim(tmp_path, {**IDENTITY, "option": 5}, compare=compare)
+    claim(tmp_path, IDENTITY, compare=compare)  # By the release before again.
     claim(tmp_path, {**IDENTITY, "gone": None})
 
 

@@ -183,7 +183,11 @@ def _search(*, name, num_runs, loss_fn, rank, threat, num_steps, num_restarts, e
             state["gradient"] = stepwise.choose(now.ends, tf.zeros_like(x), state["gradient"])
         return state, x_adv, now.counts & losses.is_wrong(logits, labels)
 
-    return stepwise.Search(name, num_runs, len(plan.epsilon), start, step)
+    def first_loss_fn(logits, labels):
+        first = stepwise.target_class(tf.stop_gradient(logits), labels, rank(tf.zeros_like(labels)))
+        return loss_fn(logits, labels, first)
+
+    return stepwise.Search(name, num_runs, len(plan.epsilon), start, step, first_loss_fn)
 
 
 class _Plan(NamedTuple):

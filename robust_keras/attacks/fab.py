@@ -113,7 +113,8 @@ def fab(
         following = tf.where(stepwise.expand(wrong, x), x + beta * (x_adv - x), x_adv)
         return {**state, "image": following}, tf.where(stepwise.expand(broken, x), x_adv, x), broken
 
-    return stepwise.Search("fab-t" if targeted else "fab", num_runs, num_steps, start, step)
+    # Of differences of logits; the first is that of the strongest wrong class, where there are targets.
+    return stepwise.Search("fab-t" if targeted else "fab", num_runs, num_steps, start, step, losses.margin)
 
 
 def start_noise(seeds, shape, norm):

@@ -61,6 +61,8 @@ def multi_targeted(
         moved = threat.project(x_adv + stepwise.expand(step_size_fn(k), x) * direction, x)
         return {**state, "x_adv": moved, "rule": rule}, x_adv, losses.is_wrong(logits, labels)
 
-    return stepwise.Search(
-        "multi-targeted", lambda num_classes: num_restarts * num_targets_of(num_classes), num_steps + 1, start, step
-    )
+    def num_runs(num_classes):
+        return num_restarts * num_targets_of(num_classes)
+
+    # The first target is the strongest wrong class, whose margin is the margin.
+    return stepwise.Search("multi-targeted", num_runs, num_steps + 1, start, step, losses.margin)

@@ -33,6 +33,7 @@ class Search(NamedTuple):
         step: `(logits_fn, x, labels, state, k) -> (state, x_adv, broken)`: the next state, an image inside the threat
             model and whether it is misclassified, bool `[batch]`. `k` is int32 `[batch]`, how many steps of its run
             each example has behind it: examples of one batch may be at different steps of different runs.
+        loss_fn: `(logits, labels) -> [batch]`, the loss whose gradient the first run follows; None where none does.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Search(NamedTuple):
     num_steps: int
     start: Callable
     step: Callable
+    loss_fn: Callable | None = None
 
 
 class Progress(NamedTuple):

@@ -1,23 +1,26 @@
-"""Everything that gin may bind, registered in one place.
+"""Everything that gin may bind, registered in one place, and what of it identifies a run.
 
 A reference with parentheses resolves once, when the configured function is called: `@training/pgd()` is `pgd`
 with the arguments bound in scope `training`, a plain `functools.partial` that knows nothing of gin.
 """
 
 import contextlib
-import copy
 import functools
 import inspect
+import io
 import os
 import pathlib
 import posixpath
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 import gin
-from robust_keras import losses, schedules, threats
+from robust_keras import losses, ownership, schedules, threats
 from robust_keras.attacks import apgd, autoattack, fab, multi_targeted, pgd, square, step_rules, transfer
-from robust_keras.commands import label_pool_settings, train_settings
+from robust_keras.commands import gin_text, label_pool_settings, train_settings
 from robust_keras.data import augmentation, training_batches
 from robust_keras.engines import strategies
 from robust_keras.evaluation import evaluate as evaluation
@@ -26,16 +29,12 @@ from robust_keras.pseudo_labelling import records as labelling_records
 from robust_keras.saved_models import load
 from robust_keras.training import objectives, records
 
-# Bindings that do not identify a run: they may change when it is resumed.
-_NOT_THE_RECIPE = {
-    "evaluate.progress",
-    "evaluate.save_every",
-    "training_data.cache_dir",
-    *(f"label_pool.{name}" for name in (*labelling_records.Sets._fields, *labelling_records.Layout._fields)),
-} | {f"train.{name}" for name in (*records.Layout._fields, *records.Cadence._fields)}
+# Of each configurable, the parameters that may change when a run is resumed: they do not identify it.
+_MAY_CHANGE: dict[str, frozenset[str]] = {}
+_AT_DEFAULTS = "# Of these, at the defaults of the version that ran:"
 
 
-def gin_directory():
+def gin_directory() -> pathlib.Path:
     """The folder of the recipes: in the installed package, or beside it in a checkout."""
     package = pathlib.Path(__file__).parents[1]
     return next(path for path in (package / "gin", package.parent / "gin") if path.is_dir())
@@ -52,8 +51,9 @@ def _partial(function):
     return bind
 
 
-def _register(function, given=()):
-    """Registers `function`; the arguments `given` are the caller's and cannot be bound."""
+def _register(function, given=(), may_change=()):
+    """Registers `function`; `given` are the caller's arguments, and `may_change` do not identify a run."""
+    _MAY_CHANGE[function.__name__] = frozenset(may_change)
     return gin.external_configurable(function, module="robust_keras", denylist=list(given))
 
 
@@ -73,7 +73,6 @@ for _function, _given in {
     losses.margin: (),
     training_batches.batches: ("seed", "num_steps", "start_step", "num_hosts", "host"),
     training_batches.cutmix: (),
-    training_batches.training_data: ("data_dir",),
     wide_resnet.wide_resnet: ("num_classes", "mean", "std", "input_shape"),
     objectives.adversarial_training: (),
     objectives.mart: (),
@@ -92,35 +91,89 @@ for _function, _given in {
 for _function in (step_rules.adam, step_rules.steepest, autoattack.autoattack, load.load_logits_fn, threats.threat):
     _register(_function)
 
-train = _register(train_settings.train)
-label_pool = _register(label_pool_settings.label_pool)
-evaluate = _register(_partial(evaluation.evaluate), ("individual", "num_examples", "save_directory"))
+_register(_partial(training_batches.training_data), ["data_dir"], may_change=["cache_dir"])
+train = _register(train_settings.train, may_change=(*records.Layout._fields, *records.Cadence._fields))
+label_pool = _register(
+    label_pool_settings.label_pool, may_change=(*labelling_records.Sets._fields, *labelling_records.Layout._fields)
+)
+evaluate = _register(
+    _partial(evaluation.evaluate),
+    ["individual", "num_examples", "model_identity", "save_directory"],
+    may_change=["progress", "save_every"],
+)
 
 
-def parse(gin_files, gin_params=()):
-    """Replaces the configuration.
+def parse(gin_files: Iterable[str | os.PathLike], gin_params: Sequence[str] = ()) -> None:
+    """Replaces the configuration. Files and bindings run nothing: they bind and include, and may not import.
 
     Args:
-        gin_files: paths, taken as they are, or relative to the folder of the recipes (with or without `gin/`).
+        gin_files: paths, taken as they are, or relative to the folder of the recipes (with or without `gin/`). What
+            they include is relative to that folder.
         gin_params: further bindings, such as "EPSILON = '4/255'"; later ones win.
 
     Raises:
-        ValueError: for a missing file, a syntax error, an unknown name, or a reference without parentheses.
+        ValueError: for a missing file, a syntax error, an import, an unknown name, or a reference without parentheses.
     """
+    _bind(gin_files, gin_params)
+    for binding, bound in gin_text.bindings(gin.config_str()).items():
+        for name in bound.undefined:
+            raise ValueError(f"Expected a value for the macro {name} of {binding}. Received: none")
+        for name in bound.functions:
+            raise ValueError(f"Expected a reference with parentheses, {name}(), for {binding}. Received: {name}")
+    with _one_line():
+        gin.finalize()
+
+
+def _bind(gin_files, gin_params=()):
     gin.clear_config()
+    texts = [text for path in gin_files for text in _with_includes(_find(path))]
+    texts += _with_includes("the given bindings", "\n".join(gin_params))
+    with _one_line():
+        for text in texts:
+            gin.parse_config(text)
+
+
+@contextlib.contextmanager
+def _one_line():
     try:
-        files = [_find(path) for path in gin_files]
-        with _in_directory(gin_directory()):  # What includes are relative to.
-            gin.parse_config_files_and_bindings(files, list(gin_params))
+        yield
     except (ValueError, SyntaxError, OSError, TypeError, AttributeError) as error:
         raise ValueError(f"Expected a valid configuration. Received: {' '.join(str(error).split())}") from error
-    for binding, reference in _references():
-        if not reference.evaluate:
-            name = reference.scoped_selector.removeprefix("robust_keras.")
-            raise ValueError(f"Expected a reference with parentheses, @{name}(), for {binding}. Received: @{name}")
 
 
-def resolve(configurable, *, is_last=True):
+class _Part(io.StringIO):
+    """Part of a gin file, with its name and the numbers of its lines."""
+
+    def __init__(self, name: str, lines: list[str], first: int):
+        super().__init__("\n" * first + "\n".join(lines))
+        self.name = name
+
+
+def _with_includes(path: str, text: str | None = None, inside: tuple = ()) -> list[_Part]:
+    """A gin file in parts, each include replaced by the parts of what it includes."""
+    if path in inside:
+        raise ValueError(f"Expected files that do not include themselves. Received: {path}")
+    if text is None:
+        try:
+            text = pathlib.Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"Expected a gin file that can be read. Received: {path}, {error}") from error
+    lines, first, parts = text.splitlines(), 0, []
+    for statement in gin_text.statements(text, path):
+        if isinstance(statement, gin.config_parser.ImportStatement):
+            raise ValueError(
+                f"Expected bindings and includes alone in {path}. Received: {statement.format()}, line "
+                f"{statement.location.line_num}"
+            )
+        if isinstance(statement, gin.config_parser.IncludeStatement):
+            number = statement.location.line_num
+            parts.append(_Part(path, lines[first : number - 1], first))
+            parts += _with_includes(_find(statement.filename, from_recipes=True), None, (*inside, path))
+            first = number
+    return [*parts, _Part(path, lines[first:], first)]
+
+
+def resolve(configurable: Callable, *, is_last: bool = True) -> Any:
     """Calls a configurable, such as `train`, and checks that every binding was used.
 
     Args:
@@ -143,73 +196,111 @@ def resolve(configurable, *, is_last=True):
     return bound
 
 
-def is_bound(name):
+def is_bound(name: str) -> bool:
     """Whether the configuration binds `name`, such as 'train.model'."""
-    try:
-        gin.query_parameter(name)
-    except ValueError:
-        return False
-    return True
+    return name in gin_text.bindings(gin.config_str())
 
 
-def strategy(function):
+def strategy(function: str) -> tf.distribute.Strategy:
     """The `strategies.strategy` that `<function>.strategy` and `.tpu` bind: to be there before anything is resolved,
     which may load a network.
     """
-
-    def bound(name, default):
-        try:
-            return copy.deepcopy(gin.query_parameter(f"{function}.{name}"))  # A copy of a macro is its value.
-        except ValueError:
-            return default
-
-    return strategies.strategy(bound("strategy", "auto"), tpu=bound("tpu", None))
+    bound = gin_text.bindings(gin.config_str())
+    name, tpu = (bound.get(f"{function}.{argument}") for argument in ("strategy", "tpu"))
+    return strategies.strategy(name.value if name else "auto", tpu=tpu.value if tpu else None)
 
 
-def unused_bindings():
+def unused_bindings() -> list[str]:
     """Names of the bindings that no configurable called so far has read."""
-    used = gin.config._OPERATIVE_CONFIG
-    unused = []
-    for (scope, selector), arguments in gin.config._CONFIG.items():
-        for name in arguments:
-            if not any(
-                selector == used_selector
-                and name in values
-                and f"{used_scope}/".startswith(f"{scope}/" if scope else "")
-                for (used_scope, used_selector), values in used.items()
-            ):
-                short = selector.removeprefix("robust_keras.")
-                unused.append(scope if selector == "gin.macro" else f"{scope + '/' if scope else ''}{short}.{name}")
-    return sorted(unused)
+    used: dict[tuple[str, str], list[str]] = {}
+    for name in gin_text.bindings(gin.operative_config_str()):
+        scope, *parameter = gin_text.split(name)
+        used.setdefault(tuple(parameter), []).append(f"{scope}/")
+
+    def is_used(name):
+        scope, *parameter = gin_text.split(name)
+        return any(each.startswith(f"{scope}/" if scope else "") for each in used.get(tuple(parameter), ()))
+
+    return sorted(name for name in gin_text.bindings(gin.config_str()) if not is_used(name))
 
 
-def operative_config():
-    """All bindings and defaults that the configurables called so far have read, as gin text."""
-    return gin.operative_config_str(max_line_length=120)
+def operative_config() -> str:
+    """All bindings and defaults that the configurables called so far have read, as gin text; comments say which of
+    them are at their defaults.
+    """
+    text = gin.operative_config_str(max_line_length=120)
+    names = [name for name, bound in gin_text.bindings(text).items() if bound.value == _default(name)]
+    return "\n".join([text, _AT_DEFAULTS, *(f"#   {name}" for name in names), ""])
 
 
-def recipe(config):
-    """What identifies a run: the bindings of an operative configuration (gin text), values as text, by name."""
-    bindings = {}
-    for statement in gin.config_parser.ConfigParser(config, _AsText()):
-        if isinstance(statement, gin.config_parser.BindingStatement):
-            scope = f"{statement.scope}/" if statement.scope else ""
-            argument = f".{statement.arg_name}" if statement.arg_name else ""
-            bindings[f"{scope}{statement.selector}{argument}"] = repr(statement.value)
-    return {name: value for name, value in bindings.items() if name not in _NOT_THE_RECIPE}
+class _Setting(NamedTuple):
+    value: Any
+    macro: str | None
+    is_default: bool
 
 
-def differences(config, other_config):
-    """The bindings in which the recipes of two operative configurations differ, one line each, sorted."""
-    one, other = recipe(config), recipe(other_config)
-    return [
-        f"{name} = {one.get(name, '(not bound)')}, not {other.get(name, '(not bound)')}"
-        for name in sorted(one.keys() | other.keys())
-        if one.get(name) != other.get(name)
-    ]
+def recipe(config: str, name: str = "") -> dict[str, _Setting]:
+    """What identifies a run: the bindings of an operative configuration, without those that may change.
+
+    Args:
+        config: gin text. Texts of version 0.5 and before do not say what is at its default.
+        name: of the file, for messages.
+    """
+    _, _, comments = config.partition(_AT_DEFAULTS)
+    at_defaults = set(re.findall(r"^#   (\S+)$", comments, re.MULTILINE))
+    found = {}
+    for key, bound in gin_text.bindings(config, name).items():
+        _, selector, argument = gin_text.split(key)
+        if argument and argument not in _MAY_CHANGE.get(selector, ()):
+            found[key] = _Setting(bound.value, bound.macro, key in at_defaults)
+    return found
 
 
-def claim(workdir, config, *, holds_results, write=True):
+def differences(saved: str, given: str) -> list[str]:
+    """The bindings in which the recipes of two operative configurations differ, one line each, sorted.
+
+    Values are compared, not how they are written. What one of them does not have counts as this version's default, or,
+    where this version does not have it either, as the default that the other one says it is at.
+    """
+    return _compare(recipe(saved), recipe(given))
+
+
+def _compare(saved: dict[str, _Setting], given: dict[str, _Setting]) -> list[str]:
+    return ownership.differences(_filled(saved, given), _filled(given, saved))
+
+
+def _filled(settings: dict[str, _Setting], others: dict[str, _Setting]) -> dict[str, Any]:
+    """Values by name, with defaults for what only the others have; a macro that both use is named instead."""
+    filled = {}
+    for name in settings.keys() | others.keys():
+        mine, other = settings.get(name), others.get(name)
+        if mine is None:
+            default = _default(name)
+            if default is _NONE and other.is_default:
+                default = other.value
+            if default is not _NONE:
+                filled[name] = default
+        else:
+            filled[mine.macro if mine.macro and other and mine.macro == other.macro else name] = mine.value
+    return filled
+
+
+_NONE = object()
+
+
+def _default(name: str) -> Any:
+    """The default of what a binding's name says, as `gin_text.plain` has it; `_NONE` where there is none."""
+    _, selector, argument = gin_text.split(name)
+    try:
+        parameter = inspect.signature(gin.get_configurable(selector)).parameters.get(argument)
+    except (ValueError, KeyError):  # This version has none of that name, or several.
+        return _NONE
+    if parameter is None or parameter.default is parameter.empty or callable(parameter.default):
+        return _NONE
+    return gin_text.plain(parameter.default)
+
+
+def claim(workdir: str | os.PathLike, config: str, *, holds_results: bool, write: bool = True) -> None:
     """Writes `config` to `workdir`/config.gin, or refuses a folder with the results of another run.
 
     Args:
@@ -221,53 +312,41 @@ def claim(workdir, config, *, holds_results, write=True):
     Raises:
         ValueError: naming the bindings that differ.
     """
-    path = posixpath.join(workdir, "config.gin")
-    if holds_results:
-        saved = ""
-        if tf.io.gfile.exists(path):
-            with tf.io.gfile.GFile(path) as file:
-                saved = file.read()
-        # An empty file is what an interrupted write left behind.
-        if different := differences(config, saved) if saved else []:
-            raise ValueError(f"Expected a workdir of this run. Received: {workdir} of another, {'; '.join(different)}")
-    if not write:
-        return
-    tf.io.gfile.makedirs(workdir)
-    with tf.io.gfile.GFile(path, "w") as file:
-        file.write(config)
+    path = posixpath.join(os.fspath(workdir), "config.gin")
+    ownership.claim(
+        path,
+        recipe(config),
+        what="this run",
+        is_begun=holds_results,
+        writes=write,
+        parse=functools.partial(recipe, name=path),
+        compare=_compare,
+        text=config,
+    )
 
 
-@contextlib.contextmanager
-def _in_directory(path):
-    previous = os.getcwd()
-    os.chdir(path)
-    try:
-        yield
-    finally:
-        os.chdir(previous)
+def default_workdir(gin_files: Sequence[str | os.PathLike]) -> str:
+    """Where a run goes that is not told: runs/<the recipe's name>, with the name of each further file that changes
+    what is trained, as in runs/trades+mini.
+    """
+    names, before = [], None
+    for count, path in enumerate(gin_files, 1):
+        _bind(gin_files[:count])
+        bound = recipe(gin.config_str())
+        if before is None or _compare(before, bound):
+            names.append(pathlib.PurePath(path).stem)
+        before = bound
+    return f"runs/{'+'.join(names)}"
 
 
-class _AsText(gin.config_parser.ParserDelegate):
-    def configurable_reference(self, scoped_configurable_name, evaluate):
-        return f"@{scoped_configurable_name}{'()' if evaluate else ''}"
-
-    def macro(self, macro_name):
-        return f"%{macro_name}"
-
-
-def _references():
-    for (scope, selector), arguments in gin.config._CONFIG.items():
-        for name, value in arguments.items():
-            for leaf in gin.config._iterate_flattened_values(value):
-                if isinstance(leaf, gin.config.ConfigurableReference) and leaf.configurable.name != "macro":
-                    yield f"{selector.removeprefix('robust_keras.')}.{name}" if selector != "gin.macro" else scope, leaf
-
-
-def _find(path):
+def _find(path: str | os.PathLike, *, from_recipes: bool = False) -> str:
     path = os.fspath(path)
-    relative = path.replace("\\", "/").removeprefix("gin/")
-    candidates = (path, str(gin_directory() / relative))
+    recipes = gin_directory()
+    if from_recipes:
+        candidates = [os.path.join(recipes, path)]
+    else:
+        candidates = [path, os.path.join(recipes, path.replace("\\", "/").removeprefix("gin/"))]
     for candidate in candidates:
         if os.path.isfile(candidate):
             return os.path.abspath(candidate)
-    raise ValueError(f"no gin file {path}")
+    raise ValueError(f"Expected a gin file. Received: {path}, which there is not")

@@ -8,30 +8,43 @@ An interrupted evaluation goes on where it was when the same command is given ag
 
 from robust_keras.commands import launcher  # isort: skip  Before TensorFlow is imported.
 
+import functools
 import json
 import posixpath
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from absl import flags
 
 
+class _Files(NamedTuple):
+    """What an evaluation writes into its folder; `state` only lasts until it has finished."""
+
+    workdir: str
+    results: str
+    examples: str
+    state: str
+    subject: str
+
+
 def run(
     *,
-    saved_model,
-    dataset,
-    gin_files,
-    workdir,
-    gin_params=(),
-    split="test",
-    data_dir=None,
-    num_examples=None,
-    individual=False,
-    input_range=(0.0, 1.0),
-    input_layout="NHWC",
-    outputs="logits",
-    logits_output=None,
-    strategy=None,
-    tpu=None,
-):
+    saved_model: str,
+    dataset: str,
+    gin_files: Sequence[str],
+    workdir: str,
+    gin_params: Sequence[str] = (),
+    split: str = "test",
+    data_dir: str | None = None,
+    num_examples: int | None = None,
+    individual: bool = False,
+    input_range: Sequence[float] = (0.0, 1.0),
+    input_layout: str = "NHWC",
+    outputs: str = "logits",
+    logits_output: str | None = None,
+    strategy: str | None = None,
+    tpu: str | None = None,
+) -> dict[str, Any]:
     """Evaluates, and writes `workdir`/config.gin, examples.npz and results.json.
 
     Args:
@@ -44,105 +57,122 @@ def run(
         data_dir: where data sets are.
         num_examples: how many examples, the first ones; None for all.
         individual: whether each attack runs on every correctly classified example.
-        input_range: see `saved_models.load.load_logits_fn`, like the three after it.
-        input_layout: see there.
-        outputs: see there.
-        logits_output: see there.
-        strategy: see `strategies.strategy`, 'auto' by default.
-        tpu: see there.
+        input_range: see `saved_models.load.load_logits_fn`, like `input_layout`, `outputs` and `logits_output`.
+        strategy: see `strategies.strategy`, 'auto' by default, like `tpu`.
 
     Returns:
         The results, a dictionary as in results.json.
 
     Raises:
-        ValueError: for bad input, before any attack; and where an attack leaves its threat model.
+        ValueError: for bad input, before any attack; for a folder of another evaluation, or in use by one.
     """
-    import tensorflow as tf
+    from robust_keras.saved_models import load
 
-    from robust_keras import storage
-    from robust_keras.commands import configuration
-    from robust_keras.data import sources
-    from robust_keras.engines import replicas, strategies
-    from robust_keras.evaluation import evaluate as evaluation
-    from robust_keras.saved_models import export, load
-
-    strategy = strategies.strategy(strategy or "auto", tpu=tpu)  # Processes meet before anything else.
-    with strategy.scope():
-        is_writer = replicas.process_index() == 0
-    configuration.parse(gin_files, gin_params)
-    with strategy.scope():  # Other networks may be loaded here.
-        evaluate = configuration.resolve(configuration.evaluate)
-    config = configuration.operative_config()
-    results_path = posixpath.join(workdir, "results.json")
     reading = {
         "input_range": list(input_range),
         "input_layout": input_layout,
         "outputs": outputs,
         "logits_output": logits_output,
     }
-    subject = {
-        "model": {"path": saved_model, "sha256": load.fingerprint(saved_model), **reading},
-        "dataset": {"name": dataset, "split": split, "num_examples": num_examples},
-        "individual": individual,
-    }
-    state = posixpath.join(workdir, "state")  # Of an evaluation under way.
-    subject_path = posixpath.join(state, "subject.json")
-    results, begun = _read(results_path), _read(subject_path)
-    configuration.claim(workdir, config, holds_results=bool(results or begun), write=is_writer)
-    for saved in filter(None, (results, begun)):
-        if different := [key for key, value in subject.items() if saved.get(key) != value]:
-            raise ValueError(
-                f"Expected a workdir of this evaluation. Received: {workdir} of another, with {different[0]} = "
-                f"{saved.get(different[0])}, not {subject[different[0]]}"
-            )
-    if results:
-        if begun and is_writer:  # Interrupted after its last line but one.
-            tf.io.gfile.rmtree(state)
-        print(f"Already finished: {results_path}")
-        print(evaluation.summary(results))
-        return results
+    model = {"path": saved_model, "sha256": load.fingerprint(saved_model), **reading}
+    data = {"name": dataset, "split": split, "num_examples": num_examples}
+    subject = {"model": model, "dataset": data, "individual": individual}
+    return _run(subject, _files(workdir), gin_files, gin_params, data_dir, strategy or "auto", tpu)
 
-    source = sources.load(dataset, split, data_dir=data_dir)
-    if is_writer:
-        tf.io.gfile.makedirs(state)
-        with tf.io.gfile.GFile(subject_path, "w") as file:
-            file.write(json.dumps(subject))
-    with strategy.scope():
-        logits_fn = load.load_logits_fn(
-            saved_model,
-            input_range=input_range,
-            input_layout=input_layout,
-            outputs=outputs,
-            logits_output=logits_output,
-        )
-        results, examples = evaluate(
-            logits_fn, source, num_examples=num_examples, individual=individual, save_directory=state
-        )
-    results = {**results, **subject, "versions": export.versions()}
-    if not is_writer:
-        return results
-    storage.write_arrays(posixpath.join(workdir, "examples.npz"), examples, compressed=True)
-    # Written last: results.json marks a finished evaluation.
-    with tf.io.gfile.GFile(results_path, "w") as file:
-        file.write(json.dumps(results, indent=2) + "\n")
-    tf.io.gfile.rmtree(state)
+
+def _run(subject: dict, files: _Files, gin_files, gin_params, data_dir, strategy, tpu) -> dict[str, Any]:
+    from robust_keras import failures, ownership
+    from robust_keras.commands import configuration
+    from robust_keras.engines import replicas, strategies
+
+    within = strategies.strategy(strategy, tpu=tpu)  # Processes meet before anything else.
+    with within.scope():
+        process = replicas.process_index()
+    configuration.parse(gin_files, gin_params)
+    with within.scope():  # Other networks may be loaded here.
+        evaluate = configuration.resolve(configuration.evaluate)
+    folder, writes = files.workdir, process == 0
+    with failures.running(folder, process=process), ownership.lock(folder, what="an evaluation", writes=writes):
+        if (finished := _claim(files, subject, configuration.operative_config(), writes)) is not None:
+            return finished
+        return _evaluate(evaluate, files, subject, data_dir, within, writes)
+
+
+def _files(workdir: str) -> _Files:
+    names = ("results.json", "examples.npz", "state", "state/subject.json")
+    return _Files(workdir, *(posixpath.join(workdir, name) for name in names))
+
+
+def _claim(files: _Files, subject: dict, config: str, writes: bool) -> dict[str, Any] | None:
+    """Refuses a folder of another evaluation; the results of this one where it has finished."""
+    import tensorflow as tf
+
+    from robust_keras import storage
+    from robust_keras.commands import configuration
+    from robust_keras.evaluation import results as evaluation
+
+    results, begun = storage.read_json(files.results), storage.read_json(files.subject)
+    configuration.claim(files.workdir, config, holds_results=bool(results or begun), write=writes)
+    for path in (files.results, files.subject):
+        _claim_subject(path, subject, writes=False)
+    if not results:
+        return None
+    if begun and writes:  # Interrupted after its last line but one.
+        tf.io.gfile.rmtree(files.state)
+    print(f"Already finished: {files.results}")
     print(evaluation.summary(results))
-    print(f"Results: {results_path}")
     return results
 
 
-def _read(path):
-    """What a JSON file holds; None where there is none, or an empty one, which an interrupted write left behind."""
+def _claim_subject(path: str, subject: dict, *, writes: bool) -> None:
+    """Claims a file that says, among other things, what is evaluated; a model is the same one wherever it is."""
+    from robust_keras import ownership
+
+    def complete(identity):
+        return {**identity, "model": {**identity["model"], "path": None}}
+
+    def parse(text):
+        saved = json.loads(text)
+        return {**{name: saved[name] for name in subject}, "model": dict(saved["model"])}
+
+    compare = functools.partial(ownership.differences, complete=complete)
+    ownership.claim(path, subject, what="this evaluation", writes=writes, parse=parse, compare=compare)
+
+
+def _evaluate(evaluate, files: _Files, subject: dict, data_dir, within, writes: bool) -> dict[str, Any]:
     import tensorflow as tf
 
-    if not tf.io.gfile.exists(path):
-        return None
-    with tf.io.gfile.GFile(path) as file:
-        text = file.read()
-    return json.loads(text) if text else None
+    from robust_keras import storage
+    from robust_keras.data import sources
+    from robust_keras.evaluation import results as evaluation
+    from robust_keras.saved_models import export, load
+
+    dataset, model = subject["dataset"], dict(subject["model"])
+    source = sources.load(dataset["name"], dataset["split"], data_dir=data_dir)
+    _claim_subject(files.subject, subject, writes=writes)
+    path = model.pop("path")
+    reading = {name: value for name, value in model.items() if name != "sha256"}
+    with within.scope():
+        results, examples = evaluate(
+            load.load_logits_fn(path, **reading),
+            source,
+            num_examples=dataset["num_examples"],
+            individual=subject["individual"],
+            model_identity=model,
+            save_directory=files.state,
+        )
+    results = {**results, **subject, "versions": export.versions()}
+    if writes:
+        storage.write_arrays(files.examples, examples, compressed=True)
+        storage.write_json(files.results, results)  # Written last: it marks a finished evaluation.
+        tf.io.gfile.rmtree(files.state)
+        print(evaluation.summary(results))
+        print(f"Results: {files.results}")
+    return results
 
 
-def define_flags(values):
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the command's flags."""
     flags.DEFINE_string("saved_model", None, "A SavedModel's folder or a .keras file.", flag_values=values)
     flags.DEFINE_string("dataset", None, "Data set by name, such as cifar10, digits or npz:FILE.", flag_values=values)
     flags.DEFINE_string("split", "test", "Its part: test or train.", flag_values=values)
@@ -159,7 +189,8 @@ def define_flags(values):
     flags.mark_flags_as_required(["saved_model", "dataset", "gin_file", "workdir"], flag_values=values)
 
 
-def main(values):
+def main(values: flags.FlagValues) -> None:
+    """Runs the command with the values of its flags."""
     run(
         saved_model=values.saved_model,
         dataset=values.dataset,
@@ -176,5 +207,6 @@ def main(values):
     )
 
 
-def command():
+def command() -> None:
+    """Runs the command as it was typed."""
     launcher.launch(main, define_flags, __doc__)

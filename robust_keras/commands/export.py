@@ -8,7 +8,7 @@ from robust_keras.commands import launcher  # isort: skip  Before TensorFlow is 
 from absl import flags
 
 
-def run(*, workdir, output, weights="best"):
+def run(*, workdir: str, output: str, weights: str = "best") -> None:
     """Exports.
 
     Args:
@@ -29,7 +29,8 @@ def run(*, workdir, output, weights="best"):
     print(f"Exported {weights} weights of step {card['step']}: {output}")
 
 
-def define_flags(values):
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the command's flags."""
     flags.DEFINE_string("workdir", None, "The run's folder.", flag_values=values)
     flags.DEFINE_enum(
         "weights",
@@ -44,9 +45,11 @@ def define_flags(values):
     flags.mark_flags_as_required(["workdir", "output"], flag_values=values)
 
 
-def main(values):
+def main(values: flags.FlagValues) -> None:
+    """Runs the command with the values of its flags."""
     run(workdir=values.workdir, output=values.output, weights=values.weights)
 
 
-def command():
+def command() -> None:
+    """Runs the command as it was typed."""
     launcher.launch(main, define_flags, __doc__)

@@ -6,6 +6,8 @@ Import this before anything that imports TensorFlow.
 import os
 import signal
 import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 from absl import flags
 
@@ -13,13 +15,15 @@ from absl import flags
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-FAILED = 1  # another process was lost, or a file could not be read or written; started again, the command goes on
+FAILED = 1  # an error in the middle of a run, a lost process, or a file; started again, the command goes on
 USAGE = 2  # bad input; nothing was trained or attacked
 NON_FINITE_LOSS = 3
 TERMINATED = 75  # saved and stopped on a termination signal; the same command goes on
 
 
-def launch(main, define_flags, description):
+def launch(
+    main: Callable[[flags.FlagValues], None], define_flags: Callable[[flags.FlagValues], None], description: str
+) -> None:
     """Parses the command line, runs `main(values)`, and exits with 0, or with a line on stderr and a code from above.
 
     Args:
@@ -37,45 +41,61 @@ def launch(main, define_flags, description):
         if rest:
             raise flags.Error(f"Expected flags only. Received: {' '.join(rest)}")
     except flags.Error as error:
-        _exit(USAGE, error)
+        _exit(USAGE, _one_line(error))
 
-    import tensorflow as tf
-
-    from robust_keras.data import sources
     from robust_keras.training import recorder
 
-    def stop(signum, frame):
-        raise recorder.Terminated("Stopped by SIGTERM; what was finished is kept")
+    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
-    previous = signal.signal(signal.SIGTERM, stop)  # While training something better does.
+    def stop(number, frame):
+        for each, handler in previous.items():  # A second signal does not wait.
+            signal.signal(each, handler)
+        raise recorder.Terminated(f"Stopped by {signal.Signals(number).name}; what was finished is kept")
+
+    for number in previous:
+        signal.signal(number, stop)  # While training something better does.
     try:
         main(values)
-    except sources.DataUnavailable as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)  # It may hold commands, one on a line.
-        sys.exit(USAGE)
-    except ValueError as error:
-        if os.environ.get("ROBUST_KERAS_TRACEBACK"):
+    except recorder.NonFiniteLoss as error:
+        _exit(NON_FINITE_LOSS, _one_line(error))
+    except recorder.Terminated as error:
+        _exit(TERMINATED, _one_line(error))
+    except Exception as error:
+        told = None if os.environ.get("ROBUST_KERAS_TRACEBACK") else _told(error)
+        if told is None:
             raise
-        _exit(USAGE, error)
-    except (OSError, tf.errors.OpError) as error:
-        if os.environ.get("ROBUST_KERAS_TRACEBACK"):
-            raise
+        _exit(*told)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _told(error: Exception) -> tuple[int, str] | None:
+    """The exit code of an error and what to say of it; None of one whose traceback has to be seen."""
+    import tensorflow as tf
+
+    from robust_keras import failures
+    from robust_keras.data import sources
+
+    path = failures.traceback_path(error)
+    kept = f"; the traceback is in {path}" if path else ""
+    if isinstance(error, sources.DataUnavailable) and not path:
+        return USAGE, str(error)  # It may hold commands, one on a line.
+    if isinstance(error, ValueError) and not path:
+        return USAGE, _one_line(error)
+    if isinstance(error, (OSError, tf.errors.OpError)):
         reason = next(iter(str(getattr(error, "message", error)).splitlines()), type(error).__name__)
         of_files = (OSError, tf.errors.PermissionDeniedError, tf.errors.UnimplementedError, tf.errors.NotFoundError)
         if isinstance(error, (*of_files, tf.errors.ResourceExhaustedError)):
-            _exit(FAILED, f"Expected files and memory as the command needs them. Received: {reason}")
-        if "TF_CONFIG" not in os.environ:
-            raise
-        _exit(FAILED, f"Expected all processes to answer. Received: {reason}; start all of them again to go on")
-    except recorder.NonFiniteLoss as error:
-        _exit(NON_FINITE_LOSS, error)
-    except recorder.Terminated as error:
-        _exit(TERMINATED, error)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+            return FAILED, f"Expected files and memory as the command needs them. Received: {_one_line(reason)}{kept}"
+        if "TF_CONFIG" in os.environ:
+            again = "start all of them again to go on"
+            return FAILED, f"Expected all processes to answer. Received: {_one_line(reason)}; {again}{kept}"
+    name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    return (FAILED, f"{name}{_one_line(error)}{kept}") if path else None
 
 
-def define_strategy(values):
+def define_strategy(values: flags.FlagValues) -> None:
     """Defines the flags that say where a command computes."""
     flags.DEFINE_string(
         "strategy",
@@ -86,7 +106,7 @@ def define_strategy(values):
     flags.DEFINE_string("tpu", None, "Address of the TPU; the attached one by default.", flag_values=values)
 
 
-def define_reading(values):
+def define_reading(values: flags.FlagValues) -> None:
     """Defines the flags that say how a saved classifier is read."""
     flags.DEFINE_list(
         "input_range", ["0", "1"], "The model's pixel values for black and white, low,high.", flag_values=values
@@ -96,12 +116,12 @@ def define_reading(values):
     flags.DEFINE_string("logits_output", None, "Name of the output, where the model has several.", flag_values=values)
 
 
-def given_reading(values):
+def given_reading(values: flags.FlagValues) -> list[str]:
     """Names of these flags that the command line has."""
     return [name for name in ("input_range", "input_layout", "outputs", "logits_output") if values[name].present]
 
 
-def reading(values):
+def reading(values: flags.FlagValues) -> dict[str, Any]:
     """What these flags say: keyword arguments of `saved_models.load.load_logits_fn`.
 
     Raises:
@@ -119,8 +139,12 @@ def reading(values):
     }
 
 
-def _exit(code, error):
+def _one_line(error: object) -> str:
     # gin adds to a message where in the configuration the call came from.
     lines = [line for line in str(error).splitlines() if not line.lstrip().startswith("In call to configurable")]
-    print(f"error: {' '.join(' '.join(lines).split())}", file=sys.stderr, flush=True)
+    return " ".join(" ".join(lines).split())
+
+
+def _exit(code: int, said: str) -> NoReturn:
+    print(f"error: {said}", file=sys.stderr, flush=True)
     sys.exit(code)

@@ -9,10 +9,31 @@ With several seeds on both sides, in the same order, the intervals speak of othe
 
 from robust_keras.commands import launcher  # isort: skip  Before TensorFlow is imported.
 
+from collections.abc import Sequence
+
 from absl import flags
 
 
-def define_flags(values):
+def run(*, workdirs: Sequence[str], baselines: Sequence[str] = ()) -> None:
+    """Prints a table, and how evaluations differ from their baselines.
+
+    Args:
+        workdirs: folders of finished evaluations.
+        baselines: folders of those to compare with, one for each; none for no comparison.
+
+    Raises:
+        ValueError: for a folder without a finished evaluation, or baselines on other images.
+    """
+    from robust_keras.evaluation import comparison, report
+
+    compared = report.compare_evaluations(workdirs, baselines) if baselines else {}
+    print(report.table(report.read_results([*workdirs, *baselines])))
+    for name, found in compared.items():
+        print(f"{name}: {comparison.summary(found)}")
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the command's flags."""
     flags.DEFINE_multi_string(
         "workdir", None, "Folder of a finished evaluation; any number of times.", flag_values=values
     )
@@ -22,14 +43,11 @@ def define_flags(values):
     flags.mark_flag_as_required("workdir", flag_values=values)
 
 
-def main(values):
-    from robust_keras.evaluation import comparison, report
-
-    compared = report.compare_evaluations(values.workdir, values.baseline) if values.baseline else {}
-    print(report.table(report.read_results([*values.workdir, *values.baseline])))
-    for name, found in compared.items():
-        print(f"{name}: {comparison.summary(found)}")
+def main(values: flags.FlagValues) -> None:
+    """Runs the command with the values of its flags."""
+    run(workdirs=values.workdir, baselines=values.baseline)
 
 
-def command():
+def command() -> None:
+    """Runs the command as it was typed."""
     launcher.launch(main, define_flags, __doc__)

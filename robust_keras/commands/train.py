@@ -5,20 +5,34 @@ python scripts/train.py --gin_file=gin/at_80mti.gin --data_dir=DIR --workdir=run
 
 from robust_keras.commands import launcher  # isort: skip  Before TensorFlow is imported.
 
-import pathlib
 import posixpath
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from absl import flags
 
+if TYPE_CHECKING:
+    from robust_keras.commands import train_settings
+    from robust_keras.training import train as training
 
-def run(*, gin_files, gin_params=(), data_dir=None, workdir=None, strategy=None, tpu=None, init_from=None):
+
+def run(
+    *,
+    gin_files: Sequence[str],
+    gin_params: Sequence[str] = (),
+    data_dir: str | None = None,
+    workdir: str | None = None,
+    strategy: str | None = None,
+    tpu: str | None = None,
+    init_from: str | None = None,
+) -> "training.TrainedModel":
     """Trains, and exports the best model to `workdir`/saved_model.
 
     Args:
         gin_files: recipes, read in order.
         gin_params: further bindings.
         data_dir: where data sets are.
-        workdir: the run's folder; runs/<name of the last recipe> by default.
+        workdir: the run's folder, see `configuration.default_workdir`.
         strategy: binds `train.strategy` where it is not None, like the two after it.
         tpu: binds `train.tpu`.
         init_from: binds `load_weights.path`, and `train.initial_weights` to it.
@@ -27,18 +41,20 @@ def run(*, gin_files, gin_params=(), data_dir=None, workdir=None, strategy=None,
         A `training.TrainedModel`.
 
     Raises:
-        ValueError: for bad input, before training starts.
+        ValueError: for bad input, before training starts; for a folder of another run, or in use by a command.
     """
     from robust_keras.commands import configuration
 
-    workdir = workdir or f"runs/{pathlib.PurePath(gin_files[-1]).stem}"
+    workdir = workdir or configuration.default_workdir(gin_files)
     configuration.parse(gin_files, [*gin_params, *bindings(strategy, tpu, init_from)])
     with configuration.strategy("train").scope():  # Processes meet first; other networks may be loaded in it.
         train = configuration.resolve(configuration.train)
     return train_and_export(train, configuration.operative_config(), data_dir=data_dir, workdir=workdir)
 
 
-def bindings(strategy, tpu, init_from, functions=("train",)):
+def bindings(
+    strategy: str | None, tpu: str | None, init_from: str | None, functions: Sequence[str] = ("train",)
+) -> list[str]:
     """What these arguments of `run` bind, strategy and TPU for each of `functions`: a list of gin bindings."""
     given = {f"{name}.strategy": strategy for name in functions} | {f"{name}.tpu": tpu for name in functions}
     given["load_weights.path"] = init_from
@@ -46,21 +62,29 @@ def bindings(strategy, tpu, init_from, functions=("train",)):
     return bound if init_from is None else [*bound, "train.initial_weights = @load_weights()"]
 
 
-def train_and_export(train, config, *, data_dir, workdir):
+def train_and_export(
+    train: "train_settings.ConfiguredRun", config: str, *, data_dir: str | None, workdir: str
+) -> "training.TrainedModel":
     """What `run` does with the configured `train` and its operative configuration."""
-    from robust_keras import storage
+    from robust_keras import failures, ownership, storage
     from robust_keras.commands import configuration
     from robust_keras.engines import replicas, strategies
-    from robust_keras.saved_models import export
 
-    holds_results = bool(storage.steps(posixpath.join(workdir, "checkpoints")))
     strategy = strategies.strategy(train.layout.strategy, tpu=train.layout.tpu)
     with strategy.scope():
-        is_writer = replicas.process_index() == 0
-    configuration.claim(workdir, config, holds_results=holds_results, write=is_writer)
-    trained = train(workdir=workdir, data_dir=data_dir)
-    if not is_writer:
-        return trained
+        process = replicas.process_index()
+    writes = process == 0
+    with failures.running(workdir, process=process), ownership.lock(workdir, what="a training run", writes=writes):
+        holds_results = bool(storage.steps(posixpath.join(workdir, "checkpoints")))
+        configuration.claim(workdir, config, holds_results=holds_results, write=writes)
+        trained = train(workdir=workdir, data_dir=data_dir)
+        if writes:
+            _export(trained, workdir)
+    return trained
+
+
+def _export(trained: "training.TrainedModel", workdir: str) -> None:
+    from robust_keras.saved_models import export
 
     for name, validation in trained.report.items():
         metrics = ", ".join(f"{column} {100 * value:.2f} %" for column, value in validation["metrics"].items())
@@ -70,10 +94,10 @@ def train_and_export(train, config, *, data_dir, workdir):
         network, card = export.network_of_run(workdir)
         export.export(network, saved_model, card={**card, "validation": trained.report})
     print(f"SavedModel: {saved_model}")
-    return trained
 
 
-def define_flags(values):
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the command's flags."""
     flags.DEFINE_multi_string(
         "gin_file", None, "Recipe, such as gin/at.gin; several are read in order.", flag_values=values
     )
@@ -89,7 +113,8 @@ def define_flags(values):
     flags.mark_flag_as_required("gin_file", flag_values=values)
 
 
-def main(values):
+def main(values: flags.FlagValues) -> None:
+    """Runs the command with the values of its flags."""
     run(
         gin_files=values.gin_file,
         gin_params=values.gin_param,
@@ -101,5 +126,6 @@ def main(values):
     )
 
 
-def command():
+def command() -> None:
+    """Runs the command as it was typed."""
     launcher.launch(main, define_flags, __doc__)

@@ -5,7 +5,7 @@ import tensorflow as tf
 from robust_keras import noise
 
 
-def crop_and_flip(images, seeds, *, padding=4, flip=True):
+def crop_and_flip(images: tf.Tensor, seeds: tf.Tensor, *, padding: int = 4, flip: bool = True) -> tf.Tensor:
     """Pads with zeros, crops back at a random place, and mirrors half of the images (the paper's section 3.1).
 
     Args:

@@ -4,6 +4,8 @@ Every batch is computed from its step alone, so a run continues anywhere without
 the same step whatever the number of devices and hosts.
 """
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -27,11 +29,18 @@ class TrainingData(NamedTuple):
     labelled: sources.Source
     validation: sources.Source
     extra: sources.Source | None
-    mean: tuple
-    std: tuple
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
-def training_data(*, dataset, num_validation, extra_data=None, data_dir=None, cache_dir=None):
+def training_data(
+    *,
+    dataset: str,
+    num_validation: int,
+    extra_data: str | None = None,
+    data_dir: str | None = None,
+    cache_dir: str | None = None,
+) -> TrainingData:
     """Loads what a run trains on.
 
     Args:
@@ -62,23 +71,23 @@ def training_data(*, dataset, num_validation, extra_data=None, data_dir=None, ca
 
 
 def batches(
-    data,
+    data: TrainingData,
     *,
-    batch_size,
-    seed,
-    num_steps,
-    start_step=0,
-    group_size=None,
-    labelled_fraction=0.5,
-    num_repeats=1,
-    label_smoothing=0.0,
-    extra_label_smoothing=0.0,
-    augmentation=None,
-    mix=None,
-    num_hosts=1,
-    host=0,
-):
-    """A `tf.data.Dataset` of the batches of steps start_step, ..., num_steps - 1.
+    batch_size: int,
+    seed: int,
+    num_steps: int,
+    start_step: int = 0,
+    group_size: int | None = None,
+    labelled_fraction: float = 0.5,
+    num_repeats: int = 1,
+    label_smoothing: float = 0.0,
+    extra_label_smoothing: float = 0.0,
+    augmentation: Callable | None = None,
+    mix: Callable | None = None,
+    num_hosts: int = 1,
+    host: int = 0,
+) -> tf.data.Dataset:
+    """The batches of steps start_step, ..., num_steps - 1.
 
     With extra data, every group of `group_size` consecutive examples (a group of `BatchNorm`) holds the same number of
     labelled examples: the nearest to `labelled_fraction`, and at least one of each kind. Lengths are in steps; an
@@ -104,78 +113,68 @@ def batches(
         host: which of them this is, from 0.
 
     Returns:
-        A dataset of dictionaries: `image` uint8 `[batch, height, width, channels]`, `label` int32 `[batch]`, `targets`
-        float32 `[batch, num_classes]`, `seeds` int32 `[batch, 2]`, `is_labelled` int32 `[batch]`, 0 or 1; batch is
-        batch_size / num_hosts.
+        A dataset of dictionaries, as `_batch` makes them, of batch_size / num_hosts examples.
 
     Raises:
-        ValueError: for a batch that is not a whole number of groups for each host, an impossible split of a group, or a
-            smoothing outside [0, 1].
+        ValueError: for a batch that is not a whole number of groups for each host, an impossible split of a group, a
+            smoothing outside [0, 1], or data that are no bytes or have labels that are no integers.
     """
-    group_size = group_size or batch_size
-    counts, shares = (batch_size, group_size, num_repeats), (labelled_fraction, label_smoothing, extra_label_smoothing)
-    if not all(isinstance(n, int) for n in counts) or not all(isinstance(x, (int, float)) for x in shares):
-        raise ValueError(
-            "Expected integers as batch_size, group_size and num_repeats, and numbers as labelled_fraction, "
-            f"label_smoothing and extra_label_smoothing. Received: {(*counts, *shares)}"
-        )
-    if batch_size < 1 or batch_size % (group_size * num_hosts):
-        of_hosts = f" times the {num_hosts} hosts" if num_hosts > 1 else ""
-        raise ValueError(
-            f"Expected a batch_size that is a multiple of the group size {group_size}{of_hosts}. Received: {batch_size}"
-        )
-    if not 0 <= host < num_hosts:
-        raise ValueError(f"Expected a host from 0 to {num_hosts - 1}. Received: {host}")
-    smoothings = (label_smoothing, extra_label_smoothing)
-    if not all(0 <= smoothing <= 1 for smoothing in smoothings):
-        raise ValueError(f"Expected label smoothings from 0 to 1. Received: {label_smoothing}, {extra_label_smoothing}")
-    num_groups = batch_size // group_size
-    groups = tf.range(host * num_groups // num_hosts, (host + 1) * num_groups // num_hosts, dtype=tf.int64)
-    if num_repeats < 1 or group_size % num_repeats:
-        raise ValueError(f"Expected a num_repeats that divides the group size {group_size}. Received: {num_repeats}")
-    num_labelled = group_size if data.extra is None else _split(group_size, labelled_fraction, num_repeats)
-    # (source, its examples in a group, how often it repeats each, index of its first example)
-    parts = [(data.labelled, num_labelled, num_repeats, 0)]
-    if data.extra is not None:
-        parts.append((data.extra, group_size - num_labelled, 1, len(data.labelled.labels)))
-    num_classes = data.labelled.num_classes
-
-    def batch(step):
-        parts_of_batch = []
-        for k, (source, per_group, repeats, first_index) in enumerate(parts):
-            size, count = len(source.labels), per_group // repeats
-            first = step * num_groups * count
-            position = first + groups[:, None] * count + tf.range(count, dtype=tf.int64)
-            position = tf.reshape(tf.repeat(position, repeats, axis=1), (-1,))
-            passes = position // size
-            index = _shuffled(position % size, size, (seed, k, passes))
-            copies = (passes - first // size) * repeats
-            copies += tf.tile(tf.range(repeats, dtype=tf.int64), [len(groups) * count])
-            image, label = _read(source, index)
-            targets = tf.one_hot(label, num_classes) * (1 - smoothings[k]) + smoothings[k] / num_classes
-            part = (image, label, targets, first_index + index, copies, tf.fill(tf.shape(index), int(k == 0)))
-            parts_of_batch.append([tf.reshape(t, (len(groups), per_group, *t.shape[1:])) for t in part])
-        image, label, targets, index, copies, is_labelled = (
-            tf.reshape(tf.concat(pieces, axis=1), (-1, *pieces[0].shape[2:])) for pieces in zip(*parts_of_batch)
-        )
-        seeds = noise.example_seeds(seed, step, index, copies)
-        if augmentation is not None:
-            image = augmentation(image, seeds)
-        if mix is not None:
-            group_seeds = noise.fold_in(noise.example_seeds(seed, step, groups), noise.MIXING)
-            # Each copy of a labelled image meets the same copy of another.
-            grouped = [tf.reshape(t, (len(groups), -1, num_repeats, *t.shape[1:])) for t in (image, targets)]
-            image, targets = (tf.reshape(t, (-1, *t.shape[3:])) for t in mix(*grouped, group_seeds))
-        return {"image": image, "label": label, "targets": targets, "seeds": seeds, "is_labelled": is_labelled}
-
-    dataset = tf.data.Dataset.range(start_step, num_steps).map(batch, num_parallel_calls=tf.data.AUTOTUNE)
-    options = tf.data.Options()
-    options.deterministic = True
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    return dataset.with_options(options).prefetch(tf.data.AUTOTUNE)
+    groups = _Groups(batch_size, group_size or batch_size, num_repeats, num_hosts, host)
+    smoothings = label_smoothing, extra_label_smoothing
+    _check(groups, labelled_fraction, smoothings)
+    make = functools.partial(_batch, groups, _parts(data, groups, labelled_fraction, smoothings), seed)
+    return _dataset(functools.partial(make, augmentation, mix), start_step, num_steps)
 
 
-def cutmix(images, targets, seeds):
+class _Groups(NamedTuple):
+    """How a batch is cut into groups, and which of them a host reads.
+
+    Attributes:
+        batch_size: examples over all replicas and hosts.
+        group_size: examples in a group.
+        num_repeats: how often a group holds each of its labelled images.
+        num_hosts: how many hosts read the batch.
+        host: which of them this is, from 0.
+    """
+
+    batch_size: int
+    group_size: int
+    num_repeats: int
+    num_hosts: int
+    host: int
+
+    @property
+    def num_groups(self) -> int:
+        """Groups of the whole batch."""
+        return self.batch_size // self.group_size
+
+    def mine(self) -> tf.Tensor:
+        """The numbers of this host's groups, int64."""
+        first, end = (k * self.num_groups // self.num_hosts for k in (self.host, self.host + 1))
+        return tf.range(first, end, dtype=tf.int64)
+
+
+class _Part(NamedTuple):
+    """One kind of examples: its number, source, place in a group, and what is done to it.
+
+    Attributes:
+        number: 0 for labelled, 1 for extra examples.
+        source: a `sources.Source`.
+        per_group: examples of it in a group.
+        num_repeats: how often it repeats each.
+        first_index: index of its first image among those of both kinds.
+        smoothing: of its labels.
+    """
+
+    number: int
+    source: sources.Source
+    per_group: int
+    num_repeats: int
+    first_index: int
+    smoothing: float
+
+
+def cutmix(images: tf.Tensor, targets: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Pastes a box of another image of the group into each, and mixes the targets by its area (Yun et al. 2019).
 
     As in the code that the paper's authors released: alpha = beta = 1, and a group has one box, one share and one
@@ -206,7 +205,45 @@ def cutmix(images, targets, seeds):
     return images, targets * (1.0 - share) + tf.gather(targets, order, batch_dims=1) * share
 
 
-def _split(group_size, labelled_fraction, multiple):
+def _check(groups: _Groups, labelled_fraction: float, smoothings: tuple[float, float]) -> None:
+    """Refuses numbers that are none, or do not fit one another."""
+    batch_size, group_size, num_repeats, num_hosts, host = groups
+    counts, shares = (batch_size, group_size, num_repeats), (labelled_fraction, *smoothings)
+    if not all(isinstance(n, int) for n in counts) or not all(isinstance(x, (int, float)) for x in shares):
+        raise ValueError(
+            "Expected integers as batch_size, group_size and num_repeats, and numbers as labelled_fraction, "
+            f"label_smoothing and extra_label_smoothing. Received: {(*counts, *shares)}"
+        )
+    if batch_size < 1 or batch_size % (group_size * num_hosts):
+        of_hosts = f" times the {num_hosts} hosts" if num_hosts > 1 else ""
+        raise ValueError(
+            f"Expected a batch_size that is a multiple of the group size {group_size}{of_hosts}. Received: {batch_size}"
+        )
+    if not 0 <= host < num_hosts:
+        raise ValueError(f"Expected a host from 0 to {num_hosts - 1}. Received: {host}")
+    if not all(0 <= smoothing <= 1 for smoothing in smoothings):
+        raise ValueError(f"Expected label smoothings from 0 to 1. Received: {', '.join(map(str, smoothings))}")
+    if num_repeats < 1 or group_size % num_repeats:
+        raise ValueError(f"Expected a num_repeats that divides the group size {group_size}. Received: {num_repeats}")
+
+
+def _parts(
+    data: TrainingData, groups: _Groups, labelled_fraction: float, smoothings: tuple[float, float]
+) -> list[_Part]:
+    """The kinds of examples of a group, in their order in it."""
+    group_size, num_repeats = groups.group_size, groups.num_repeats
+    sources.check(data.labelled)
+    if data.extra is None:
+        return [_Part(0, data.labelled, group_size, num_repeats, 0, smoothings[0])]
+    sources.check(data.extra)
+    num_labelled = _split(group_size, labelled_fraction, num_repeats)
+    return [
+        _Part(0, data.labelled, num_labelled, num_repeats, 0, smoothings[0]),
+        _Part(1, data.extra, group_size - num_labelled, 1, len(data.labelled.labels), smoothings[1]),
+    ]
+
+
+def _split(group_size: int, labelled_fraction: float, multiple: int) -> int:
     """The labelled examples of a group: the nearest multiple to a fraction of it, and some of each kind."""
     num_units = group_size // multiple
     if not 0 < labelled_fraction < 1 or num_units < 2:
@@ -217,7 +254,57 @@ def _split(group_size, labelled_fraction, multiple):
     return multiple * min(max(round(labelled_fraction * num_units), 1), num_units - 1)
 
 
-def _read(source, index):
+def _batch(
+    groups: _Groups,
+    parts: list[_Part],
+    seed: int,
+    augmentation: Callable | None,
+    mix: Callable | None,
+    step: tf.Tensor,
+) -> dict[str, tf.Tensor]:
+    """A host's part of the batch of a step.
+
+    Returns:
+        A dictionary: `image` uint8 `[batch, height, width, channels]`, `label` int32 `[batch]`, `targets` float32
+        `[batch, num_classes]`, `seeds` int32 `[batch, 2]`, `is_labelled` int32 `[batch]`, 0 or 1.
+    """
+    mine, num_classes = groups.mine(), parts[0].source.num_classes
+    grouped = []
+    for part in parts:
+        flat = _examples(part, step, mine, groups.num_groups, seed, num_classes)
+        grouped.append([tf.reshape(t, (len(mine), part.per_group, *t.shape[1:])) for t in flat])
+    image, label, targets, index, copies, is_labelled = (
+        tf.reshape(tf.concat(pieces, axis=1), (-1, *pieces[0].shape[2:])) for pieces in zip(*grouped)
+    )
+    seeds = noise.example_seeds(seed, step, index, copies)
+    if augmentation is not None:
+        image = augmentation(image, seeds)
+    if mix is not None:
+        group_seeds = noise.fold_in(noise.example_seeds(seed, step, mine), noise.MIXING)
+        # Each copy of a labelled image meets the same copy of another.
+        both = [tf.reshape(t, (len(mine), -1, groups.num_repeats, *t.shape[1:])) for t in (image, targets)]
+        image, targets = (tf.reshape(t, (-1, *t.shape[3:])) for t in mix(*both, group_seeds))
+    return {"image": image, "label": label, "targets": targets, "seeds": seeds, "is_labelled": is_labelled}
+
+
+def _examples(
+    part: _Part, step: tf.Tensor, mine: tf.Tensor, num_groups: int, seed: int, num_classes: int
+) -> tuple[tf.Tensor, ...]:
+    """The examples of a part in the groups `mine`: image, label, targets, index, copy and whether they are labelled."""
+    size, count = len(part.source.labels), part.per_group // part.num_repeats
+    first = step * num_groups * count
+    position = first + mine[:, None] * count + tf.range(count, dtype=tf.int64)
+    position = tf.reshape(tf.repeat(position, part.num_repeats, axis=1), (-1,))
+    passes = position // size
+    index = _shuffled(position % size, size, (seed, part.number, passes))
+    copies = (passes - first // size) * part.num_repeats
+    copies += tf.tile(tf.range(part.num_repeats, dtype=tf.int64), [len(mine) * count])
+    image, label = _read(part.source, index)
+    targets = tf.one_hot(label, num_classes) * (1 - part.smoothing) + part.smoothing / num_classes
+    return image, label, targets, part.first_index + index, copies, tf.fill(tf.shape(index), int(part.number == 0))
+
+
+def _read(source: sources.Source, index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Images uint8 and labels int32 of a `Source` at `index`; it may lie on disk."""
 
     def read(index):
@@ -227,10 +314,19 @@ def _read(source, index):
     return tf.ensure_shape(image, (*index.shape, *source.images.shape[1:])), tf.ensure_shape(label, index.shape)
 
 
-def _shuffled(position, size, key):
+def _shuffled(position: tf.Tensor, size: int, key: tuple) -> tf.Tensor:
     """Where the permutation that the three numbers of `key` name takes each position: int64 `[n]`, in [0, size)."""
     key = tf.stack([tf.zeros_like(position) + tf.cast(part, tf.int64) for part in key], axis=-1)
     # The op itself: `tf.random.experimental.index_shuffle` takes no seed per index, and its four rounds mix small sets
     # badly.
     max_index = tf.constant(size - 1, tf.int64)
     return tf.raw_ops.RandomIndexShuffle(index=position, seed=key, max_index=max_index, rounds=24)
+
+
+def _dataset(make: Callable, start_step: int, num_steps: int) -> tf.data.Dataset:
+    """What `make` makes of each step, in their order, on every host alike."""
+    dataset = tf.data.Dataset.range(start_step, num_steps).map(make, num_parallel_calls=tf.data.AUTOTUNE)
+    options = tf.data.Options()
+    options.deterministic = True
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    return dataset.with_options(options).prefetch(tf.data.AUTOTUNE)

@@ -7,18 +7,97 @@ the same books and compute their parts.
 """
 
 import zlib
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from robust_keras import noise
+from robust_keras.attacks import attack as attacks
 from robust_keras.attacks import stepwise
 from robust_keras.engines import replicas
+from robust_keras.evaluation.examples import Examples
 
-# Steps between two looks at which examples have fallen: so many, or one in a hundred of longer runs.
+# Steps between two looks at which examples have fallen: about so many, or one in a hundred of longer runs.
 _STEPS = 10
 # Steps of examples that have to be saved by a smaller batch before it is compiled.
 _WORTH_COMPILING = 2000
+
+
+class Batches(NamedTuple):
+    """How examples are packed.
+
+    Attributes:
+        batch_size: slots, over all replicas.
+        seed: of the attacks' noise.
+        jit_compile: whether to compile with XLA.
+        shrinks: whether batches become smaller where fewer runs are left; a model may take one size alone.
+    """
+
+    batch_size: int
+    seed: int = 0
+    jit_compile: bool = False
+    shrinks: bool = True
+
+
+class Programs(NamedTuple):
+    """What is compiled of an attack, functions of a batch on one replica; either `run`, or `begin` and `advance`.
+
+    Attributes:
+        run: `(x, labels, seeds) -> x_adv`, of a plain function.
+        begin: `(x, labels, clean_logits, seeds, run) -> stepwise.Progress`, of a search.
+        advance: `(x, labels, progress, num_steps) -> stepwise.Progress`.
+    """
+
+    run: Callable | None = None
+    begin: Callable | None = None
+    advance: Callable | None = None
+
+
+def programs(attack: attacks.Attack, logits_fn: Callable, num_classes: int) -> Programs:
+    """The functions that an evaluation compiles for an attack.
+
+    Args:
+        attack: the record.
+        logits_fn: images to logits.
+        num_classes: of the logits.
+
+    Returns:
+        A `Programs`.
+    """
+
+    logits_fn = sized(logits_fn, num_classes)
+    if attack.search is None:
+
+        def run(x, labels, seeds):
+            return attack.run(logits_fn, x, labels, seeds=seeds)
+
+        return Programs(run=run)
+
+    def begin(x, labels, clean_logits, seeds, run):
+        return stepwise.begin(attack.search, x, labels, clean_logits, seeds, run)
+
+    def advance(x, labels, progress, num_steps):
+        return stepwise.advance(attack.search, logits_fn, x, labels, progress, num_steps)
+
+    return Programs(begin=begin, advance=advance)
+
+
+def sized(logits_fn: Callable, num_classes: int) -> Callable:
+    """`logits_fn` in float32 and with a static shape: a loaded model may not tell how many classes it has."""
+
+    def sized_logits_fn(x):
+        return tf.ensure_shape(tf.cast(logits_fn(x), tf.float32), (x.shape[0], num_classes))
+
+    return sized_logits_fn
+
+
+def work_of(
+    attack: attacks.Attack, logits_fn: Callable, examples: Examples, indices: np.ndarray, batches: Batches
+) -> "Packing | Batchwise":
+    """The attack at work on the examples `indices`: a `Packing` of a search, a `Batchwise` of a plain function."""
+    return (Packing if attack.search else Batchwise)(attack, logits_fn, examples, indices, batches)
 
 
 class Packing:
@@ -32,52 +111,42 @@ class Packing:
     """
 
     def __init__(
-        self, search, logits_fn, images, labels, clean_logits, indices, *, batch_size, seed, jit_compile=False
-    ):
+        self, attack: attacks.Attack, logits_fn: Callable, examples: Examples, indices: np.ndarray, batches: Batches
+    ) -> None:
         """
         Args:
-            search: a `stepwise.Search`.
+            attack: the record of a search.
             logits_fn: images to logits.
-            images: uint8 `[num_examples, ...]`.
-            labels: int `[num_examples]`.
-            clean_logits: float32 `[num_examples, num_classes]`.
-            indices: int `[n]`, the examples to attack.
-            batch_size: slots; fewer where fewer runs are left.
-            seed: of the noise.
-            jit_compile: whether to compile with XLA.
+            examples: all of the evaluation.
+            indices: int `[n]`, those to attack.
+            batches: how.
         """
-        self._search, self._indices = search, np.asarray(indices)
-        self._images, self._labels, self._clean_logits = images, labels, clean_logits
-        self._batch_size = batch_size
-        self._seed = seed
-        self._num_runs = search.num_runs(clean_logits.shape[-1])
+        self._search, self._indices = attack.search, np.asarray(indices)
+        self._examples, self._batches = examples, batches
+        self._num_runs = self._search.num_runs(examples.num_classes)
+        self._chunk = chunk(self._search.num_steps)
         self._next = 0  # Into the queue: the first run of every example, then the second of every example, ...
         self._slots = np.zeros((0, 2), np.int64)  # (example, run) of each slot; example -1 is an empty one.
         self._steps = np.zeros(0, np.int64)  # Behind each slot.
         self._batch = None  # x, labels and progress of the slots, on the device.
-        self.num_steps = len(self._indices) * self._num_runs * search.num_steps
+        self.num_steps = len(self._indices) * self._num_runs * self._search.num_steps
         self.steps_taken = 0
-        self.broken = np.zeros(len(labels), bool)
-
-        def begin(x, labels, clean_logits, seeds, run):
-            return stepwise.begin(search, x, labels, clean_logits, seeds, run)
-
-        def advance(x, labels, progress, num_steps):
-            return stepwise.advance(search, logits_fn, x, labels, progress, num_steps)
+        self.broken = np.zeros(len(examples.labels), bool)
 
         def merge(is_new, new, old):
             return tf.nest.map_structure(lambda n, o: stepwise.choose(is_new, n, o), new, old)
 
-        self._begin = replicas.over_replicas(begin, jit_compile=jit_compile)
-        self._advance = replicas.over_replicas(advance, jit_compile=jit_compile)
+        _, begin, advance = programs(attack, logits_fn, examples.num_classes)
+        self._begin = replicas.over_replicas(begin, jit_compile=batches.jit_compile)
+        self._advance = replicas.over_replicas(advance, jit_compile=batches.jit_compile)
         self._merge = replicas.over_replicas(merge)
 
     @property
-    def steps_left(self):
+    def steps_left(self) -> int:
         active = self._slots[:, 0] >= 0
         return (len(self._queued()) + int(active.sum())) * self._search.num_steps - int(self._steps[active].sum())
 
-    def advance(self):
+    def advance(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Takes some steps.
 
         Returns:
@@ -89,13 +158,14 @@ class Packing:
         if not active.any():
             return None
         x, labels, progress = self._batch
-        num_steps = min(
-            max(_STEPS, self._search.num_steps // 100), self._search.num_steps - int(self._steps[active].max())
-        )
+        # A run that ends on the way waits for the next look: `stepwise.advance` leaves it as it is.
+        left = self._search.num_steps - self._steps
+        num_steps = min(self._chunk, int(left[active].max()))
         progress = self._advance(x, labels, progress, tf.constant(num_steps))
         self._batch = x, labels, progress
-        self._steps += num_steps
-        self.steps_taken += num_steps * int(active.sum())
+        taken = np.where(active, np.minimum(num_steps, left), 0)
+        self._steps += taken
+        self.steps_taken += int(taken.sum())
         fallen = np.flatnonzero(active & progress.broken.numpy())
         # Of several runs that broke an example at once, the first counts.
         fallen = fallen[np.argsort(self._slots[fallen, 1], kind="stable")]
@@ -106,7 +176,7 @@ class Packing:
         self._slots[ended, 0] = -1
         return indices, images
 
-    def save(self):
+    def save(self) -> dict[str, np.ndarray]:
         """NumPy arrays by name, from which `restore` goes on."""
         arrays = {"slots": self._slots, "steps": self._steps, "broken": self.broken}
         arrays |= {"next": np.array(self._next), "taken": np.array(self.steps_taken)}
@@ -114,7 +184,7 @@ class Packing:
             arrays |= {f"progress/{k:03d}": leaf.numpy() for k, leaf in enumerate(tf.nest.flatten(self._batch[2]))}
         return arrays
 
-    def restore(self, arrays):
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
         """Takes up where `save` was called, bit for bit, on any number of replicas."""
         slots, steps, self.broken = (np.array(arrays[name]) for name in ("slots", "steps", "broken"))
         self._next, self.steps_taken = int(arrays["next"]), int(arrays["taken"])
@@ -162,17 +232,18 @@ class Packing:
 
     def _size(self, num_left):
         """The fewest sixteenths of the batch size, at least two, that hold what is left and divide among replicas."""
+        batch_size, shrinks = self._batches.batch_size, self._batches.shrinks
         num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
-        sizes = [-(-self._batch_size * parts // (16 * num_replicas)) * num_replicas for parts in range(2, 17)]
-        return next((size for size in sizes if size >= num_left), self._batch_size)
+        sizes = [-(-batch_size * parts // (16 * num_replicas)) * num_replicas for parts in range(2, 17)]
+        return next((size for size in sizes if shrinks and size >= num_left), batch_size)
 
     def _fresh(self, slots):
         """Images, labels and progress of runs that begin; empty slots hold copies."""
-        examples = np.where(slots[:, 0] < 0, slots[:, 0].max(), slots[:, 0])
-        x, labels, seeds = inputs(self._images, self._labels, examples, self._seed)
+        indices = np.where(slots[:, 0] < 0, slots[:, 0].max(), slots[:, 0])
+        x, labels, seeds = inputs(self._examples, indices, self._batches.seed)
         # The same noise for an attack whether it runs alone or after others.
         seeds = noise.fold_in(seeds, zlib.crc32(self._search.name.encode()) & 0x7FFFFFFF)
-        clean_logits = tf.constant(self._clean_logits[examples])
+        clean_logits = tf.constant(self._examples.clean_logits[indices])
         runs = tf.constant(np.maximum(slots[:, 1], 0), tf.int32)
         return x, labels, self._begin(x, labels, clean_logits, seeds, runs)
 
@@ -180,54 +251,61 @@ class Packing:
 class Batchwise:
     """An attack that is a plain function, over chosen examples; the interface of `Packing`."""
 
-    def __init__(self, attack, logits_fn, images, labels, indices, *, batch_size, seed, jit_compile=False):
+    def __init__(
+        self, attack: attacks.Attack, logits_fn: Callable, examples: Examples, indices: np.ndarray, batches: Batches
+    ) -> None:
         """
         Args:
-            attack: `(logits_fn, x, labels, *, seeds) -> x_adv`.
+            attack: the record of a plain function.
             logits_fn: see `Packing`, like all that follow.
-            images: see there.
-            labels: see there.
+            examples: see there.
             indices: see there.
-            batch_size: see there.
-            seed: see there.
-            jit_compile: see there.
+            batches: see there.
         """
-        self._images, self._labels, self._indices = images, labels, np.asarray(indices)
-        self._batch_size, self._seed = batch_size, seed
+        self._examples, self._indices, self._batches = examples, np.asarray(indices), batches
         self.num_steps = len(self._indices)
         self.steps_taken = 0
-
-        def run(x, labels, seeds):
-            return attack(logits_fn, x, labels, seeds=seeds)
-
-        self._run = replicas.over_replicas(run, jit_compile=jit_compile)
+        run = programs(attack, logits_fn, examples.num_classes).run
+        self._run = replicas.over_replicas(run, jit_compile=batches.jit_compile)
 
     @property
-    def steps_left(self):
+    def steps_left(self) -> int:
         return len(self._indices) - self.steps_taken
 
-    def advance(self):
+    def advance(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Attacks a batch.
 
         Returns:
             None where none is left; else (indices, images) of all its examples.
         """
-        chosen = self._indices[self.steps_taken : self.steps_taken + self._batch_size]
+        batch_size, seed = self._batches.batch_size, self._batches.seed
+        chosen = self._indices[self.steps_taken : self.steps_taken + batch_size]
         if not len(chosen):
             return None
         self.steps_taken += len(chosen)
-        packed = np.resize(chosen, self._batch_size)
-        return chosen, self._run(*inputs(self._images, self._labels, packed, self._seed)).numpy()[: len(chosen)]
+        packed = np.resize(chosen, batch_size)
+        return chosen, self._run(*inputs(self._examples, packed, seed)).numpy()[: len(chosen)]
 
-    def save(self):
+    def save(self) -> dict[str, np.ndarray]:
         return {"taken": np.array(self.steps_taken)}
 
-    def restore(self, arrays):
+    def restore(self, arrays: dict[str, np.ndarray]) -> None:
         self.steps_taken = int(arrays["taken"])
 
 
-def inputs(images, labels, indices, seed):
+def chunk(num_steps: int) -> int:
+    """Steps of a compiled call: of the numbers near the usual one, that which leaves the fewest idle in the last call.
+
+    Runs in the slots are at different steps. If each call ended where the first of them does, calls would become ever
+    shorter as runs fall out of step.
+    """
+    usual = max(_STEPS, num_steps // 100)
+    near = range(usual - usual // 5, usual + usual // 3 + 1)
+    return min(near, key=lambda steps: (-num_steps % steps, abs(steps - usual)))
+
+
+def inputs(examples: Examples, indices: np.ndarray, seed: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """float32 images in [0, 1], int32 labels and int32 seeds `[n, 2]` of the examples `indices`."""
-    x = tf.constant(images[indices], tf.float32) / 255.0
+    x = tf.constant(examples.images[indices], tf.float32) / 255.0
     seeds = noise.example_seeds(seed, 0, tf.constant(indices, tf.int32))
-    return x, tf.constant(labels[indices], tf.int32), noise.fold_in(seeds, noise.ATTACK)
+    return x, tf.constant(examples.labels[indices], tf.int32), noise.fold_in(seeds, noise.ATTACK)

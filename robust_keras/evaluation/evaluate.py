@@ -1,21 +1,26 @@
 """Robust accuracy over a data set: attacks in sequence on what still stands, every adversarial image verified."""
 
-import functools
-import inspect
-import math
 import time
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from robust_keras import losses
+from robust_keras import failures, losses, threats
+from robust_keras.attacks.attack import Attack
 from robust_keras.engines import replicas
-from robust_keras.evaluation import batching, gradient_masking, verification
+from robust_keras.evaluation import batching, examples, gradient_masking, outputs, results, verdicts, verification
+from robust_keras.evaluation import plan as plans
+
+# The diagnosis looks at so many examples, or at a batch of them where that is more.
+_DIAGNOSED = 32
 
 
-def correct_under_attack(logits_fn, x, labels, *, seeds, attack):
+def correct_under_attack(
+    logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, *, seeds: tf.Tensor, attack: Callable
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Whether each example is classified correctly, clean and under one attack.
 
     Args:
@@ -32,47 +37,36 @@ def correct_under_attack(logits_fn, x, labels, *, seeds, attack):
     return clean, clean & ~losses.is_wrong(logits_fn(attack(logits_fn, x, labels, seeds=seeds)), labels)
 
 
-class Evaluation(NamedTuple):
-    """What `evaluate` returns.
-
-    Attributes:
-        results: a dictionary as results.json holds it, but for `model`, `dataset` and `versions`.
-        examples: NumPy arrays by name as examples.npz holds them.
-    """
-
-    results: dict
-    examples: dict
-
-
 def evaluate(
-    logits_fn,
-    source,
+    logits_fn: Callable,
+    source: Any,
     *,
-    attacks,
-    threat,
-    baseline=None,
-    individual=False,
-    num_examples=None,
-    batch_size=128,
-    seed=0,
-    jit_compile=False,
-    allow_chance=False,
-    diagnose=True,
-    save_directory=None,
-    save_every=10.0,
-    progress=True,
-):
+    attacks: Sequence[Attack | Callable],
+    threat: threats.Threat,
+    baseline: Attack | Callable | None = None,
+    individual: bool = False,
+    num_examples: int | None = None,
+    batch_size: int = 128,
+    seed: int = 0,
+    jit_compile: bool = False,
+    allow_chance: bool = False,
+    diagnose: bool = True,
+    model_identity: Any = None,
+    save_directory: str | None = None,
+    save_every: float = 10.0,
+    progress: bool = True,
+) -> results.Evaluation:
     """Clean and robust accuracy of a classifier.
 
     Attacks run in order, each on the examples that all before it left standing. An example counts as broken only where
-    a fresh forward pass on its adversarial image, after that was checked to lie inside the threat model, is wrong. Full
-    batches of one fixed size are packed from whatever is active, so everything is compiled once. All replicas of the
-    strategy in scope share the batches; of several processes, each calls this, and the first writes.
+    a fresh forward pass on its adversarial image, after that was checked to lie inside the threat model, is wrong. All
+    replicas of the strategy in scope share batches of one size; each process calls this, and the first writes.
 
     Args:
         logits_fn: float32 images `[batch, ...]` in [0, 1] to logits `[batch, num_classes]`; loaded in the same scope.
+            Attributes may say more: `outputs`, `straight_through_cast`, and `batch_size` where it takes one alone.
         source: a `data.sources.Source`: uint8 images and labels.
-        attacks: `(logits_fn, x, labels, *, seeds) -> x_adv` each, functions with bound arguments; all for `threat`.
+        attacks: see `attacks.attack.as_attack`; all for `threat`.
         threat: the `threats.Threat` that adversarial images must obey.
         baseline: a weaker attack to compare with, on every correctly classified example; what it breaks still stands.
         individual: whether each attack runs on every correctly classified example.
@@ -82,6 +76,7 @@ def evaluate(
         jit_compile: whether to compile attacks with XLA.
         allow_chance: whether to go on where the clean accuracy is not above chance.
         diagnose: whether to look for masked gradients first, see `gradient_masking.diagnose`.
+        model_identity: what tells the model from others, as JSON can hold it.
         save_directory: where to keep what is done so far, and where to resume from; None for nowhere.
         save_every: seconds between two saves.
         progress: whether to show progress with time left per attack.
@@ -90,145 +85,86 @@ def evaluate(
         An `Evaluation`.
 
     Raises:
-        ValueError: for labels outside the classes, outputs that are probabilities, non-finite logits on clean images,
-            clean accuracy at chance, an attack bound to another threat, or an adversarial image outside the threat
-            model.
+        ValueError: before any attack: for images, labels, outputs or batches that cannot be meant, clean accuracy at
+            chance, an attack bound to another threat, or a `save_directory` of another model, attacks or images.
     """
-    if num_examples is not None and not 1 <= num_examples <= len(source.labels):
-        raise ValueError(f"Expected num_examples from 1 to {len(source.labels)}. Received: {num_examples!r}")
+    plan = plans.make(attacks, baseline, threat, individual=individual, seed=seed)
+    batches = batching.Batches(batch_size, seed, jit_compile, getattr(logits_fn, "batch_size", None) is None)
+    predict_fn = replicas.over_replicas(logits_fn)
+    seen = _look(logits_fn, predict_fn, *examples.first(source, num_examples), batch_size, allow_chance)
+    found = verdicts.Verdicts(*plan.size(seen), save_directory, plan.identity(seen, model_identity), save_every)
+    judge = verification.Judge(predict_fn, seen.images, seen.labels, threat, batch_size)
+    _attack(outputs.attackable(logits_fn, seen.clean_logits), plan, seen, found, judge, batches, diagnose, progress)
+    return results.conclude(plan, seen, found, logits_fn)
+
+
+def _look(logits_fn, predict_fn, images, labels, batch_size, allow_chance):
+    """The `Examples`, once the model has seen the clean images and neither they nor it turn out to be wrong."""
     num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
     if batch_size < 1 or batch_size % num_replicas:
         raise ValueError(f"Expected a batch_size that divides among {num_replicas} replicas. Received: {batch_size}")
-    plan = [*([] if baseline is None else [baseline]), *attacks]
-    searches = [_search(attack) for attack in plan]  # Bad settings show before any attack runs.
-    names = [search.name if search else attack.func.__name__ for attack, search in zip(plan, searches)]
-    for attack, name in zip(plan, names):
-        bound = attack.keywords["threat"]
-        if (bound.norm, bound.epsilon) != (threat.norm, threat.epsilon):
-            raise ValueError(
-                f"Expected attacks on the threat model {threat.norm} {threat.epsilon_fraction}. "
-                f"Received: {name} on {bound.norm} {bound.epsilon_fraction}"
-            )
-    images, labels = source.images[:num_examples], source.labels[:num_examples]
-    if images.dtype != np.uint8 or not np.issubdtype(labels.dtype, np.integer):
-        raise ValueError(f"Expected uint8 images and integer labels. Received: {images.dtype} and {labels.dtype}")
-    predict_fn = replicas.over_replicas(logits_fn)
-    clean_logits = verification.predict(predict_fn, images, batch_size)
-    _check_logits(clean_logits, labels)
-    num_classes = clean_logits.shape[-1]
-    correct = ~losses.is_wrong(clean_logits, labels).numpy()
+    only = getattr(logits_fn, "batch_size", None)
+    if only is not None and batch_size != only * num_replicas:
+        raise ValueError(
+            f"Expected evaluate.batch_size = {only * num_replicas}: a replica takes batches of {only} alone. "
+            f"Received: {batch_size}"
+        )
+    seen = examples.Examples(images, labels, verification.predict(predict_fn, images, batch_size))
+    outputs.check(seen.clean_logits, are_log_probabilities=outputs.are_log_probabilities(logits_fn))
+    examples.check_labels(labels, seen.num_classes)
     if not allow_chance:
-        _check_above_chance(correct, num_classes)
+        examples.check_above_chance(seen)
+    return seen
 
-    def sized_logits_fn(x):  # A loaded model may not tell how many classes it has.
-        return tf.ensure_shape(tf.cast(logits_fn(x), tf.float32), (x.shape[0], num_classes))
 
-    judge = verification.Judge(predict_fn, images, labels, threat, batch_size)
-    found = verification.Verdicts(len(plan), len(labels), save_directory)
+def _attack(logits_fn, plan, seen, found, judge, batches, diagnose, progress):
+    """Runs what has not run yet, attack by attack."""
     saved = found.restore()
-    if saved is not None and found.position < len(plan):
-        print(f"Resuming from attack {found.position + 1} of {len(plan)}", flush=True)
-    if diagnose and correct.any() and "diagnosis" not in found.notes:
-        looked_at = np.flatnonzero(correct)[:32]
-        looked_at = np.resize(looked_at, max(len(looked_at) // num_replicas, 1) * num_replicas)
-        batch = batching.inputs(images, labels, looked_at, seed)
-        found.notes["diagnosis"] = gradient_masking.diagnose(sized_logits_fn, *batch, threat=threat)
-
-    first = len(plan) - len(attacks)  # The first attack that counts.
-    for position in range(found.position, len(plan)):
-        attack, found.position = plan[position], position
-        before = slice(first, first if individual else max(position, first))
-        active = np.flatnonzero(correct & ~found.broken[before].any(axis=0))
+    if saved is not None and found.position < len(plan.attacks):
+        print(f"Resuming from attack {found.position + 1} of {len(plan.attacks)}", flush=True)
+    if diagnose and seen.correct.any() and "diagnosis" not in found.notes:
+        found.notes["diagnosis"] = _diagnose(logits_fn, plan, seen, batches)
+    for position in range(found.position, len(plan.attacks)):
+        found.position = position
+        before = slice(plan.first, plan.first if plan.individual else max(position, plan.first))
+        active = np.flatnonzero(seen.correct & ~found.broken[before].any(axis=0))
         found.attacked[position] = len(active)
-        search = searches[position]
-        options = {"batch_size": batch_size, "seed": seed, "jit_compile": jit_compile}
-        if search is None:
-            work = batching.Batchwise(attack, sized_logits_fn, images, labels, active, **options)
-        else:
-            work = batching.Packing(search, sized_logits_fn, images, labels, clean_logits, active, **options)
+        work = batching.work_of(plan.attacks[position], logits_fn, seen, active, batches)
         if saved:
             work.restore(saved)
             saved = None
-        _run(work, found, judge, names[position], save_every, progress)
+        _run(work, found, judge, plan.attacks[position].name, progress)
         found.position = position + 1
         found.save({})
-    return _conclude(
-        found, plan, names, first, correct, clean_logits, images, labels, threat, seed, individual, logits_fn
+
+
+def _diagnose(logits_fn, plan, seen, batches):
+    """Looks at the first examples that are right, in batches of the evaluation's size."""
+    looked_at = np.flatnonzero(seen.correct)[: max(_DIAGNOSED, batches.batch_size)]
+    return gradient_masking.diagnose(
+        batching.sized(logits_fn, seen.num_classes),
+        *batching.inputs(seen, looked_at, batches.seed),
+        threat=plan.threat,
+        attacks=plan.attacks,
+        batch_size=batches.batch_size,
+        takes_other_sizes=batches.shrinks,
     )
 
 
-def _conclude(found, plan, names, first, correct, clean_logits, images, labels, threat, seed, individual, logits_fn):
-    """The `Evaluation` of finished verdicts; attacks before `first` do not count."""
-    broken, broken_uint8 = found.broken[first:], found.broken_uint8[first:]
-    standing = correct & ~broken.any(axis=0)
-    parameters = [_parameters(attack) for attack in plan]
-    records = [
-        {
-            "name": names[k],
-            "parameters": parameters[k],
-            "seconds": round(float(found.seconds[k]), 3),
-            "examples_attacked": int(found.attacked[k]),
-            "examples_broken": int(found.broken[k].sum()),
-            "steps": int(found.steps[k]),
-            "steps_without_packing": int(found.steps_without_packing[k]),
-        }
-        for k, attack in enumerate(plan)
-    ]
-    figures = found.notes.get("diagnosis")
-    warnings = ["non_finite_logits"] if found.notes.get("non_finite_logits") else []
-    warnings += gradient_masking.flags(figures) if figures else []
-    warnings += gradient_masking.attack_flags(names[first:], broken, standing, found.broken[0] if first else None)
-    warnings += gradient_masking.class_flags(names, [p.get("num_targets") for p in parameters], clean_logits.shape[-1])
-    results = {
-        "num_examples": len(labels),
-        "clean_accuracy": float(correct.mean()),
-        "robust_accuracy": float(standing.mean()),
-        "robust_accuracy_uint8": float((correct & ~broken_uint8.any(axis=0)).mean()),
-        "robust_accuracy_after": [
-            {"attack": name, "robust_accuracy": float((correct & ~broken[: k + 1].any(axis=0)).mean())}
-            for k, name in enumerate(names[first:])
-        ],
-        "norm": threat.norm,
-        "epsilon": threat.epsilon,
-        "epsilon_fraction": threat.epsilon_fraction,
-        "attacks": records[first:],
-        "individual": individual,
-        "confidence_interval_95": wilson_interval(int(standing.sum()), len(labels)),
-        "warnings": warnings,
-        "seed": seed,
-    }
-    if figures:
-        results["diagnosis"] = figures
-    if getattr(logits_fn, "outputs", None) == "probabilities":
-        results["saturated_examples"] = num_saturated = int(_is_saturated(clean_logits).sum())
-        warnings += ["saturated_probabilities"] if num_saturated else []
-    if first:
-        results["baseline"] = {**records[0], "robust_accuracy": float((correct & ~found.broken[0]).mean())}
-    broken_by = np.where(standing, -1, 0)
-    for k in reversed(range(len(broken))):
-        broken_by[broken[k]] = k + 1
-    examples = {
-        "index": np.arange(len(labels)),
-        "label": labels,
-        "clean_prediction": clean_logits.argmax(axis=-1).astype(np.int32),
-        "robust": standing,
-        "broken_by": broken_by.astype(np.int32),
-        "adversarial": found.adversarial(images, np.where(broken_by > 0, broken_by - 1 + first, -1)),
-    }
-    return Evaluation(results, examples)
-
-
-def _run(work, found, judge, name, save_every, progress):
+def _run(work, found, judge, name, progress):
     """Runs an attack to its end, and saves now and then."""
     position, seconds_before = found.position, found.seconds[found.position]
     found.steps_without_packing[position] = work.num_steps
-    started = saved_at = time.perf_counter()
+    started = time.perf_counter()
     proposed = []
 
     def verify():
         if proposed:
             indices, images = (np.concatenate(parts) for parts in zip(*proposed))
-            found.add(indices, images, *judge.judge(name, indices, images))
+            judged = judge.judge(indices, images)
+            found.add(indices, images, judged.wrong, judged.wrong_uint8)
+            found.count("non_finite_images", judged.non_finite.sum())
+            found.count("outside_threat_model", judged.outside.sum())
             found.notes["non_finite_logits"] = judge.non_finite or found.notes.get("non_finite_logits", False)
         proposed.clear()
         found.steps[position] = work.steps_taken
@@ -236,103 +172,13 @@ def _run(work, found, judge, name, save_every, progress):
 
     with tqdm(desc=name, unit="step", total=work.steps_left, disable=not progress, leave=False) as bar:
         while (new := work.advance()) is not None:
+            failures.work_begins()  # Settings that cannot be traced have shown by now.
             proposed.append(new)
-            # All processes save when the first one does.
-            if replicas.all_processes(time.perf_counter() - saved_at)[0] >= save_every:
+            if found.is_due():
                 verify()
                 found.save(work.save())
-                saved_at = time.perf_counter()
             elif sum(len(indices) for indices, _ in proposed) >= judge.batch_size:
                 verify()
             bar.total = work.steps_taken + work.steps_left
             bar.update(work.steps_taken - bar.n)
     verify()
-
-
-def summary(results):
-    """The main numbers of a results dictionary, as lines of text."""
-    low, high = (100 * bound for bound in results["confidence_interval_95"])
-    lines = [
-        f"{results['num_examples']} examples, {results['norm']} {results['epsilon_fraction']}",
-        f"clean accuracy: {100 * results['clean_accuracy']:.2f} %",
-    ]
-    lines += [
-        f"robust accuracy after {after['attack']}: {100 * after['robust_accuracy']:.2f} %"
-        for after in results["robust_accuracy_after"]
-    ]
-    if "baseline" in results:
-        baseline = results["baseline"]
-        lines.append(f"baseline {baseline['name']} alone: {100 * baseline['robust_accuracy']:.2f} %")
-    lines.append(
-        f"robust accuracy (an upper bound of the true one): {100 * results['robust_accuracy']:.2f} %, "
-        f"95 % interval {low:.2f} to {high:.2f} %"
-    )
-    lines += [f"warning: {warning}" for warning in results["warnings"]]
-    return "\n".join(lines)
-
-
-def wilson_interval(num_successes, num_trials):
-    """The 95 % Wilson score interval of a proportion, [low, high]."""
-    z = 1.959963984540054
-    p, n = num_successes / num_trials, num_trials
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return [max(centre - half, 0.0), min(centre + half, 1.0)]
-
-
-def _check_logits(logits, labels):
-    if not np.isfinite(logits).all():
-        raise ValueError("Expected finite logits on clean images. Received: some that are not")
-    outside = labels[(labels < 0) | (labels >= logits.shape[-1])]
-    if len(outside):
-        raise ValueError(f"Expected labels of the model's {logits.shape[-1]} classes. Received: {outside[0]}")
-    if (logits >= 0).all() and np.allclose(logits.sum(axis=-1), 1.0, atol=1e-3):
-        raise ValueError(
-            "Expected logits. Received: rows that sum to 1; for a model of probabilities, say --outputs=probabilities"
-        )
-
-
-def _is_saturated(log_probabilities):
-    """Which examples have a probability of exactly 0 or 1, whose gradient is lost."""
-    lowest = np.log(np.finfo(np.float32).tiny)
-    return (log_probabilities.max(axis=-1) >= 0.0) | (log_probabilities.min(axis=-1) <= lowest + 1e-3)
-
-
-def _check_above_chance(correct, num_classes):
-    chance = 1 / num_classes
-    # As high as one in twenty blind guessers gets; with few examples nothing can be told.
-    limit = chance + 1.645 * math.sqrt(chance * (1 - chance) / len(correct))
-    if len(correct) >= 50 and correct.mean() <= limit:
-        raise ValueError(
-            f"Expected clean accuracy above chance, {100 * chance:.2f} %. Received: {100 * correct.mean():.2f} % of "
-            f"{len(correct)} examples. Do --input_range, --input_layout, --logits_output and --dataset fit the model? "
-            "evaluate.allow_chance = True goes on all the same"
-        )
-
-
-def _search(attack):
-    """The `Search` of an attack, None for a plain function."""
-    build = getattr(attack.func, "search", None)
-    return build(*attack.args, **attack.keywords) if build else None
-
-
-def _parameters(attack):
-    """Arguments as JSON can hold them, defaults too; the threat model stands beside the attacks."""
-    defaults = {
-        name: parameter.default
-        for name, parameter in inspect.signature(attack.func).parameters.items()
-        if parameter.default is not inspect.Parameter.empty
-    }
-    arguments = {**defaults, **attack.keywords}
-    return {name: _described(value) for name, value in arguments.items() if name != "threat"}
-
-
-def _described(value):
-    if isinstance(value, functools.partial):
-        arguments = ", ".join(
-            f"{name}={_described(bound)}" for name, bound in value.keywords.items() if name != "threat"
-        )
-        return value.func.__name__ + (f"({arguments})" if arguments else "")
-    if callable(value) or hasattr(value, "name"):
-        return getattr(value, "name", None) or value.__name__
-    return value

@@ -1,128 +1,129 @@
 """Signs that gradients do not tell how robust a classifier is (Athalye et al. 2018, https://arxiv.org/abs/1802.00420)."""
 
 import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from robust_keras import losses
+from robust_keras import losses, threats
+from robust_keras.attacks import attack as attacks_of
 from robust_keras.attacks import pgd, stepwise
 from robust_keras.engines import replicas
 
-# Attacks that ask the attacked classifier for no gradients.
-BLACK_BOX = ("square", "transfer")
-# Attacks that aim at classes.
-TARGETED = ("apgd-t", "fab-t", "multi-targeted")
+# Logits of the same image are the same, but for rounding, which other sizes of the batch may change.
+_SAME_PASS, _SAME_BATCH = 1e-4, 1e-2
+# What begins the name of the figure of an attack.
+_OF_ATTACK = "zero_gradients:"
 
 
-def diagnose(logits_fn, x, labels, seeds, *, threat):
-    """Looks at a batch of correctly classified examples.
+def diagnose(
+    logits_fn: Callable,
+    x: tf.Tensor,
+    labels: tf.Tensor,
+    seeds: tf.Tensor,
+    *,
+    threat: threats.Threat,
+    attacks: Sequence[attacks_of.Attack] = (),
+    batch_size: int | None = None,
+    takes_other_sizes: bool = True,
+) -> dict[str, float | None]:
+    """Looks at correctly classified examples.
 
     Args:
         logits_fn: images to logits.
-        x: float32 `[batch, ...]` in [0, 1].
-        labels: int32 `[batch]`.
-        seeds: int32 `[batch, 2]`.
+        x: float32 `[n, ...]` in [0, 1].
+        labels: int32 `[n]`.
+        seeds: int32 `[n, 2]`.
         threat: a `threats.Threat`.
+        attacks: records of attacks, the gradient of whose losses is looked at too.
+        batch_size: over all replicas; n by default.
+        takes_other_sizes: whether the model takes batches of another size too.
 
     Returns:
-        A dictionary of figures, as JSON can hold them:
+        A dictionary of figures, as JSON can hold them; None for one that is no number:
         `logits_spread`: the largest distance between normalised logits of the same image in five passes;
         `zero_gradients`: the share of examples whose margin has no gradient at all;
-        `gradient_mismatch`: the share of the others for which the gradient is off by more than a factor of two from
+        `zero_gradients:NAME`: the same for the loss of the attack of that name;
+        `non_finite_gradients`: the share for which one of these gradients has entries that are no finite numbers;
+        `gradient_mismatch`: the share of those with a gradient for which it is off by more than a factor of two from
         finite differences along its sign;
-        `margin`, `margin_5_steps`, `margin_50_steps`: the mean margin on clean images and after PGD of so many steps.
+        `margin`, `margin_5_steps`, `margin_50_steps`: the mean margin on clean images and after PGD of so many steps;
+        `batch_dependence`: the largest change of an image's logits among other images, in units of the length of the
+        logits without their mean.
     """
-    predict_fn = replicas.over_replicas(logits_fn)
-    passes = np.stack([predict_fn(x).numpy() for _ in range(5)])
+    batch_size = batch_size or len(x)
+    predict = _in_batches(logits_fn, batch_size)
+    logits = [predict(x) for _ in range(5)]
+    passes = np.stack(logits)
     passes /= np.linalg.norm(passes, axis=-1, keepdims=True) + 1e-10
     spread = np.linalg.norm(passes[:, None] - passes[None], axis=-1).max()
 
-    zero, mismatch = (
-        flags.numpy() for flags in replicas.over_replicas(functools.partial(_gradients, logits_fn))(x, labels)
-    )
-    figures = {
-        "logits_spread": float(spread),
-        "zero_gradients": float(zero.mean()),
-        "gradient_mismatch": float(mismatch[~zero].mean()) if not zero.all() else 0.0,
-        "margin": float(np.mean(losses.margin(predict_fn(x), labels))),
+    zero, mismatch = _in_batches(functools.partial(_gradients, logits_fn), batch_size)(x, labels)
+    figures: dict[str, Any] = {
+        "logits_spread": spread,
+        "zero_gradients": zero.mean(),
+        **_loss_figures(logits_fn, attacks, batch_size, x, labels),
+        "gradient_mismatch": mismatch[~zero].mean() if not zero.all() else 0.0,
+        "margin": np.mean(losses.margin(logits[-1], labels)),
     }
     for num_steps in (5, 50):
-
-        def margin(x, labels, seeds, num_steps=num_steps):
-            x_adv = pgd.pgd(
-                logits_fn,
-                x,
-                labels,
-                threat=threat,
-                loss_fn=losses.margin,
-                num_steps=num_steps,
-                step_size=max(2 * threat.epsilon / num_steps, 1e-12),
-                seeds=seeds,
-                random_start=False,
-            )
-            return losses.margin(logits_fn(x_adv), labels)
-
-        figures[f"margin_{num_steps}_steps"] = float(np.mean(replicas.over_replicas(margin)(x, labels, seeds)))
+        margin = functools.partial(_margin_after, logits_fn, threat, num_steps)
+        figures[f"margin_{num_steps}_steps"] = np.mean(_in_batches(margin, batch_size)(x, labels, seeds))
+    figures["batch_dependence"] = _batch_dependence(predict, logits[0], logits_fn, x, batch_size, takes_other_sizes)
     # JSON knows no NaN.
-    return {name: value if np.isfinite(value) else None for name, value in figures.items()}
+    return {name: float(value) if np.isfinite(value) else None for name, value in figures.items()}
 
 
-def flags(figures):
-    """The warnings that the figures of `diagnose` call for."""
+def flags(figures: dict[str, float | None]) -> list[str]:
+    """The warnings that the figures of `diagnose` call for; those of an older version may lack some."""
+
+    def exceeds(name, limit):
+        value = figures.get(name, 0.0)
+        return value is None or value > limit
+
     margins = [figures[name] for name in ("margin", "margin_5_steps", "margin_50_steps")]
+    no_gradient = exceeds("zero_gradients", 0)
+    is_random = exceeds("logits_spread", _SAME_PASS)
     found = {
-        "randomized_model": figures["logits_spread"] is None or figures["logits_spread"] > 1e-4,
-        "zero_gradients": figures["zero_gradients"] > 0,
-        "gradient_mismatch": figures["gradient_mismatch"] > 0.1,
-        "loss_did_not_rise": None in margins or _did_not_rise(*margins, figures["zero_gradients"]),
+        "randomized_model": is_random,
+        "zero_gradients": no_gradient or bool(without_gradients(figures)),
+        "non_finite_gradients": exceeds("non_finite_gradients", 0),
+        "gradient_mismatch": exceeds("gradient_mismatch", 0.1),
+        "loss_did_not_rise": None in margins or _did_not_rise(*margins, no_gradient),
+        # Of a randomised model nothing more can be told.
+        "batch_dependent_model": exceeds("batch_dependence", _SAME_BATCH) and not is_random,
     }
     return [name for name, is_found in found.items() if is_found]
 
 
-def _did_not_rise(clean, few_steps, many_steps, zero_gradients):
+def without_gradients(figures: dict[str, float | None]) -> list[str]:
+    """Names of the attacks whose losses had no gradient on some of the examples."""
+    return [name.removeprefix(_OF_ATTACK) for name, share in figures.items() if name.startswith(_OF_ATTACK) and share]
+
+
+def _did_not_rise(clean, few_steps, many_steps, no_gradient):
     rounding = 1e-5 * max(abs(clean), 1.0)
-    if max(abs(few_steps - clean), abs(many_steps - clean)) <= rounding and not zero_gradients:
+    if max(abs(few_steps - clean), abs(many_steps - clean)) <= rounding and not no_gradient:
         return False  # A radius of zero.
     # Small steps may reach a little less than large ones (single pixels in L1), and far less only against the gradient.
     return many_steps <= clean + max(0.5 * (few_steps - clean), rounding)
 
 
-def attack_flags(names, broken, standing, baseline_broken):
-    """The warnings that verdicts call for.
+def _in_batches(fn, batch_size):
+    """`fn` of tensors `[batch, ...]`, compiled over all replicas, as a function of any number of examples."""
+    compiled = replicas.over_replicas(fn)
 
-    Args:
-        names: of the attacks, in order.
-        broken: bool `[num_attacks, num_examples]`.
-        standing: bool `[num_examples]`, what no attack broke.
-        baseline_broken: bool `[num_examples]`, what the baseline broke; None without one.
-    """
-    num_examples = len(standing)
-    black = np.array([name in BLACK_BOX for name in names], bool)
-    flags = []
-    if black.any() and not black.all():
-        by_white = broken[~black].any(axis=0)
-        for name, verdicts in zip(names, broken):
-            if name in BLACK_BOX and (verdicts & ~by_white).sum() > 0.002 * num_examples:
-                flags.append(f"{name}_beats_white_box")
-    if baseline_broken is not None and len(names):
-        missed = (broken.any(axis=0) & ~baseline_broken).sum() - (baseline_broken & standing).sum()
-        if missed > 0.05 * num_examples:
-            flags.append("baseline_gap_above_5_points")
-    return flags
+    def call(*inputs):
+        pieces, num_examples = [], len(inputs[0])
+        for start in range(0, num_examples, batch_size):
+            packed = np.resize(np.arange(start, min(start + batch_size, num_examples)), batch_size)
+            found = compiled(*(tf.gather(each, packed) for each in inputs))
+            pieces.append(tf.nest.map_structure(lambda part, n=num_examples - start: part.numpy()[:n], found))
+        return tf.nest.map_structure(lambda *parts: np.concatenate(parts), *pieces)
 
-
-def class_flags(names, num_targets, num_classes):
-    """The warnings that too few classes call for; `num_targets` of each attack, None where it has none."""
-    flags = []
-    if num_classes < 3 and "apgd-dlr" in names:
-        flags.append("dlr_fell_back_to_margin")
-    if num_classes < 4 and "apgd-t" in names:
-        flags.append("targeted_dlr_fell_back_to_margin")
-    aimed = [targets for name, targets in zip(names, num_targets) if name in TARGETED and targets is not None]
-    if any(targets > num_classes - 1 for targets in aimed):
-        flags.append("fewer_target_classes")
-    return flags
+    return call
 
 
 def _gradients(logits_fn, x, labels):
@@ -141,3 +142,59 @@ def _gradients(logits_fn, x, labels):
     rise = 0.5 * (margin(x + length * direction)[1] - margin(x - length * direction)[1])
     ratio = tf.math.divide_no_nan(rise, tf.reshape(length * slope, (-1,)))
     return zero, ~((ratio > 0.5) & (ratio < 2.0))
+
+
+def _loss_figures(logits_fn, attacks, batch_size, x, labels):
+    """Shares of the examples where the margin or an attack's loss has no gradient, or one of no finite numbers."""
+    followed = [attack for attack in attacks if attack.loss_fn is not None]
+    look = functools.partial(_zero_and_non_finite, logits_fn, [*(a.loss_fn for a in followed), losses.margin])
+    zero, non_finite = _in_batches(look, batch_size)(x, labels)
+    figures: dict[str, float] = {}
+    for attack, share in zip(followed, zero.mean(axis=0)):  # Several may have one name.
+        name = f"{_OF_ATTACK}{attack.name}"
+        figures[name] = max(share, figures.get(name, 0.0))
+    return {**figures, "non_finite_gradients": non_finite.mean()}
+
+
+def _zero_and_non_finite(logits_fn, loss_fns, x, labels):
+    """Whether each loss has no gradient, bool `[batch, num_losses]`, and whether any has one of no finite numbers."""
+    with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+        tape.watch(x)
+        logits = logits_fn(x)
+        totals = [tf.reduce_sum(loss_fn(logits, labels)) for loss_fn in loss_fns]
+    axes = list(range(1, x.shape.rank))
+    zero, non_finite = [], tf.zeros_like(labels, tf.bool)
+    for total in totals:
+        # Not by `stepwise.value_and_gradient`, for which entries that are no finite numbers are zero.
+        gradient = tape.gradient(total, x, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        is_finite = tf.math.is_finite(gradient)
+        zero.append(tf.reduce_all(tf.equal(gradient, 0.0) | ~is_finite, axis=axes))
+        non_finite |= tf.reduce_any(~is_finite, axis=axes)
+    return tf.stack(zero, axis=1), non_finite
+
+
+def _margin_after(logits_fn, threat, num_steps, x, labels, seeds):
+    x_adv = pgd.pgd(
+        logits_fn,
+        x,
+        labels,
+        threat=threat,
+        loss_fn=losses.margin,
+        num_steps=num_steps,
+        step_size=max(2 * threat.epsilon / num_steps, 1e-12),
+        seeds=seeds,
+        random_start=False,
+    )
+    return losses.margin(logits_fn(x_adv), labels)
+
+
+def _batch_dependence(predict, logits, logits_fn, x, batch_size, takes_other_sizes):
+    """The largest change of logits `[n, num_classes]` where each image is among inverted ones."""
+    num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    if batch_size == num_replicas:  # An image alone has no company.
+        if not takes_other_sizes:
+            return 0.0
+        predict = _in_batches(logits_fn, 2 * num_replicas)
+    among_others = predict(tf.reshape(tf.stack([x, 1.0 - x], axis=1), (-1, *x.shape[1:])))[::2]
+    scale = np.linalg.norm(logits - logits.mean(axis=-1, keepdims=True), axis=-1)
+    return np.max(np.linalg.norm(among_others - logits, axis=-1) / np.maximum(scale, 1e-30))

@@ -12,17 +12,18 @@ _FUNCTIONS = {
     "gelu": lambda x: tf.nn.gelu(x, approximate=True),
 }
 NAMES = tuple(_FUNCTIONS)
+_SAME = {"swish": "silu"}
 
 
 @keras.saving.register_keras_serializable(package="robust_keras")
 class Activation(keras.layers.Layer):
     """An element-wise activation, by name.
 
-    Swish is SiLU. As in the JAX functions that the paper's code calls, leaky ReLU has slope 0.01 and GELU is
-    the tanh approximation.
+    Swish is SiLU, and saved by that name. As in the JAX functions that the paper's code calls, leaky ReLU has slope
+    0.01 and GELU is the tanh approximation.
 
     Args:
-        activation: 'relu', 'silu', 'leaky_relu', 'elu', 'softplus' or 'gelu'.
+        activation: 'relu', 'silu' or 'swish', 'leaky_relu', 'elu', 'softplus' or 'gelu'.
 
     Raises:
         ValueError: for any other name.
@@ -30,6 +31,7 @@ class Activation(keras.layers.Layer):
 
     def __init__(self, activation, **kwargs):
         super().__init__(**kwargs)
+        activation = _SAME.get(activation, activation)
         if activation not in _FUNCTIONS:
             raise ValueError(f"Expected an activation out of {', '.join(NAMES)}. Received: {activation!r}")
         self.activation = activation

@@ -56,7 +56,7 @@ class SearchIndex(NamedTuple):
     odd: tf.Tensor
 
 
-def build_index(images):
+def build_index(images: np.ndarray) -> SearchIndex:
     """Prepares test images for search.
 
     Args:
@@ -84,7 +84,7 @@ def build_index(images):
     return SearchIndex(images, frozenset(map(_digest, images)), even, odd)
 
 
-def nearest(index, images):
+def nearest(index: SearchIndex, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """The test image of which a crop, mirrored or not, is coarsely most like the middle of an image, for each image.
 
     A crop is described by its low spatial frequencies (a cosine transform over rows, columns and channels), scaled to
@@ -129,7 +129,7 @@ def nearest(index, images):
     return neighbors, largest
 
 
-def similarity(index, images, neighbors):
+def similarity(index: SearchIndex, images: np.ndarray, neighbors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """How like its neighbor each image is, by `MEASURE`.
 
     Central differences a, b of the two images over the region where they overlap, in grey levels, have the

@@ -8,8 +8,10 @@ The rows are `gin/study.csv`. Accuracies are the paper's, in percent.
 """
 
 import csv
+import os
 import pathlib
 import re
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 SETTINGS = ("cifar10", "80mti")  # Without additional data, and with.
@@ -34,6 +36,8 @@ class Row(NamedTuple):
         pgd40: robust accuracy under PGD-40 on the margin loss.
         robust: robust accuracy under AutoAttack and MultiTargeted.
         robust_spread: what the paper gives after a +-.
+        is_reported: whether `robust` is a number that others reported, by an attack that the paper calls similar in
+            strength: an asterisk in its Table 5, and after the number in the file.
     """
 
     table: int
@@ -48,18 +52,20 @@ class Row(NamedTuple):
     pgd40: float | None
     robust: float | None
     robust_spread: float | None
+    is_reported: bool = False
 
     @property
-    def runnable(self):
+    def runnable(self) -> bool:
         """Whether there is a configuration to run."""
         return bool(self.files)
 
 
-def read(path=None):
+def read(path: str | os.PathLike | None = None) -> tuple[Row, ...]:
     """Reads a study.
 
     Args:
-        path: a csv file like `gin/study.csv`, which None stands for; '; ' separates gin files and bindings.
+        path: a csv file like `gin/study.csv`, which None stands for; '; ' separates gin files and bindings, and an
+            asterisk follows a robust accuracy that others reported.
 
     Returns:
         A tuple of `Row`, in the file's order.
@@ -90,7 +96,9 @@ def read(path=None):
     return tuple(rows)
 
 
-def select(rows, *, table=None, row=None, setting=None):
+def select(
+    rows: Iterable[Row], *, table: int | str | None = None, row: str | None = None, setting: str | None = None
+) -> tuple[Row, ...]:
     """The rows of a table (its number), of a name and of a setting, where None is any.
 
     Returns:
@@ -111,7 +119,7 @@ def select(rows, *, table=None, row=None, setting=None):
     return tuple(rows)
 
 
-def baseline_of(rows, row):
+def baseline_of(rows: Iterable[Row], row: Row) -> Row | None:
     """The row that `row` is compared with, in the same setting; None if with none.
 
     Raises:
@@ -130,7 +138,7 @@ def baseline_of(rows, row):
     )
 
 
-def run_name(row):
+def run_name(row: Row) -> str:
     """A file-name-safe name of the row's configuration, such as 'at-tau=0.995', the same in every table.
 
     Raises:
@@ -147,13 +155,13 @@ def run_name(row):
     return "-".join(re.sub("[^a-z0-9_.=]+", "_", name.lower()).replace("=_", "=").strip("_") for name in names)
 
 
-def _default_path():
+def _default_path() -> pathlib.Path:
     package = pathlib.Path(__file__).parents[1]
     folders = (package / "gin", package.parent / "gin")  # In the installed package, or beside it in a checkout.
     return next(folder / "study.csv" for folder in folders if folder.is_dir())
 
 
-def _row(cells, where):
+def _row(cells: Sequence[str], where: str) -> Row:
     def check(fine, expected, received):
         if not fine:
             raise ValueError(f"Expected {expected} {where}. Received: {received!r}")
@@ -176,11 +184,13 @@ def _row(cells, where):
     check(len({binding.split(" = ")[0] for binding in bound}) == len(bound), "each name bound once", bindings)
     check(files or not bound, "no bindings without a recipe", bindings)
     check(kind == "ours" or not baseline, f"no baseline for a row of the kind {kind}", baseline)
+    is_reported = kind == "reference" and numbers[3].endswith("*")
+    numbers[3] = numbers[3][: len(numbers[3]) - is_reported]
     for number in numbers:
         check(re.fullmatch(r"100|\d?\d(\.\d+)?|", number), "percent numbers", number)
     percents = (float(number) if number else None for number in numbers)
-    return Row(int(table), row, setting, kind, files, bound, baseline, *percents)
+    return Row(int(table), row, setting, kind, files, bound, baseline, *percents, is_reported=is_reported)
 
 
-def _where(row):
+def _where(row: Row) -> str:
     return f"Table {row.table}, {row.row}, {row.setting}"

@@ -2,17 +2,22 @@
 
 import csv
 import io
+import math
 import posixpath
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
+from robust_keras import storage
 from robust_keras.evaluation import comparison, report
+from robust_keras.study import costs, planning
 from robust_keras.study import rows as study
 
 # Figures of the paper that show a table.
 FIGURES = {6: "Figure 3", 7: "Figure 4", 8: "Figure 5", 9: "Figure 2"}
+REPORTED = "* reported by others, by an attack that the paper calls similar in strength to AA+MT"
 
 
 class Measured(NamedTuple):
@@ -23,6 +28,8 @@ class Measured(NamedTuple):
         clean: accuracy in percent, like the next two.
         pgd40: under PGD-40; None where the evaluation had no baseline.
         robust: under all attacks.
+        is_at_chance: whether no more clean images are right than `is_at_chance` calls chance: it has learned nothing,
+            and what it withstands says nothing.
         stands: bool `[num_examples]`, which examples are right under all attacks.
         curve: rows of the run's metrics.csv with a validation: dictionaries of floats.
     """
@@ -31,8 +38,9 @@ class Measured(NamedTuple):
     clean: float
     pgd40: float | None
     robust: float
+    is_at_chance: bool
     stands: np.ndarray
-    curve: list
+    curve: list[dict[str, float]]
 
 
 class StudyRow(NamedTuple):
@@ -43,15 +51,39 @@ class StudyRow(NamedTuple):
         measured: a tuple of `Measured`, empty where it was not run.
         expected: by how many points its robust accuracy differs from its baseline's in the paper; None without one.
         compared: a `comparison.Comparison` of the robust accuracies, or None.
+        at_chance: models that are at chance, of the row and of its baseline, by name: where there is one, no difference
+            can be told.
     """
 
     row: study.Row
-    measured: tuple
+    measured: tuple[Measured, ...]
     expected: float | None
     compared: comparison.Comparison | None
+    at_chance: tuple[str, ...] = ()
+
+    @property
+    def verdict(self) -> str:
+        """What the measurement says of the paper's difference, as one line; '' where there is nothing to say."""
+        if self.at_chance:
+            return f"no difference can be told: at chance on clean images {', '.join(self.at_chance)}"
+        return comparison.summary(self.compared) if self.compared else ""
 
 
-def read_measured(evaluation, *, seed, training):
+def is_at_chance(predictions: np.ndarray, labels: np.ndarray) -> bool:
+    """Whether predictions are right no more often than a guesser is.
+
+    The guesser always names the class that most of these images have, and is as lucky as one in twenty.
+    """
+    chance = np.bincount(labels).max() / len(labels)
+    return bool((predictions == labels).mean() <= luckiest(chance, len(labels)))
+
+
+def luckiest(chance: float, num_images: int) -> float:
+    """The accuracy that one in twenty guessers exceeds, each right on a share `chance` of all images, on so many."""
+    return chance + 1.645 * math.sqrt(chance * (1 - chance) / num_images)
+
+
+def read_measured(evaluation: str, *, seed: int, training: str) -> Measured:
     """What a finished evaluation and its training run have on disk.
 
     Args:
@@ -70,18 +102,24 @@ def read_measured(evaluation, *, seed, training):
         lines = [line for line in csv.DictReader(io.StringIO(file.read())) if line["val_robust"]]
     curve = [{name: float(value) for name, value in line.items() if value} for line in lines]
     pgd40 = results.get("baseline", {}).get("robust_accuracy")
+    examples = report.examples(evaluation)
     return Measured(
         seed=seed,
         clean=100 * results["clean_accuracy"],
         pgd40=None if pgd40 is None else 100 * pgd40,
         robust=100 * results["robust_accuracy"],
-        stands=report.examples(evaluation)["robust"],
+        is_at_chance=is_at_chance(examples["clean_prediction"], examples["label"]),
+        stands=examples["robust"],
         curve=curve,
     )
 
 
-def compare_rows(manifest, rows, measured):
+def compare_rows(
+    manifest: Sequence[study.Row], rows: Iterable[study.Row], measured: Mapping[str, Sequence[Measured]]
+) -> list[StudyRow]:
     """Rows beside what was measured, each compared with its baseline over the seeds that both have.
+
+    A comparison in which one model is at chance is not made.
 
     Args:
         manifest: all `rows.Row`s.
@@ -91,32 +129,70 @@ def compare_rows(manifest, rows, measured):
     Returns:
         A list of `StudyRow`.
     """
-    compared = []
-    for row in rows:
-        own = measured.get(study.run_name(row), []) if row.runnable else []
-        baseline = study.baseline_of(manifest, row)
-        expected = found = None
-        if baseline:
-            expected = row.robust - baseline.robust
-            others = {each.seed: each for each in measured.get(study.run_name(baseline), [])}
-            pairs = [(each.stands, others[each.seed].stands) for each in own if each.seed in others]
-            if pairs:
-                found = comparison.compare(*map(np.stack, zip(*pairs)), expected=expected)
-        compared.append(StudyRow(row, tuple(own), expected, found))
-    return compared
+    return [_compare(manifest, row, measured) for row in rows]
 
 
-def paper_columns(rows):
+def _compare(manifest: Sequence[study.Row], row: study.Row, measured: Mapping[str, Sequence[Measured]]) -> StudyRow:
+    own = measured.get(study.run_name(row), []) if row.runnable else []
+    baseline = study.baseline_of(manifest, row)
+    if baseline is None:
+        return StudyRow(row, tuple(own), None, None)
+    expected = row.robust - baseline.robust
+    others = {each.seed: each for each in measured.get(study.run_name(baseline), [])}
+    pairs = [(each, others[each.seed]) for each in own if each.seed in others]
+    at_chance = tuple(
+        f"{study.run_name(of)} of seed {each.seed}"
+        for pair in pairs
+        for of, each in zip((row, baseline), pair)
+        if each.is_at_chance
+    )
+    found = None
+    if pairs and not at_chance:
+        stands = ([each.stands for each in models] for models in zip(*pairs))
+        found = comparison.compare(*map(np.stack, stands), expected=expected)
+    return StudyRow(row, tuple(own), expected, found, at_chance)
+
+
+def paper_columns(rows: Iterable[study.Row]) -> list[tuple[str, ...]]:
     """Lines of text cells: `rows.Row`s with the paper's numbers."""
     lines = [("table", "row", "setting", "kind", "recipe", "bindings", "clean", "PGD-40", "robust (AA+MT)")]
     for row in rows:
-        numbers = (_spread(row.clean, row.clean_spread), _number(row.pgd40), _spread(row.robust, row.robust_spread))
+        numbers = (_spread(row.clean, row.clean_spread), _number(row.pgd40), _robust(row))
         bindings = "; ".join(row.bindings)
         lines.append((str(row.table), row.row, row.setting, row.kind, " ".join(row.files), bindings, *numbers))
     return lines
 
 
-def write_study(directory, table, rows, *, scale):
+def cost_columns(plan: planning.Plan, jobs: Mapping[str, planning.Job]) -> list[tuple[str, ...]]:
+    """Lines of text cells: what configurations, by name, take at a scale, in all and on `costs.DEVICES`."""
+    header = ("configuration", "network", "parameters", "steps", "a step", "models", "training", "evaluation, at most")
+    lines = [(*header, "in all", *(f"hours on {device.title}" for device in costs.DEVICES.values()))]
+    total = 0.0
+    for name, job in jobs.items():
+        cost, network = planning.cost(plan, job), plan.network(job.depth, job.width)
+        lines.append(
+            (
+                name,
+                "WRN-{}-{}".format(*network),
+                f"{costs.num_parameters(*network, num_classes=job.num_classes):,}",
+                f"{plan.steps(job.train_steps):,}",
+                f"{planning.step_flops(plan, job):.4g} FLOP",
+                f"{job.num_runs}, {job.num_evaluated} evaluated",
+                f"{cost.training:.3g} FLOP",
+                f"{cost.evaluation:.3g} FLOP",
+                *_totals(cost.total),
+            )
+        )
+        total += cost.total
+    return [*lines, ("all", *[""] * 7, *_totals(total))]
+
+
+def _totals(flops: float) -> list[str]:
+    hours = (flops / device.flops_per_second / 3600 for device in costs.DEVICES.values())
+    return [f"{flops:.3g} FLOP", *(f"{each:,.1f}" for each in hours)]
+
+
+def write_study(directory: str, table: int, rows: Sequence[StudyRow], *, scale: str) -> list[str]:
     """Writes a table of the study as Markdown and CSV, and where the paper has a figure of it, as a plot.
 
     Args:
@@ -129,11 +205,30 @@ def write_study(directory, table, rows, *, scale):
         The paths.
     """
     title = f"Table {table}. Measured at {scale}"
+    records = [_record(each) for each in rows]
+    base = posixpath.join(directory, f"table{table}")
+    paths = [f"{base}.md", f"{base}.csv"]
+    tf.io.gfile.makedirs(directory)
+    note = f"\n{REPORTED}.\n" if any(each.row.is_reported for each in rows) else ""
+    storage.write_text(paths[0], f"{title}.\n\n{report.markdown(_lines(rows))}\n{note}")
+    text = io.StringIO()
+    writer = csv.DictWriter(text, records[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    storage.write_text(paths[1], text.getvalue())
+    if table in FIGURES:
+        paths.append(f"{base}.png")
+        with tf.io.gfile.GFile(paths[2], "wb") as file:
+            file.write(_plot(rows, f"{FIGURES[table]} ({title})", curves=table == 7))
+    return paths
+
+
+def _lines(rows: Iterable[StudyRow]) -> list[tuple[str, ...]]:
+    """Lines of text cells."""
     header = ("row", "setting", "paper: clean", "PGD-40", "robust", "measured: clean", "PGD-40", "robust", "models")
     lines = [
         (*header, "compared with", "paper: difference", "measured: difference of robust accuracies (upper bounds)")
     ]
-    records = []
     for each in rows:
         row = each.row
         lines.append(
@@ -142,34 +237,18 @@ def write_study(directory, table, rows, *, scale):
                 row.setting,
                 _spread(row.clean, row.clean_spread),
                 _number(row.pgd40),
-                _spread(row.robust, row.robust_spread),
+                _robust(row),
                 *(_spread(*_mean(each.measured, name)) for name in ("clean", "pgd40", "robust")),
                 str(len(each.measured)),
                 row.baseline,
                 _number(each.expected, "+.2f"),
-                comparison.summary(each.compared) if each.compared else each.row.kind,
+                each.verdict or row.kind,
             )
         )
-        records.append(_record(each))
-    base = posixpath.join(directory, f"table{table}")
-    paths = [f"{base}.md", f"{base}.csv"]
-    tf.io.gfile.makedirs(directory)
-    with tf.io.gfile.GFile(paths[0], "w") as file:
-        file.write(f"{title}.\n\n{report.markdown(lines)}\n")
-    text = io.StringIO()
-    writer = csv.DictWriter(text, records[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    with tf.io.gfile.GFile(paths[1], "w") as file:
-        file.write(text.getvalue())
-    if table in FIGURES:
-        paths.append(f"{base}.png")
-        with tf.io.gfile.GFile(paths[2], "wb") as file:
-            file.write(_plot(rows, f"{FIGURES[table]} ({title})", curves=table == 7))
-    return paths
+    return lines
 
 
-def _record(each):
+def _record(each: StudyRow) -> dict[str, Any]:
     """A line of the CSV."""
     row, compared = each.row, each.compared
     record = {
@@ -181,6 +260,7 @@ def _record(each):
         "paper_clean": row.clean,
         "paper_pgd40": row.pgd40,
         "paper_robust": row.robust,
+        "paper_robust_is_reported": row.is_reported,
         "paper_difference": None if each.expected is None else round(each.expected, 2),
         "seeds": " ".join(str(measured.seed) for measured in each.measured),
     }
@@ -193,13 +273,13 @@ def _record(each):
         "difference": compared and 100 * compared.difference,
         "difference_low": compared and 100 * low,
         "difference_high": compared and 100 * high,
-        "verdict": compared and compared.verdict,
+        "verdict": "at chance" if each.at_chance else compared and compared.verdict,
         "images_needed": needed_images,
         "seeds_needed": needed_seeds,
     }
 
 
-def _mean(measured, name):
+def _mean(measured: Iterable[Measured], name: str) -> tuple[float | None, float | None]:
     """Mean and standard deviation over models; None where there is none."""
     values = [value for each in measured if (value := getattr(each, name)) is not None]
     if not values:
@@ -207,15 +287,19 @@ def _mean(measured, name):
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
-def _number(value, form=".2f"):
+def _robust(row: study.Row) -> str:
+    return _spread(row.robust, row.robust_spread) + ("*" if row.is_reported else "")
+
+
+def _number(value: float | None, form: str = ".2f") -> str:
     return "" if value is None else format(value, form)
 
 
-def _spread(value, deviation):
+def _spread(value: float | None, deviation: float | None) -> str:
     return _number(value) + ("" if deviation is None else f" ± {deviation:.2f}")
 
 
-def _plot(rows, title, *, curves):
+def _plot(rows: Sequence[StudyRow], title: str, *, curves: bool) -> bytes:
     """A PNG file's bytes: robust accuracies of the paper and measured, and where asked for, validation curves."""
     from matplotlib.figure import Figure
 
@@ -223,34 +307,40 @@ def _plot(rows, title, *, curves):
     figure = Figure(figsize=(7 * (len(settings) + curves), 5))
     axes = figure.subplots(1, len(settings) + curves, squeeze=False)
     for axis, setting in zip(axes[0], settings):
-        shown = [each for each in rows if each.row.setting == setting]
-        positions = range(len(shown))
-        axis.plot(positions, [each.row.robust for each in shown], "o--", color="0.6", label="paper")
-        for position, each in zip(positions, shown):
-            mean, deviation = _mean(each.measured, "robust")
-            if mean is not None:
-                axis.errorbar(position, mean, deviation or 0.0, fmt="s", color="C0", capsize=3)
-        axis.plot([], [], "s", color="C0", label="measured, with the deviation of seeds")
-        axis.set_xticks(positions, [each.row.row for each in shown], rotation=45, ha="right")
-        axis.set_ylabel("robust accuracy, %")
+        _plot_accuracies(axis, [each for each in rows if each.row.setting == setting])
         axis.set_title(setting)
-        axis.legend()
     if curves:
-        axis = axes[0][-1]
-        for each in rows:
-            for measured in each.measured[:1]:
-                steps = [line["step"] for line in measured.curve]
-                raw = axis.plot(steps, [100 * line["val_robust"] for line in measured.curve], ":", alpha=0.7)[0]
-                column = [100 * line.get("val_robust_averaged", np.nan) for line in measured.curve]
-                label = f"{each.row.row}, {each.row.setting}"
-                axis.plot(steps, column, "-", color=raw.get_color(), label=label)
-        axis.set_title("validation, PGD-40: raw (dotted) and averaged weights")
-        axis.set_xlabel("step")
-        axis.set_ylabel("robust accuracy, %")
-        if any(each.measured for each in rows):
-            axis.legend(fontsize="small")
+        _plot_curves(axes[0][-1], rows)
     figure.suptitle(title, fontsize="medium")
     figure.tight_layout()
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=120)
     return image.getvalue()
+
+
+def _plot_accuracies(axis: Any, rows: Sequence[StudyRow]) -> None:
+    positions = range(len(rows))
+    axis.plot(positions, [each.row.robust for each in rows], "o--", color="0.6", label="paper")
+    for position, each in zip(positions, rows):
+        mean, deviation = _mean(each.measured, "robust")
+        if mean is not None:
+            axis.errorbar(position, mean, deviation or 0.0, fmt="s", color="C0", capsize=3)
+    axis.plot([], [], "s", color="C0", label="measured, with the deviation of seeds")
+    axis.set_xticks(positions, [each.row.row for each in rows], rotation=45, ha="right")
+    axis.set_ylabel("robust accuracy, %")
+    axis.legend()
+
+
+def _plot_curves(axis: Any, rows: Sequence[StudyRow]) -> None:
+    for each in rows:
+        for measured in each.measured[:1]:
+            steps = [line["step"] for line in measured.curve]
+            raw = axis.plot(steps, [100 * line["val_robust"] for line in measured.curve], ":", alpha=0.7)[0]
+            column = [100 * line.get("val_robust_averaged", np.nan) for line in measured.curve]
+            label = f"{each.row.row}, {each.row.setting}"
+            axis.plot(steps, column, "-", color=raw.get_color(), label=label)
+    axis.set_title("validation, PGD-40: raw (dotted) and averaged weights")
+    axis.set_xlabel("step")
+    axis.set_ylabel("robust accuracy, %")
+    if any(each.measured for each in rows):
+        axis.legend(fontsize="small")

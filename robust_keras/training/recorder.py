@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
-from robust_keras import storage
+from robust_keras import failures, storage
 from robust_keras.engines import replicas
 from robust_keras.training.best_weights import BestWeights
 from robust_keras.training.metrics_log import MetricsLog
@@ -132,6 +132,7 @@ class RunRecorder(keras.callbacks.Callback):
             NonFiniteLoss: where its loss, or a weight that is to be saved, is not finite.
             Terminated: after a signal, once a snapshot is written.
         """
+        failures.work_begins()  # A setting that cannot be traced has shown by now.
         step = self._start_step + batch + 1
         loss = float(logs["loss"])
         if not math.isfinite(loss):

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from robust_keras import threats
 from robust_keras.attacks import autoattack
+from robust_keras.attacks.attack import as_attack
 from robust_keras.data import sources
 from robust_keras.evaluation import evaluate
 
@@ -39,7 +40,7 @@ def test_the_standard_ensemble_takes_any_classes_and_shapes(num_classes, shape, 
     few = {"apgd-ce": {"num_steps": 3}, "apgd-t": {"num_steps": 3}, "fab-t": {"num_steps": 2}}
     few["square"] = {"num_queries": 3}
     whole = autoattack.standard(threat=threat)
-    steps = [functools.partial(one, **few[one.func.search(**one.keywords).name]) for one in whole]
+    steps = [functools.partial(one, **few[as_attack(one).name]) for one in whole]
     results, examples = evaluate.evaluate(
         network,
         sources.Source("made", images, labels, num_classes),

@@ -1,11 +1,10 @@
 """The versions' attacks and parameters, typed from upstream's `set_version` and constructors."""
 
-import inspect
-
 import pytest
 
-from robust_keras import losses, threats
+from robust_keras import threats
 from robust_keras.attacks import autoattack
+from robust_keras.attacks.attack import as_attack
 
 THREATS = {
     "Linf": threats.threat(norm="Linf", epsilon="8/255"),
@@ -13,14 +12,14 @@ THREATS = {
     "L1": threats.threat(norm="L1", epsilon=12),
 }
 APGD_CE = {
-    "loss_fn": losses.cross_entropy,
+    "loss_fn": "cross_entropy",
     "num_steps": 100,
     "num_restarts": 1,
     "eot_steps": 1,
     "rho": 0.75,
     "shrinking_radius": False,
 }
-APGD_DLR = {**APGD_CE, "loss_fn": losses.dlr}
+APGD_DLR = {**APGD_CE, "loss_fn": "dlr"}
 APGD_T = {
     "num_targets": 9,
     "num_steps": 100,
@@ -61,14 +60,9 @@ RAND = [("apgd-ce", {**APGD_CE, "eot_steps": 20}), ("apgd-dlr", {**APGD_DLR, "eo
 
 def described(attacks, threat):
     """Names and complete parameters; all of them on this threat model."""
-    rows = []
-    for attack in attacks:
-        search = attack.func.search(**attack.keywords)
-        parameters = inspect.signature(attack.func).parameters.values()
-        defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
-        assert not attack.args and attack.keywords["threat"] is threat
-        rows.append((search.name, {**defaults, **{k: v for k, v in attack.keywords.items() if k != "threat"}}))
-    return rows
+    records = [as_attack(attack) for attack in attacks]
+    assert all(record.threat is threat for record in records)
+    return [(record.name, record.parameters) for record in records]
 
 
 @pytest.mark.parametrize(
@@ -91,7 +85,7 @@ def test_versions_have_upstreams_attacks_and_parameters(version, norm, expected)
 
 def test_the_number_of_runs():
     def num_runs(attacks, num_classes):
-        return [attack.func.search(**attack.keywords).num_runs(num_classes) for attack in attacks]
+        return [as_attack(attack).search.num_runs(num_classes) for attack in attacks]
 
     # Restarts times target classes.
     assert num_runs(autoattack.standard(threat=THREATS["Linf"]), 10) == [1, 9, 9, 1]

@@ -3,6 +3,7 @@
 What is compared with was recorded by `tests/oracles/record_upstream_verdicts.py`.
 """
 
+import functools
 import pathlib
 
 import numpy as np
@@ -11,7 +12,9 @@ import tensorflow as tf
 
 from robust_keras import losses, noise, threats
 from robust_keras.attacks import apgd, autoattack, fab
+from robust_keras.attacks.attack import as_attack
 from robust_keras.evaluation import batching
+from robust_keras.evaluation.examples import Examples
 from robust_keras.models import wide_resnet
 
 RECORDED = dict(np.load(pathlib.Path(__file__).parent.parent / "oracles" / "upstream_verdicts.npz"))
@@ -47,13 +50,12 @@ def recorded_starts(norm, num_runs):
 def make_attack(name, norm):
     threat = threats.threat(norm=norm, epsilon=EPSILONS[norm])
     if name == "apgd-dlr":
-        return apgd.apgd.search(threat=threat, loss_fn=losses.dlr)
+        return functools.partial(apgd.apgd, threat=threat, loss_fn=losses.dlr)
     if name == "apgd-ce":
-        return apgd.apgd.search(threat=threat, shrinking_radius=norm == "L1")
+        return functools.partial(apgd.apgd, threat=threat, shrinking_radius=norm == "L1")
     if name == "fab":
-        return fab.fab.search(threat=threat, num_restarts=1)
-    bound = dict(zip(("apgd-ce", "apgd-t", "fab-t"), autoattack.standard(threat=threat)))[name]
-    return bound.func.search(**bound.keywords)
+        return functools.partial(fab.fab, threat=threat, num_restarts=1)
+    return dict(zip(("apgd-ce", "apgd-t", "fab-t"), autoattack.standard(threat=threat)))[name]
 
 
 def test_logits(network):
@@ -91,16 +93,9 @@ def test_verdicts(network, monkeypatch, norm, name):
     monkeypatch.setitem(apgd._NORMS, norm, apgd._NORMS[norm]._replace(draw=draw))
     monkeypatch.setattr(fab, "start_noise", draw)
     images, labels = RECORDED["images"], RECORDED["labels"]
-    work = batching.Packing(
-        make_attack(name, norm),
-        network,
-        images,
-        labels,
-        RECORDED["logits"],
-        np.arange(len(labels)),
-        batch_size=32,
-        seed=0,
-    )
+    examples = Examples(images, labels, RECORDED["logits"])
+    attack = as_attack(make_attack(name, norm))
+    work = batching.Packing(attack, network, examples, np.arange(len(labels)), batching.Batches(32))
     while work.advance() is not None:
         pass
     expected = RECORDED[f"{norm} {name}"]

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from absl import logging
 
-from robust_keras import storage
+from robust_keras import ownership, storage
 from robust_keras.commands import evaluate, export, launcher, report, train
 from robust_keras.evaluation import batching
 from robust_keras.saved_models import export as exporting
@@ -33,7 +33,8 @@ TINY = {
     "training_data.num_validation": "8",
     "training/pgd.num_steps": "2",
     "train.validate_every": "3",
-    "train.checkpoint_every": "2",
+    "train.checkpoint_every": "1",
+    "train.num_checkpoints": "4",
     "train.log_every": "1",
     "train.validation_batch_size": "8",
     "train.progress": "False",
@@ -172,7 +173,7 @@ def test_a_run_leaves_its_files(finished):
     assert [int(row["step"]) for row in rows(finished)] == [1, 2, 3, 4, 5, 6]
     assert [float(row["learning_rate"]) for row in rows(finished)] == pytest.approx([0.1] * 3 + [0.01, 0.01, 0.001])
     assert [bool(row["val_robust_averaged"]) for row in rows(finished)] == [False, False, True] * 2
-    assert storage.steps(finished / "checkpoints") == [4, 6]
+    assert storage.steps(finished / "checkpoints") == [3, 4, 5, 6]
     assert storage.steps(finished / "best")[0] in (3, 6)
     assert "threat.epsilon" in (finished / "config.gin").read_text()
     card = json.loads((finished / "saved_model" / "model_card.json").read_text())
@@ -185,10 +186,10 @@ def test_best_weights_are_the_averaged_ones_of_the_best_validation(finished):
     best = storage.read_newest(finished / "best")
     accuracies = {int(row["step"]): float(row["val_robust_averaged"]) for row in rows(finished) if row["val_robust"]}
     assert best.step == max(accuracies, key=lambda step: (accuracies[step], -step))
-    if best.step == 6:
-        last = storage.read(finished / "checkpoints", 6).arrays
-        for name, array in best.arrays.items():
-            np.testing.assert_array_equal(array, last[f"averages/{name}"])
+    then = storage.read(finished / "checkpoints", best.step).arrays
+    assert best.arrays
+    for name, array in best.arrays.items():
+        np.testing.assert_array_equal(array, then[f"averages/{name}"])
 
 
 def test_a_finished_run_is_not_trained_again(monkeypatch, capsys, images, finished):
@@ -271,8 +272,10 @@ def assert_same_run(ours, theirs):
         np.testing.assert_array_equal(ours[name], array, err_msg=name)
 
 
-@pytest.mark.parametrize("signal_sent", [signal.SIGKILL, signal.SIGTERM])
-def test_a_killed_run_continues_to_the_same_result(monkeypatch, images, finished, tmp_path, signal_sent):
+@pytest.mark.parametrize(
+    ("signal_sent", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75), (signal.SIGINT, 75)]
+)
+def test_a_killed_run_continues_to_the_same_result(monkeypatch, images, finished, tmp_path, signal_sent, code):
     command = [sys.executable, "-u", ROOT / "scripts" / "train.py", *arguments(images, tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 240
@@ -280,8 +283,7 @@ def test_a_killed_run_continues_to_the_same_result(monkeypatch, images, finished
         time.sleep(0.02)
     process.send_signal(signal_sent)
     output = process.communicate(timeout=240)
-    if signal_sent == signal.SIGTERM:
-        assert process.returncode in (0, 75), output
+    assert process.returncode == code and "Traceback" not in output[1], output
     call(monkeypatch, train, *arguments(images, tmp_path))
     assert_same_run(tmp_path, finished)
 
@@ -294,7 +296,7 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
     monkeypatch.setattr(logging, "warning", lambda message, *args: warnings.append(message % args))
     shutil.copytree(finished / "checkpoints", tmp_path / "checkpoints")
     shutil.copy(finished / "config.gin", tmp_path)
-    before, newest = storage.steps(tmp_path / "checkpoints")
+    *_, before, newest = storage.steps(tmp_path / "checkpoints")
     damaged = tmp_path / "checkpoints" / f"step-{newest:08d}.npz"
     os.truncate(damaged, size)
     call(monkeypatch, train, *arguments(images, tmp_path))
@@ -318,6 +320,59 @@ def test_a_lost_process_is_one_line(monkeypatch, capsys):
     monkeypatch.delenv("TF_CONFIG")
     with pytest.raises(tf.errors.UnavailableError):
         launcher.launch(lost, lambda values: None, "")
+
+
+def test_two_trainings_in_one_folder(monkeypatch, capsys, images, finished, tmp_path):
+    before = (finished / "metrics.csv").read_text()
+    with ownership.lock(finished, what="another command"):
+        assert "in use by process" in refused(monkeypatch, capsys, train, *arguments(images, finished))
+    assert (finished / "metrics.csv").read_text() == before
+    with ownership.lock(tmp_path / "new", what="another command"):
+        assert "in use by process" in refused(monkeypatch, capsys, train, *arguments(images, tmp_path / "new", SEED=4))
+        assert not (tmp_path / "new" / "config.gin").exists()
+
+
+def failed(monkeypatch, capsys, script, *args):
+    """Runs a command that fails in the middle of its work: the one line that it says."""
+    with pytest.raises(SystemExit) as exit:
+        call(monkeypatch, script, *args)
+    said = capsys.readouterr().err
+    assert exit.value.code == 1 and said.count("error: ") == 1 and "Traceback" not in said
+    return said[said.index("error: ") :].rstrip("\n")
+
+
+@pytest.mark.parametrize("error", [ValueError("it broke\nin two"), TypeError("it broke in two")])
+def test_an_error_in_the_middle_of_a_run_keeps_its_traceback(monkeypatch, capsys, images, finished, tmp_path, error):
+    def break_down(*args, **kwargs):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "write", break_down)  # At the first snapshot.
+        line = failed(patch, capsys, train, *arguments(images, tmp_path))
+    kind = "TypeError: " if isinstance(error, TypeError) else ""
+    assert line == f"error: {kind}it broke in two; the traceback is in {tmp_path}/error.txt"
+    text = (tmp_path / "error.txt").read_text()
+    assert text.startswith("Traceback") and "break_down" in text
+    call(monkeypatch, train, *arguments(images, tmp_path))
+    assert not (tmp_path / "error.txt").exists()
+    assert_same_run(tmp_path, finished)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_every_command_stops_on_a_signal(monkeypatch, capsys, number):
+    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+
+    def main(values):
+        signal.raise_signal(number)
+        raise AssertionError
+
+    monkeypatch.setattr(sys, "argv", ["any"])
+    with pytest.raises(SystemExit) as exit:
+        launcher.launch(main, lambda values: None, "")
+    assert exit.value.code == 75
+    line = f"error: Stopped by {number.name}; what was finished is kept\n"
+    assert capsys.readouterr().err == line
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
 
 
 def test_weights_to_start_from(monkeypatch, capsys, images, finished, tmp_path):
@@ -472,10 +527,10 @@ def test_another_subject_in_a_begun_workdir_is_refused(monkeypatch, capsys, netw
     interrupt(monkeypatch, quick_evaluation_of(network, workdir), 2)
     capsys.readouterr()
     for extra, named in (
-        (["--num_examples=5"], ["'num_examples': None", "'num_examples': 5"]),
-        (["--individual"], ["individual = False, not True"]),
-        (["--input_range=0,255"], ["model", "255"]),
-        (["--outputs=probabilities"], ["model", "probabilities"]),
+        (["--num_examples=5"], ["with dataset.num_examples = None, not 5"]),
+        (["--individual"], ["with individual = False, not True"]),
+        (["--input_range=0,255"], ["with model.input_range = [0.0, 1.0], not [0.0, 255.0]"]),
+        (["--outputs=probabilities"], ["with model.outputs = logits, not probabilities"]),
         (["--gin_param=EPSILON = '3/255'"], ["2/255", "3/255"]),
     ):
         line = refused(monkeypatch, capsys, evaluate, *quick_evaluation_of(network, workdir, *extra))
@@ -497,6 +552,73 @@ def test_an_evaluation_killed_while_it_wrote_a_file_goes_on(monkeypatch, capsys,
     (tmp_path / name).write_text("")  # Opened, and not written yet.
     call(monkeypatch, evaluate, *arguments)
     assert measured(tmp_path)[0]["num_examples"] == 12
+
+
+def test_a_finished_evaluation_is_of_the_model_wherever_it_is(monkeypatch, capsys, network, tmp_path):
+    shutil.copytree(network, tmp_path / "network")
+    call(monkeypatch, evaluate, *quick_evaluation_of(tmp_path / "network", tmp_path / "run"))
+    (tmp_path / "network").rename(tmp_path / "moved")
+    for path in (f"{network}/saved_model/", tmp_path / "moved" / "saved_model"):
+        arguments = quick_evaluation_of(network, tmp_path / "run", f"--saved_model={path}")
+        arguments = [each.replace(f"{network}/images.npz", f"{tmp_path}/network/images.npz") for each in arguments]
+        capsys.readouterr()
+        call(monkeypatch, evaluate, *arguments)
+        assert capsys.readouterr().out.startswith("Already finished")
+
+
+def test_an_interrupted_evaluation_goes_on_with_the_model_wherever_it_is(monkeypatch, capsys, network, tmp_path):
+    arguments = quick_evaluation_of(network, tmp_path / "run")
+    interrupt(monkeypatch, arguments, 2)
+    shutil.copytree(network / "saved_model", tmp_path / "moved")
+    (tmp_path / "run").rename(tmp_path / "renamed")
+    call(monkeypatch, evaluate, *arguments, f"--saved_model={tmp_path}/moved/", f"--workdir={tmp_path}/renamed/")
+    assert "Resuming from attack 1 of 1" in capsys.readouterr().out
+    assert measured(tmp_path / "renamed")[0]["num_examples"] == 12
+
+
+def test_an_evaluation_of_version_0_5_is_read(monkeypatch, capsys, network, tmp_path):
+    arguments = quick_evaluation_of(network, tmp_path)
+    interrupt(monkeypatch, arguments, 2)
+    subject = json.loads((tmp_path / "state" / "subject.json").read_text())
+    (tmp_path / "state" / "subject.json").write_text(json.dumps(subject))  # On one line.
+    call(monkeypatch, evaluate, *arguments)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["model"].keys() == {
+        "path", "sha256", "input_range", "input_layout", "outputs", "logits_output",
+    }  # fmt: skip
+    assert "in_use.json" not in os.listdir(tmp_path)
+
+
+def test_two_evaluations_in_one_folder(monkeypatch, capsys, network, tmp_path):
+    arguments = quick_evaluation_of(network, tmp_path)
+    with ownership.lock(tmp_path, what="another command"):
+        assert "in use by process" in refused(monkeypatch, capsys, evaluate, *arguments)
+        assert os.listdir(tmp_path) == ["in_use.json"]
+
+
+@pytest.mark.parametrize("name", ["state/subject.json", "config.gin", "results.json"])
+@pytest.mark.parametrize("text", ["no json", '{"model": 3}', "[1]", "\udcff"])
+def test_a_malformed_file_of_an_evaluation_is_one_line_that_names_it(
+    monkeypatch, capsys, network, tmp_path, name, text
+):
+    arguments = quick_evaluation_of(network, tmp_path)
+    interrupt(monkeypatch, arguments, 1)
+    (tmp_path / name).write_bytes(text.encode("utf-8", "surrogateescape"))
+    assert f"{tmp_path}/{name}" in refused(monkeypatch, capsys, evaluate, *arguments)
+
+
+def test_an_error_in_the_middle_of_an_evaluation_keeps_its_traceback(monkeypatch, capsys, network, tmp_path):
+    arguments = quick_evaluation_of(network, tmp_path)
+
+    def break_down(*args, **kwargs):
+        raise ValueError("it broke")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "write", break_down)  # At the first save.
+        line = failed(patch, capsys, evaluate, *arguments)
+    assert line == f"error: it broke; the traceback is in {tmp_path}/error.txt"
+    call(monkeypatch, evaluate, *arguments)
+    assert sorted(os.listdir(tmp_path)) == ["config.gin", "examples.npz", "results.json"]
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from robust_keras.data import sources
+from robust_keras.data import sources, training_batches
 from robust_keras.data.readers import tfds_sets
 
 _TFDS_DIR = pathlib.Path(__file__).parents[2].parent / "shared" / "tfds"
@@ -184,7 +184,7 @@ def test_refuses_images(tmp_path, images, match):
 @pytest.mark.parametrize(
     "labels, match",
     [
-        (_LABELS[:, None], r"'label' of shape \(12,\) .*Received: \(12, 1\)"),
+        (_LABELS[None], r"'label' of shape \(12,\) .*Received: \(1, 12\)"),
         (_LABELS.astype(float), "'label' of integers .*Received: float64"),
         (_LABELS > 1, "'label' of integers .*Received: bool"),
         (_LABELS - 1, r"labels from 0 to 3 .*Received: 3 of 12 outside, such as \[-1\]"),
@@ -227,6 +227,70 @@ def test_refuses_files_that_are_no_npz(tmp_path):
     ):
         path.write_bytes(content)
         assert str(path) in _fails("whole npz file", sources.load, f"npz:{path}", "train")
+
+
+# Labels in a column, and arrays.
+
+
+def test_labels_of_one_column(tmp_path):
+    """As `keras.datasets` has them."""
+    npz = _npz(tmp_path / "set.npz", image=_IMAGES, label=_LABELS[:, None])
+    carmon = _carmon(tmp_path / "extra.pickle", labels=_LABELS[:, None])
+    for source in (
+        sources.load(npz, "train"),
+        _extra(npz),
+        _extra(carmon),
+        sources.from_arrays(_IMAGES, _LABELS[:, None]),
+    ):
+        sources.check(source)
+        np.testing.assert_array_equal(source.labels, _LABELS)
+
+
+def test_arrays_become_a_source():
+    source = sources.from_arrays(_IMAGES, _LABELS.astype(np.uint8))
+    assert source.num_classes == 4 and source.labels.dtype == np.int32 and source.images is _IMAGES
+    for dtype in (np.float16, np.float32, np.float64):
+        source = sources.from_arrays((_IMAGES / 255).astype(dtype), _LABELS, num_classes=9, name="mine")
+        np.testing.assert_array_equal(source.images, _IMAGES)
+        assert (source.images.dtype, source.num_classes, source.name) == (np.uint8, 9, "mine")
+    for images, labels, match in (
+        (_IMAGES.astype(np.float32), _LABELS, r"floats in \[0, 1\], for 'images' in mine. Received: 0 to 255"),
+        (_IMAGES / 127.5 - 1, _LABELS, "Received: -1 to 1"),
+        (_IMAGES / np.nan, _LABELS, "Received: nan to nan"),
+        (_IMAGES / 256, _LABELS, "multiples of 1/255"),
+        (_IMAGES.astype(int), _LABELS, "'images' of uint8 in mine. Received: int64"),
+        (_IMAGES[0], _LABELS, "'images' of shape"),
+        (_IMAGES, _LABELS[:5], r"'labels' of shape \(12,\)"),
+        (_IMAGES, np.eye(4)[_LABELS], r"'labels' of shape \(12,\).*Received: \(12, 4\)"),
+        (_IMAGES, _LABELS / 1.0, "'labels' of integers"),
+        (_IMAGES, _LABELS - 1, "labels from 0 to 2"),
+    ):
+        _fails(match, sources.from_arrays, images, labels, name="mine")
+
+
+def test_a_source_that_is_none_is_refused_at_the_edges():
+    """Floats would be read as bytes and divided by 255 twice, and labels of floats cut off, all in silence."""
+    right = sources.Source("mine", _IMAGES, _LABELS, 4)
+    sources.check(right)
+    for wrong in (
+        right._replace(images=_IMAGES / 255),
+        right._replace(images=_IMAGES.astype(np.float32)),
+        right._replace(images=_IMAGES.astype(np.int32)),
+        right._replace(images=_IMAGES[..., 0]),
+        right._replace(images=_IMAGES[:0], labels=_LABELS[:0]),
+        right._replace(images=_IMAGES.tolist()),
+        right._replace(labels=_LABELS + 0.5),
+        right._replace(labels=_LABELS[:, None]),
+        right._replace(labels=_LABELS[:7]),
+        right._replace(labels=_LABELS.tolist()),
+    ):
+        data = training_batches.TrainingData(right, right, wrong, (0.5,), (1.0,))
+        swapped = data._replace(labelled=wrong, extra=None)
+        match = r"images uint8 \[N, height, width, channels\] and labels integers \[N\] in 'mine'"
+        for edge in (data, swapped):
+            _fails(match, training_batches.batches, edge, batch_size=4, seed=0, num_steps=1)
+    floats = right._replace(images=_IMAGES / 255)
+    _fails("uint8 images in 'mine'. Received: float64", sources.channel_statistics, floats)
 
 
 # Extra data.
@@ -423,6 +487,12 @@ def test_default_folder(tmp_path, monkeypatch):
 def test_is_paper_extra_data():
     for name in ("carmon", f"carmon:/data/{sources.CARMON_FILE}"):
         assert sources.is_paper_extra_data(name)
+    # Tables 4 and 5 have regenerated sets, too.
+    for folder in ("80mti/200k", "80mti/500k", "80mti/1m", "80mti_cifar100/500k", "/data/80mti/500k"):
+        assert sources.is_paper_extra_data(f"tfrecord:{folder}/*.tfrecord")
+    for folder in ("80mti/501k", "mine/500k", "80mti_cifar100/1m", "not80mti/500k", "80mti/500k/part"):
+        assert not sources.is_paper_extra_data(f"tfrecord:{folder}/*.tfrecord")
+    assert not sources.is_paper_extra_data("npz:80mti/500k/*.tfrecord")
     for name in ("carmon:/data/other.pickle", "ddpm", f"npz:/data/{sources.CARMON_FILE}", "carmons", None):
         assert not sources.is_paper_extra_data(name)
 
@@ -566,6 +636,44 @@ def test_a_reachable_host(monkeypatch):
 def test_refuses_tfds_sets_of_other_things_before_a_download(tmp_path, name, match):
     _fails(match, sources.load, name, "train", data_dir=str(tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+class _Features(dict):
+    """The features of a set of TFDS."""
+
+    def __init__(self, label_shape):
+        import tensorflow_datasets as tfds
+
+        label = tfds.features.ClassLabel(num_classes=4)
+        if label_shape:
+            label = tfds.features.Sequence(label, length=label_shape[0])
+        super().__init__(image=tfds.features.Image(shape=(8, 6, 3)), label=label)
+
+
+def test_tfds_labels_of_one_column():
+    pytest.importorskip("tensorflow_datasets")
+    for shape in ((), (1,)):
+        assert tfds_sets._image_features("made", _Features(shape)) == ((8, 6, 3), 4)
+    for shape in ((2,), (None,)):
+        _fails(
+            r"class 'label'. Received: 'made', which has labels of shape",
+            tfds_sets._image_features,
+            "made",
+            _Features(shape),
+        )
+
+    class Builder:
+        data_dir = "nowhere"
+
+        class info:
+            splits = {"train": type("Split", (), {"num_examples": 12})}
+
+        def as_dataset(self, **options):
+            return tf.data.Dataset.from_tensor_slices({"image": _IMAGES, "label": _LABELS[:, None]})
+
+    images, labels = tfds_sets._read("made", Builder(), "train", (8, 6, 3))
+    np.testing.assert_array_equal(images, _IMAGES)
+    np.testing.assert_array_equal(labels, _LABELS)
 
 
 _SHARDS = 3

@@ -282,7 +282,7 @@ class OnDisk:
     """An array that counts what is read of it."""
 
     def __init__(self, array):
-        self._array, self.shape, self.read = array, array.shape, []
+        self._array, self.shape, self.dtype, self.read = array, array.shape, array.dtype, []
 
     def __len__(self):
         return len(self._array)

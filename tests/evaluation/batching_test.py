@@ -10,7 +10,9 @@ import tensorflow as tf
 
 from robust_keras import noise, threats
 from robust_keras.attacks import apgd, multi_targeted, stepwise
+from robust_keras.attacks.attack import Attack, as_attack
 from robust_keras.evaluation import batching
+from robust_keras.evaluation.examples import Examples
 
 NEVER = 250
 CLASSES = 6
@@ -52,17 +54,24 @@ def scripted(num_steps=25, num_runs=1, name="scripted"):
     return stepwise.Search(name, lambda num_classes: num_runs, num_steps, start, step)
 
 
-def make(falls, search=None, batch_size=4, indices=None, logits_fn=lambda x: x[:, 0, 0], seed=3, **options):
+def any_logits(x):
+    return tf.tile(x[:, 0, 0, :1], (1, CLASSES))
+
+
+def make(falls, search=None, batch_size=4, indices=None, logits_fn=any_logits, seed=3, **options):
     """A `Packing` of the examples that fall at (run, step) each, or that never do."""
     falls = [fall if isinstance(fall[0], tuple) else (fall, (NEVER, NEVER)) for fall in falls]
     images = script(falls)
     n = np.arange(len(falls))
     clean_logits = np.eye(CLASSES, dtype=np.float32)[(n + 2) % CLASSES]
     indices = n if indices is None else indices
-    options = {"batch_size": batch_size, "seed": seed, **options}
-    return batching.Packing(
-        search or scripted(), logits_fn, images, (n % 5).astype(np.int32), clean_logits, indices, **options
-    )
+    examples = Examples(images, (n % 5).astype(np.int32), clean_logits)
+    batches = batching.Batches(batch_size, seed, **options)
+    return batching.Packing(record(search or scripted()), logits_fn, examples, indices, batches)
+
+
+def record(search):
+    return Attack(search.name, None, {}, None, search)
 
 
 def run(work):
@@ -192,13 +201,40 @@ def test_no_work_for_what_has_fallen():
 
 
 def test_steps_of_examples_out_of_step():
-    # A look comes after ten steps, or as soon as a run ends. Slots hold 0 and 1 for 10 steps: 0 falls. Then 2 and 1 for
-    # 10, and for the last 5 of 1; then 2 alone for its last 10.
+    # Of 25 steps, a look comes after 13. Slots hold 0 and 1 for 13 steps: 0 falls. Then 2 for 13, and 1 for its last 12,
+    # after which it waits; then 2 alone for its last 12.
     work = make([(0, 3), (NEVER, 0), (NEVER, 0)], scripted(num_steps=25), batch_size=2)
     taken = [0]
     while work.advance() is not None:
         taken.append(work.steps_taken)
-    assert taken == [0, 20, 40, 50, 60]
+    assert taken == [0, 26, 51, 63]
+
+
+@pytest.mark.parametrize(
+    "num_steps, steps",
+    # Fixed-point FAB, APGD, MultiTargeted, Square, and short ones.
+    [(100, 10), (101, 8), (201, 12), (5001, 41), (1, 8), (12, 12), (25, 13), (20, 10)],
+)
+def test_a_chunk_leaves_few_steps_idle(num_steps, steps):
+    assert batching.chunk(num_steps) == steps
+
+
+@pytest.mark.parametrize("num_steps", [25, 101])
+def test_calls_do_not_become_shorter_as_runs_fall_out_of_step(num_steps):
+    random = np.random.default_rng(0)
+    falls = [(0, int(step)) for step in random.integers(0, 2 * num_steps, 60)]
+    work = make(falls, scripted(num_steps=num_steps, num_runs=2), batch_size=8)
+    chunks, whole = [], work._advance
+
+    def advance(x, labels, progress, steps):
+        chunks.append(int(steps))
+        return whole(x, labels, progress, steps)
+
+    work._advance = advance
+    run(work)
+    # But for the very last ones.
+    usual = batching.chunk(num_steps)
+    assert len(chunks) > 20 and set(chunks[:-1]) == {usual} and chunks[-1] <= usual
 
 
 def test_steps_are_few_where_examples_fall_early():
@@ -233,7 +269,7 @@ def test_compiled_once_for_each_size(batch_size, sizes):
     def logits_fn(x):
         traced.append(x.shape[0])
         tf.numpy_function(lambda rows: called.update([len(rows)]), [x], [])
-        return x[:, 0, 0]
+        return any_logits(x)
 
     # Falls at any step, and in the end one that stands alone.
     falls = [(0, (3 * k) % 22) for k in range(20)] + [(0, 0)] * 10 + [(NEVER, 0)]
@@ -279,7 +315,7 @@ def test_resumed_at_every_point(batch_size):
     falls = [(0, 0), (NEVER, 0), (0, 24), (1, 3), ((0, 24), (1, 0)), (NEVER, 0)]
     saved, _ = assert_resumable(functools.partial(make, falls, scripted(num_runs=2), batch_size=batch_size))
     if batch_size == 3:  # Also where the batch had shrunk.
-        assert [len(arrays["slots"]) for arrays in saved] == [0] + [3] * 7 + [1] * 2
+        assert [len(arrays["slots"]) for arrays in saved] == [0] + [3] * 5 + [1]
 
 
 def test_resumed_on_another_number_of_replicas(mirrored):
@@ -316,15 +352,14 @@ def tiny(make_tiny_model):
 def apgd_work(tiny, batch_size=4, **settings):
     network, images, logits = tiny
     settings = {"num_steps": 12, "num_restarts": 2, **settings}
-    search = apgd.apgd.search(threat=threats.threat(norm="Linf", epsilon="8/255"), **settings)
-    labels = logits.argmax(-1).astype(np.int32)
-    return batching.Packing(
-        search, network, images, labels, logits, np.arange(len(images)), batch_size=batch_size, seed=0
-    )
+    attack = functools.partial(apgd.apgd, threat=threats.threat(norm="Linf", epsilon="8/255"), **settings)
+    examples = Examples(images, logits.argmax(-1).astype(np.int32), logits)
+    batches = batching.Batches(batch_size)
+    return batching.Packing(as_attack(attack), network, examples, np.arange(len(images)), batches)
 
 
 def test_apgd_resumed_at_every_point(tiny):
-    saved, news = assert_resumable(functools.partial(apgd_work, tiny))
+    saved, news = assert_resumable(functools.partial(apgd_work, tiny, num_steps=30))
     fallen = np.concatenate([indices for indices, _ in news])
     assert 2 <= len(fallen) <= 8
     assert {len(arrays["slots"]) for arrays in saved} > {0, 4}
@@ -333,7 +368,7 @@ def test_apgd_resumed_at_every_point(tiny):
 def test_apgd_in_slots_is_apgd(tiny):
     network, images, logits = tiny
     found = run(apgd_work(tiny, num_restarts=1))
-    x, labels, seeds = batching.inputs(images, logits.argmax(-1), np.arange(len(images)), 0)
+    x, labels, seeds = batching.inputs(Examples(images, logits.argmax(-1), logits), np.arange(len(images)), 0)
     # The same noise as in the slots: of the attack's name.
     seeds = noise.fold_in(seeds, zlib.crc32(b"apgd-ce") & 0x7FFFFFFF)
     threat = threats.threat(norm="Linf", epsilon="8/255")
@@ -356,8 +391,9 @@ def batchwise(num_examples=7, batch_size=3, indices=None, calls=None):
         return x + noise.uniform(seeds, (2, 2, 3)) + tf.cast(labels, tf.float32)[:, None, None, None]
 
     labels = np.arange(num_examples, dtype=np.int32)
+    examples = Examples(images, labels, np.zeros((num_examples, CLASSES), np.float32))
     indices = np.arange(num_examples) if indices is None else indices
-    return batching.Batchwise(attack, None, images, labels, indices, batch_size=batch_size, seed=0)
+    return batching.Batchwise(as_attack(attack), None, examples, indices, batching.Batches(batch_size))
 
 
 def all_of(work):

@@ -9,10 +9,12 @@ import tensorflow as tf
 
 from robust_keras import losses, noise, threats
 from robust_keras.attacks import apgd, fab, multi_targeted, square, step_rules, transfer
+from robust_keras.attacks.attack import as_attack
 from robust_keras.attacks.pgd import pgd
 from robust_keras.data import sources
 from robust_keras.evaluation import batching, gradient_masking
 from robust_keras.evaluation import evaluate as evaluation
+from robust_keras.evaluation import results as reporting
 
 EPSILON = threats.threat(norm="Linf", epsilon="8/255")
 
@@ -247,7 +249,7 @@ def test_confidence_interval_is_that_of_the_robust_accuracy(sequence):
     ],
 )
 def test_wilson_interval(successes, trials, expected):
-    interval = evaluation.wilson_interval(successes, trials)
+    interval = reporting.wilson_interval(successes, trials)
     np.testing.assert_allclose(interval, expected, atol=1e-6)
     # Its ends are the proportions from which the observed one is 1.96 standard deviations away.
     for end in interval:
@@ -256,7 +258,7 @@ def test_wilson_interval(successes, trials, expected):
             np.testing.assert_allclose(abs(successes / trials - end) / deviation, 1.959964, rtol=1e-5)
 
 
-# What is refused.
+# Images outside the threat model: these break nothing, and nothing else is lost.
 
 
 def outside(logits_fn, x, labels, *, seeds, threat, delta, index):
@@ -264,43 +266,70 @@ def outside(logits_fn, x, labels, *, seeds, threat, delta, index):
     return x + tf.where(tf.round(x[:, 0, 0, 1] * 255) == index, delta, 0.0)[:, None, None, None]
 
 
-@pytest.mark.parametrize("delta", [8.01 / 255, -8.01 / 255, math.nan, math.inf])
-def test_outside_the_ball(delta):
-    with pytest.raises(ValueError, match=r"images of outside within Linf 8/255 and \[0, 1\]. Received: a distance of"):
-        evaluate([attack(outside, delta=delta, index=9)], batch_size=3)
+@pytest.mark.parametrize(
+    "delta, count, warning",
+    [
+        (8.01 / 255, "outside_threat_model", "outside_threat_model"),
+        (-80 / 255, "outside_threat_model", "outside_threat_model"),
+        (math.nan, "non_finite_images", "non_finite_gradients"),
+        (math.inf, "non_finite_images", "non_finite_gradients"),
+    ],
+)
+def test_outside_the_ball(delta, count, warning):
+    # Of example 9, the first byte is 200: 80 off, it is wrong.
+    results, examples = evaluate([attack(by=2.0), attack(outside, delta=delta, index=9), attack(by=4.0)], batch_size=3)
+    np.testing.assert_array_equal(examples["broken_by"], [1, 3, -1, 1, 3, -1, 0, 0, -1, -1])
+    assert results["warnings"] == [warning]
+    assert [record.get(count) for record in results["attacks"]] == [None, 1, None]
+    assert f"warning: {warning} (1 of outside)" in reporting.summary(results).splitlines()
+    json.dumps(results, allow_nan=False)
 
 
 def test_on_the_sphere_is_inside():
     results = evaluate([attack(outside, delta=delta, index=9) for delta in (8 / 255, -8 / 255)]).results
     np.testing.assert_allclose(results["robust_accuracy"], 0.8)
+    assert results["warnings"] == []
 
 
 def test_nan_in_one_pixel():
     def poisoned(logits_fn, x, labels, *, seeds, threat):
-        return x + feature(tf.where(labels == 0, math.nan, 0.0), x)
+        return x + feature(tf.where(labels == 0, math.nan, -2.0), x)
 
-    with pytest.raises(ValueError, match="a distance of nan"):
-        evaluate([attack(poisoned)])
+    results, examples = evaluate([attack(poisoned)])
+    np.testing.assert_array_equal(examples["broken_by"] == 1, (BROKEN_BY_2_4_6 == 1) & (LABELS == 1))
+    assert results["attacks"][0]["non_finite_images"] == 3 and np.isfinite(examples["adversarial"]).all()
 
 
 @pytest.mark.parametrize("byte, delta", [(254, 2 / 255), (1, -2 / 255)])
 def test_outside_the_range(byte, delta):
     made = make_source()
     made.images[9, 1, 1, 2] = byte
-    with pytest.raises(ValueError, match="pixels from"):
-        evaluate([attack(outside, delta=delta, index=9)], made)
+    assert evaluate([attack(outside, delta=delta, index=9)], made).results["attacks"][0]["outside_threat_model"] == 1
     # Up to black and white is inside.
     if byte == 254:
-        assert evaluate([attack(outside, delta=delta / 2, index=9)], made).results["robust_accuracy"] == 0.8
+        results = evaluate([attack(outside, delta=delta / 2, index=9)], made).results
+        assert results["robust_accuracy"] == 0.8 and results["warnings"] == []
 
 
 def test_l2_ball():
     # Twelve pixels, each off by d: a distance of sqrt(12) d.
     threat = threats.threat(norm="L2", epsilon=0.1)
     inside, beyond = (attack(outside, threat, delta=factor * 0.1 / math.sqrt(12), index=9) for factor in (0.999, 1.001))
-    assert evaluate([inside], threat=threat).results["robust_accuracy"] == 0.8
-    with pytest.raises(ValueError, match="within L2 0.1"):
-        evaluate([beyond], threat=threat)
+    records = evaluate([inside, beyond], threat=threat).results["attacks"]
+    assert [record.get("outside_threat_model") for record in records] == [None, 1]
+
+
+def test_counts_outlive_an_interruption(monkeypatch, tmp_path):
+    options = {"save_directory": str(tmp_path), "save_every": 0, "batch_size": 4}
+    attacks = [attack(outside, delta=math.nan, index=index) for index in (0, 9)]
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 4)
+        with pytest.raises(Interrupted):
+            evaluate(attacks, **options)
+    assert [record["non_finite_images"] for record in evaluate(attacks, **options).results["attacks"]] == [1, 1]
+
+
+# What is refused.
 
 
 @pytest.mark.parametrize("norm, epsilon", [("Linf", "7/255"), ("L2", "8/255"), ("Linf", 0.0314)])
@@ -500,14 +529,14 @@ def test_a_baseline_does_not_count(individual):
     moved = np.abs(examples["adversarial"] * 255.0 - make_source().images)[:, 0, 0, 0]
     np.testing.assert_allclose(moved, np.where(broken, 4.0, 0.0), atol=1e-4)
     line = "baseline shift alone: 60.00 %"
-    assert line in evaluation.summary({**results, "baseline": {**baseline, "robust_accuracy": 0.6}}).splitlines()
+    assert line in reporting.summary({**results, "baseline": {**baseline, "robust_accuracy": 0.6}}).splitlines()
 
 
 def test_what_only_the_baseline_breaks_stands():
     results, examples = evaluate([attack(by=2.0)], baseline=attack(by=6.0))
     np.testing.assert_allclose((results["robust_accuracy"], results["robust_accuracy_uint8"]), 0.6)
     np.testing.assert_allclose(results["baseline"]["robust_accuracy"], 0.3)
-    assert results["warnings"] == []
+    assert results["warnings"] == ["baseline_beats_attacks"]
     np.testing.assert_array_equal(examples["robust"], (BROKEN_BY_2_4_6 < 0) | (BROKEN_BY_2_4_6 > 1))
     clean = make_source().images / np.float32(255)
     np.testing.assert_array_equal(examples["adversarial"][examples["robust"]], clean[examples["robust"]])
@@ -595,8 +624,11 @@ def test_seconds_add_up(monkeypatch, tmp_path):
 
 def test_finished_and_asked_again(tmp_path):
     # Interrupted after the last save: nothing is attacked again.
+    class Calls(list):  # A setting by its name, whatever it holds.
+        pass
+
     options = {"save_directory": str(tmp_path)}
-    calls = []
+    calls = Calls()
     sequence = [attack(by=2.0, calls=calls), attack(by=4.0)]
     one = evaluate(sequence, **options)
     num_calls = len(calls)
@@ -617,8 +649,9 @@ def test_what_was_diagnosed_is_kept(monkeypatch, tmp_path):
     }
     looks = []
 
-    def diagnose(logits_fn, x, labels, seeds, *, threat):
+    def diagnose(logits_fn, x, labels, seeds, *, threat, attacks, batch_size, takes_other_sizes):
         looks.append((len(x), labels.numpy().tolist()))
+        assert [attack.name for attack in attacks] == ["shift"] and (batch_size, takes_other_sizes) == (4, True)
         return figures
 
     monkeypatch.setattr(gradient_masking, "diagnose", diagnose)
@@ -700,7 +733,7 @@ def test_parameters_are_the_same_in_every_process():
     inner = functools.partial(
         pgd, threat=EPSILON, loss_fn=losses.margin, num_steps=1, step_size=functools.partial(tf.cast, dtype="x")
     )
-    text = json.dumps(evaluation._parameters(attack(transfer.transfer, surrogate=surrogate, attack=inner)))
+    text = json.dumps(as_attack(attack(transfer.transfer, surrogate=surrogate, attack=inner)).parameters)
     assert "0x" not in text
     assert "num_steps=1" in text and "margin" in text and "other" in text
 
@@ -775,7 +808,7 @@ def test_searches_on_a_network(make_tiny_model, searching, name):
     (record,) = results["attacks"]
     assert (record["name"], record["examples_attacked"]) == (name, 5)
     assert record["examples_broken"] == 5 - examples["robust"].sum() >= 2
-    search = evaluation._search(searching)
+    search = as_attack(searching).search
     assert record["steps_without_packing"] == 5 * search.num_runs(4) * search.num_steps
     assert 5 <= record["steps"] <= record["steps_without_packing"]
     if name == "square":
@@ -820,7 +853,7 @@ def test_correct_under_attack():
 
 def test_summary(sequence):
     results = {**sequence[0].results, "confidence_interval_95": [0.1, 0.6], "warnings": ["a_flag"]}
-    assert evaluation.summary(results).splitlines() == [
+    assert reporting.summary(results).splitlines() == [
         "10 examples, Linf 8/255",
         "clean accuracy: 80.00 %",
         "robust accuracy after shift: 60.00 %",

@@ -16,6 +16,8 @@ FIGURES = {
     "margin",
     "margin_5_steps",
     "margin_50_steps",
+    "non_finite_gradients",
+    "batch_dependence",
 }
 # A classifier of two classes: the margin is that of pixel values around grey, in units of the radius.
 UNIT = LINF.epsilon
@@ -216,81 +218,3 @@ CLEAN = {
 )
 def test_flags(figures, expected):
     assert gradient_masking.flags({**CLEAN, **figures}) == expected
-
-
-# Verdicts.
-
-
-def rows(num_examples, *broken):
-    """bool [num_attacks, num_examples]: each attack breaks the examples of a list."""
-    verdicts = np.zeros((len(broken), num_examples), bool)
-    for row, indices in zip(verdicts, broken):
-        row[list(indices)] = True
-    return verdicts
-
-
-def attack_flags(names, broken, baseline=None):
-    return gradient_masking.attack_flags(names, broken, ~broken.any(axis=0), baseline)
-
-
-@pytest.mark.parametrize("name", ["square", "transfer"])
-def test_an_attack_without_gradients_that_breaks_more(name):
-    flag = [f"{name}_beats_white_box"]
-    names = ["apgd-ce", name]
-    assert attack_flags(names, rows(1000, range(400), range(400, 403))) == flag
-    # Two in a thousand may happen; what the other attack breaks too is no sign.
-    assert attack_flags(names, rows(1000, range(400), range(400, 402))) == []
-    assert attack_flags(names, rows(1000, range(400), range(402))) == []
-    assert attack_flags(names[::-1], rows(1000, range(403), range(400))) == flag
-    # Any of those with gradients counts.
-    assert attack_flags(["apgd-ce", name, "fab-t"], rows(1000, [], range(50), range(50))) == []
-    assert attack_flags(["apgd-ce", name, "fab-t"], rows(1000, [], range(50), range(40))) == flag
-
-
-def test_attacks_without_gradients_alone_beat_none():
-    assert attack_flags(["square"], rows(10, range(5))) == []
-    assert attack_flags(["square", "transfer"], rows(10, range(5), range(5, 10))) == []
-    assert attack_flags(["apgd-ce"], rows(10, range(5))) == []
-    assert attack_flags([], rows(10)) == []
-
-
-def test_each_attack_without_gradients_is_named():
-    broken = rows(100, range(10), range(10, 20), range(20, 30))
-    flags = attack_flags(["apgd-ce", "transfer", "square"], broken)
-    assert flags == ["transfer_beats_white_box", "square_beats_white_box"]
-
-
-def test_a_baseline_gap():
-    def gap(num_baseline, num_broken, start=0):
-        baseline = rows(100, range(start, start + num_baseline))[0]
-        return attack_flags(["apgd-ce"], rows(100, range(num_broken)), baseline)
-
-    flag = ["baseline_gap_above_5_points"]
-    assert gap(10, 15) == [] and gap(10, 16) == flag
-    assert gap(40, 15) == []
-    # The two accuracies are compared: 20 that the baseline alone broke, 22 or 26 that the attack alone did.
-    assert gap(20, 22, start=50) == [] and gap(20, 26, start=50) == flag
-    assert gradient_masking.attack_flags([], rows(10), np.ones(10, bool), np.zeros(10, bool)) == []
-
-
-@pytest.mark.parametrize(
-    "num_classes, names, expected",
-    [
-        (2, ["apgd-ce"], []),
-        (2, ["apgd-ce", "apgd-dlr"], ["dlr_fell_back_to_margin"]),
-        (2, ["apgd-t"], ["targeted_dlr_fell_back_to_margin"]),
-        (2, ["apgd-dlr", "apgd-t"], ["dlr_fell_back_to_margin", "targeted_dlr_fell_back_to_margin"]),
-        (3, ["apgd-dlr", "apgd-t"], ["targeted_dlr_fell_back_to_margin"]),
-        (4, ["apgd-dlr", "apgd-t"], []),
-        (5, ["apgd-dlr", "apgd-t"], []),
-    ],
-)
-def test_few_classes_for_a_loss(num_classes, names, expected):
-    assert gradient_masking.class_flags(names, [None] * len(names), num_classes) == expected
-
-
-@pytest.mark.parametrize("num_classes, flagged", [(2, True), (3, True), (5, True), (9, True), (10, False)])
-def test_few_classes_to_aim_at(num_classes, flagged):
-    flags = gradient_masking.class_flags(["square", "fab-t"], [None, 9], num_classes)
-    assert flags == (["fewer_target_classes"] if flagged else [])
-    assert gradient_masking.class_flags(["multi-targeted"], [num_classes - 1], num_classes) == []

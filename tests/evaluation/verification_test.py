@@ -1,5 +1,3 @@
-import os
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -32,9 +30,6 @@ def proposed(values):
     return np.float32(np.broadcast_to(np.array(values)[:, None, None, None], (len(values), 2, 2, 3)) / 255)
 
 
-# Judge. What an evaluation makes of it is in evaluation_test.py.
-
-
 def test_judge_batches():
     sizes = []
 
@@ -43,32 +38,40 @@ def test_judge_batches():
         return predict_fn(x)
 
     indices = np.array([4, 1, 0, 3, 2])
-    wrong, wrong_uint8 = make_judge(counting).judge("made", indices, proposed([243, 127, 108, 135, 127.4]))
-    np.testing.assert_array_equal(wrong, [False, True, False, False, True])
-    np.testing.assert_array_equal(wrong_uint8, wrong)
+    judged = make_judge(counting).judge(indices, proposed([243, 127, 108, 135, 127.4]))
+    np.testing.assert_array_equal(judged.wrong, [False, True, False, False, True])
+    np.testing.assert_array_equal(judged.wrong_uint8, judged.wrong)
     # One size, as they are and rounded, also for the last one alone.
     assert sizes == [2] * 6
 
 
 def test_judge_of_nothing():
-    wrong, wrong_uint8 = make_judge().judge("made", np.zeros(0, int), np.zeros((0, 2, 2, 3), np.float32))
-    assert wrong.shape == wrong_uint8.shape == (0,)
+    judged = make_judge().judge(np.zeros(0, int), np.zeros((0, 2, 2, 3), np.float32))
+    assert [each.shape for each in judged] == [(0,)] * 4
 
 
 @pytest.mark.parametrize("value", [120.0 - 0.01, 136.0 + 0.01, np.nan, np.inf])
-def test_one_pixel_outside_the_ball(value):
-    images = proposed([100, 128])
+def test_one_pixel_outside_the_ball_breaks_nothing_and_is_counted(value):
+    # Both are wrong to the model, the second image where it counts.
+    images = proposed([127.4, 127.4])
     images[1, 1, 1, 2] = value / 255
-    with pytest.raises(ValueError, match="images of made within Linf 8/255 and .0, 1.. Received: a distance of"):
-        make_judge().judge("made", np.array([0, 1]), images)
+    judge = make_judge()
+    wrong, wrong_uint8, non_finite, outside = judge.judge(np.array([1, 1]), images)
+    np.testing.assert_array_equal(wrong, [True, False])
+    np.testing.assert_array_equal(wrong_uint8, [True, False])
+    np.testing.assert_array_equal(non_finite, [False, not np.isfinite(value)])
+    np.testing.assert_array_equal(outside, [False, np.isfinite(value)])
+    assert not judge.non_finite  # The model was not asked.
     images[1, 1, 1, 2] = 136 / 255
-    make_judge().judge("made", np.array([0, 1]), images)
+    np.testing.assert_array_equal(judge.judge(np.array([1, 1]), images), [[1, 1], [1, 1], [0, 0], [0, 0]])
 
 
 def test_outside_the_range():
-    images = proposed([255.01])
-    with pytest.raises(ValueError, match="pixels from"):
-        make_judge().judge("made", np.array([4]), images)
+    upwards = make_images([250, 0])
+    judge = verification.Judge(predict_fn, upwards, np.array([0, 1]), LINF, 2)
+    np.testing.assert_array_equal(judge.judge(np.array([0, 1]), proposed([255.01, -0.01])).outside, [True, True])
+    judged = judge.judge(np.array([0, 1]), proposed([255.0, 0.0]))
+    np.testing.assert_array_equal(judged, [[1, 1], [1, 1], [0, 0], [0, 0]])
 
 
 @pytest.mark.parametrize("norm, factor", [("L2", 1 / np.sqrt(12)), ("L1", 1 / 12)])
@@ -76,23 +79,20 @@ def test_distance_is_that_of_the_norm(norm, factor):
     threat = threats.threat(norm=norm, epsilon=0.3)
     judge = make_judge(threat=threat)
     clean = make_images()[1:2] / np.float32(255)
-    judge.judge("made", np.array([1]), clean + np.float32(0.3 * factor))
-    with pytest.raises(ValueError, match=f"{norm} 0.3"):
-        judge.judge("made", np.array([1]), clean + np.float32(0.301 * factor))
+    assert not judge.judge(np.array([1]), clean + np.float32(0.3 * factor)).outside[0]
+    assert judge.judge(np.array([1]), clean + np.float32(0.301 * factor)).outside[0]
 
 
 def test_rounded_to_bytes():
     # 128 becomes 127.4 and 127; 129 becomes 127.6 and 128.
-    wrong, wrong_uint8 = make_judge().judge("made", np.array([1, 2]), proposed([127.4, 127.6]))
+    wrong, wrong_uint8, *_ = make_judge().judge(np.array([1, 2]), proposed([127.4, 127.6]))
     np.testing.assert_array_equal(wrong, [True, False])
     np.testing.assert_array_equal(wrong_uint8, [True, False])
     # 127.51 is right, and rounds to 128, right; at 127.499 the threshold is passed, and rounds to 127.
-    wrong, wrong_uint8 = make_judge(lambda x: predict_fn(x + 0.4 / 255)).judge(
-        "made", np.array([1]), proposed([127.05])
-    )
-    np.testing.assert_array_equal([*wrong, *wrong_uint8], [True, True])
-    wrong, wrong_uint8 = make_judge(lambda x: predict_fn(x - 0.3 / 255)).judge("made", np.array([1]), proposed([127.7]))
-    np.testing.assert_array_equal([*wrong, *wrong_uint8], [True, False])
+    judged = make_judge(lambda x: predict_fn(x + 0.4 / 255)).judge(np.array([1]), proposed([127.05]))
+    np.testing.assert_array_equal([*judged.wrong, *judged.wrong_uint8], [True, True])
+    judged = make_judge(lambda x: predict_fn(x - 0.3 / 255)).judge(np.array([1]), proposed([127.7]))
+    np.testing.assert_array_equal([*judged.wrong, *judged.wrong_uint8], [True, False])
 
 
 def test_no_number_is_not_right():
@@ -100,131 +100,8 @@ def test_no_number_is_not_right():
         return tf.where(x[:, 0, 0, :1] > 0.9, np.nan, predict_fn(x))
 
     judge = make_judge(undefined)
-    assert not judge.judge("made", np.array([3]), proposed([141]))[0].any() and not judge.non_finite
-    wrong, _ = judge.judge("made", np.array([4, 3]), proposed([249, 141]))
-    np.testing.assert_array_equal(wrong, [True, False])
+    assert not judge.judge(np.array([3]), proposed([141])).wrong.any() and not judge.non_finite
+    np.testing.assert_array_equal(judge.judge(np.array([4, 3]), proposed([249, 141])).wrong, [True, False])
     assert judge.non_finite is True
-    judge.judge("made", np.array([3]), proposed([141]))
+    judge.judge(np.array([3]), proposed([141]))
     assert judge.non_finite is True
-
-
-# Verdicts.
-
-
-def fill(found):
-    """Two attacks: the first breaks 1 and 3, the second 3 (also in bytes) and 4."""
-    images = [proposed([90 + k] * 5) for k in range(3)]
-    found.add(np.array([1, 2]), images[0][:2], np.array([True, False]), np.array([False, True]))
-    found.add(np.array([3]), images[1][:1], np.array([True]), np.array([True]))
-    found.position = 1
-    found.add(np.array([4, 3, 0]), images[2][:3], np.array([True, True, False]), np.array([False, True, False]))
-
-
-def assert_filled(found):
-    np.testing.assert_array_equal(found.broken, [[0, 1, 0, 1, 0], [0, 0, 0, 1, 1]])
-    np.testing.assert_array_equal(found.broken_uint8, [[0, 0, 1, 1, 0], [0, 0, 0, 1, 0]])
-    clean = make_images() / np.float32(255)
-    for broken_by, values in (
-        ([-1, 0, -1, 0, 1], [100, 90, 129, 91, 92]),
-        ([-1, 0, -1, 1, 1], [100, 90, 129, 92, 92]),
-        ([-1, -1, -1, -1, -1], BYTES),
-    ):
-        adversarial = found.adversarial(make_images(), np.array(broken_by))
-        assert adversarial.dtype == np.float32
-        np.testing.assert_array_equal(adversarial, proposed(values))
-    np.testing.assert_array_equal(make_images() / np.float32(255), clean)
-
-
-def test_the_image_of_the_attack_that_counts():
-    found = verification.Verdicts(2, 5)
-    fill(found)
-    assert_filled(found)
-    found.save({"nowhere": np.zeros(3)})  # Nothing to save to.
-    assert verification.Verdicts(2, 5).restore() is None
-
-
-def test_round_trip(tmp_path):
-    directory = str(tmp_path / "state")
-    found = verification.Verdicts(2, 5, directory)
-    assert found.restore() is None
-    found.seconds[0], found.attacked[:] = 1.25, [5, 4]
-    found.notes["diagnosis"] = {"zero_gradients": 0.5}
-    fill(found)
-    work = {"steps": np.arange(4), "progress/000": np.float32([0.1, np.nan, np.inf]), "flag": np.array([True, False])}
-    found.save(work)
-
-    again = verification.Verdicts(2, 5, directory)
-    restored = again.restore()
-    assert restored.keys() == work.keys()
-    for name, array in work.items():
-        assert restored[name].dtype == array.dtype
-        np.testing.assert_array_equal(restored[name], array)
-    assert again.position == 1 and again.notes == found.notes
-    np.testing.assert_array_equal(again.seconds, [1.25, 0.0])
-    np.testing.assert_array_equal(again.attacked, [5, 4])
-    assert again.attacked.dtype == np.int64 and again.broken.dtype == bool
-    assert_filled(again)
-    # It goes on: what restore returns can be filled and saved in turn.
-    again.add(np.array([0]), proposed([97]), np.array([True]), np.array([False]))
-    again.save({})
-    third = verification.Verdicts(2, 5, directory)
-    assert third.restore() == {}
-    np.testing.assert_array_equal(third.broken[1], [1, 0, 0, 1, 1])
-    adversarial = third.adversarial(make_images(), np.array([1, 0, -1, 0, 1]))
-    np.testing.assert_array_equal(adversarial, proposed([97, 90, 129, 91, 92]))
-
-
-def test_pieces_are_written_once(tmp_path):
-    found = verification.Verdicts(2, 5, str(tmp_path))
-    fill(found)
-    found.save({})
-    pieces = sorted(name for name in os.listdir(tmp_path) if name.startswith("adversarial"))
-    assert len(pieces) == 3
-    before = [os.stat(tmp_path / name).st_mtime_ns for name in pieces]
-    found.add(np.array([0]), proposed([95]), np.array([True]), np.array([True]))
-    found.add(np.array([2]), proposed([95]), np.array([False]), np.array([False]))  # Nothing to keep.
-    found.save({})
-    assert [os.stat(tmp_path / name).st_mtime_ns for name in pieces] == before
-    assert len([name for name in os.listdir(tmp_path) if name.startswith("adversarial")]) == 4
-
-
-@pytest.mark.parametrize("damage", ["truncated", "altered", "no marker", "half a marker"])
-def test_a_damaged_save_falls_back_to_the_one_before_it(tmp_path, damage):
-    directory = str(tmp_path)
-    found = verification.Verdicts(2, 5, directory)
-    fill(found)
-    found.save({"steps": np.array(1)})
-    found.add(np.array([0]), proposed([93]), np.array([True]), np.array([True]))
-    found.save({"steps": np.array(2)})
-    assert verification.Verdicts(2, 5, directory).restore()["steps"] == 2
-    data, marker = (tmp_path / sorted(tmp_path.glob(f"step-*{end}"))[-1] for end in (".npz", ".json"))
-    content = data.read_bytes()
-    if damage == "truncated":
-        data.write_bytes(content[: len(content) // 2])
-    elif damage == "altered":
-        data.write_bytes(content[:-30] + bytes([content[-30] ^ 1]) + content[-29:])
-    elif damage == "no marker":
-        marker.unlink()
-    else:
-        marker.write_text(marker.read_text()[:20])
-    again = verification.Verdicts(2, 5, directory)
-    assert again.restore()["steps"] == 1
-    assert_filled(again)
-    # The image that the lost save had is found again, another one at that.
-    again.add(np.array([0]), proposed([94]), np.array([True]), np.array([True]))
-    again.save({"steps": np.array(2)})
-    third = verification.Verdicts(2, 5, directory)
-    assert third.restore()["steps"] == 2
-    np.testing.assert_array_equal(
-        third.adversarial(make_images(), np.array([1, -1, -1, -1, -1])), proposed([94, 128, 129, 140, 250])
-    )
-
-
-def test_only_damaged_saves(tmp_path):
-    found = verification.Verdicts(1, 5, str(tmp_path))
-    found.save({})
-    (data,) = tmp_path.glob("step-*.npz")
-    data.write_bytes(b"")
-    again = verification.Verdicts(1, 5, str(tmp_path))
-    assert again.restore() is None
-    assert not again.broken.any() and again.position == 0

@@ -45,6 +45,12 @@ def test_there_are_six():
     assert len(activations.NAMES) == 6
 
 
+def test_swish_is_silu():
+    layer = activations.Activation("swish")
+    assert layer.activation == layer.get_config()["activation"] == "silu"
+    np.testing.assert_array_equal(layer(VALUES), activations.Activation("silu")(VALUES))
+
+
 @pytest.mark.parametrize("name", FORMULAS)
 def test_formula(name):
     y = activations.Activation(name)(tf.constant(VALUES, tf.float32))
@@ -82,7 +88,7 @@ def test_shape_and_type_are_the_inputs():
     assert y.dtype == tf.bfloat16 and y.shape == (2, 3)
 
 
-@pytest.mark.parametrize("name", ["swish", "ReLU", "", None])
+@pytest.mark.parametrize("name", ["Swish", "ReLU", "", None])
 def test_unknown_name(name):
     with pytest.raises(ValueError, match=r"relu, silu, leaky_relu, elu, softplus, gelu.*Received: "):
         activations.Activation(name)

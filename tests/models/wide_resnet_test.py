@@ -263,8 +263,8 @@ def test_width_below_one(width):
 def test_other_errors():
     with pytest.raises(ValueError, match=r"num_classes >= 2\. Received: 1"):
         tiny(num_classes=1)
-    with pytest.raises(ValueError, match=r"Expected an activation .* Received: 'swish'"):
-        tiny(activation="swish")
+    with pytest.raises(ValueError, match=r"Expected an activation .* Received: 'selu'"):
+        tiny(activation="selu")
     with pytest.raises(ValueError, match="one mean and std for each of 3 channels"):
         tiny(mean=(0.5,))
     with pytest.raises(ValueError, match="one mean and std for each of 1 channels"):

@@ -123,7 +123,7 @@ def test_the_tables_are_the_papers():
 @pytest.mark.parametrize("table", PAPER)
 def test_every_row_and_its_numbers_are_the_papers_and_none_is_beyond(table):
     rows = study.select(ROWS, table=table)
-    assert {(row.row, row.setting): row[-5:] for row in rows} == expected_numbers(table)
+    assert {(row.row, row.setting): row[7:12] for row in rows} == expected_numbers(table)
     assert len(rows) == len(expected_numbers(table))  # Names are unique in a table and setting.
 
 
@@ -137,7 +137,16 @@ def test_the_numbers_stand_in_the_papers_text_in_this_order(table):
         lines = [line for line in csv.DictReader(file) if line["table"] == str(table)]
     columns = ("clean", "clean_spread", "pgd40", "robust", "robust_spread")
     typed = [line[column] for line in lines for column in columns if line[column]]
-    assert typed == re.findall(r"\d+\.\d\d(?=[±%])", text)
+    found = re.findall(r"(\d+\.\d\d)(?=[±%])%?(\*?)", text)
+    assert typed == [number + asterisk for number, asterisk in found]
+
+
+def test_what_others_reported_is_marked():
+    # Table 5's asterisks: computed by an attack similar in strength, which the paper did not run.
+    reported = [row for row in ROWS if row.is_reported]
+    assert {row.row.split(" ")[0] for row in reported} == {"Pang", "Engstrom", "Rice", "Augustin", "Hendrycks"}
+    assert len(reported) == 5 and {row.kind for row in reported} == {"reference"}
+    assert not one(5, "Carmon et al. (2019) (WRN-28-10)", "80mti").is_reported
 
 
 def test_what_is_a_baseline_what_ours_and_what_others():
@@ -339,7 +348,7 @@ def test_read_a_study_of_ones_own(tmp_path):
     first, second = study.read(path)
     assert first == study.Row(1, "AT", "cifar10", "baseline", ("at.gin",), (), "", 84.85, 1.2, None, 50.8, 0.23)
     assert second[3:7] == ("ours", ("at.gin", "data/x.gin"), ("TAU = 0.9", "f.x = '='"), "1:AT")
-    assert second[7:] == (None, None, None, 7.0, None)
+    assert second[7:] == (None, None, None, 7.0, None, False)
 
 
 @pytest.mark.parametrize(
@@ -364,6 +373,8 @@ def test_read_a_study_of_ones_own(tmp_path):
         ("1,B,80mti,ours,at.gin,,,,,,nan,", "Expected percent numbers in line 3 of mine.csv. Received: 'nan'"),
         ("1,B,80mti,ours,at.gin,,,101,,,,", "Expected percent numbers in line 3 of mine.csv. Received: '101'"),
         ("1,B,80mti,ours,at.gin,,,,,-1,,", "Expected percent numbers in line 3 of mine.csv. Received: '-1'"),
+        ("1,B,80mti,ours,at.gin,,,,,,50.8*,", "Expected percent numbers in line 3 of mine.csv. Received: '50.8*'"),
+        ("1,B,80mti,reference,,,,50.8*,,,,", "Expected percent numbers in line 3 of mine.csv. Received: '50.8*'"),
         (AT, "Expected each row once. Received: Table 1, AT, cifar10 twice"),
         ("1,B,80mti,ours,at.gin,,AT,,,,,", "as baseline of Table 1, B, 80mti. Received: 'AT'"),
         ("2,B,cifar10,ours,at.gin,,AT,,,,,", "as baseline of Table 2, B, cifar10. Received: 'AT'"),

@@ -6,9 +6,11 @@ An array that is stored uncompressed, as by `np.savez`, lies in one piece in the
 import contextlib
 import json
 import math
+import mmap
 import os
 import struct
 import zipfile
+from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -45,7 +47,7 @@ class Member(NamedTuple):
     offset: int | None
 
 
-def members(path, keys):
+def members(path: str, keys: Sequence[str]) -> tuple[dict[str, Member], list[str]]:
     """What an npz file holds, of which only the headers are read.
 
     Args:
@@ -66,7 +68,7 @@ def members(path, keys):
         return {key: _member(file, archive, entries[key], is_local) for key in keys if key in entries}, list(entries)
 
 
-def load(path, keys):
+def load(path: str, keys: Sequence[str]) -> list[np.ndarray]:
     """The arrays of some keys, read into memory.
 
     Raises:
@@ -76,13 +78,16 @@ def load(path, keys):
         return [arrays[key] for key in keys]
 
 
-def blocks(path, member, folder, num_rows, *, first=0):
+def blocks(
+    path: str, member: Member, folder: str, num_rows: int, *, first: int = 0
+) -> Generator[np.ndarray, None, None]:
     """The rows of an array, `num_rows` at a time, in little memory; the last block may be smaller.
 
     Args:
         path: of the npz file.
         member: a `Member` of it.
-        folder: where a file of the array's size may be kept meanwhile, if the array is in Fortran order.
+        folder: where a file of the array's size may be kept until the generator is closed, if the array is in Fortran
+            order.
         num_rows: rows of a block.
         first: how many rows to leave out at the beginning.
 
@@ -101,16 +106,28 @@ def blocks(path, member, folder, num_rows, *, first=0):
             yield np.frombuffer(data, member.dtype).reshape(-1, *row_shape).astype(native, copy=False)
         return
     unpacked = os.path.join(folder, "fortran_order")
-    with open(unpacked, "wb") as file:
-        for data in _numbers(path, member, _CHUNK):
-            file.write(data)
-    rows = np.memmap(unpacked, member.dtype, "r", shape=member.shape, order="F")
-    os.remove(unpacked)  # What is mapped stays until it is no longer used.
-    for start in range(first, len(rows), num_rows):
-        yield np.ascontiguousarray(rows[start : start + num_rows], native)
+    try:
+        with open(unpacked, "w+b") as file:
+            for data in _numbers(path, member, _CHUNK):
+                file.write(data)
+            file.flush()
+            yield from _rows_of_columns(file, member, first, num_rows)
+    finally:
+        if os.path.exists(unpacked):  # No longer open or mapped, or some systems would refuse.
+            os.remove(unpacked)
 
 
-def verify(path, arrays, note):
+def _rows_of_columns(file, member: Member, first: int, num_rows: int) -> Iterator[np.ndarray]:
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        rows = np.frombuffer(mapped, member.dtype).reshape(member.shape, order="F")
+        try:
+            for start in range(first, len(rows), num_rows):
+                yield rows[start : start + num_rows].astype(member.dtype.newbyteorder("="), order="C")
+        finally:
+            del rows  # A map that something refers to cannot be closed.
+
+
+def verify(path: str, arrays: Sequence[Member], note: str) -> None:
     """Compares arrays with the CRC-32 in the file, as reading them would; of a large file only once.
 
     Args:

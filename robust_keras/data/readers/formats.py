@@ -17,6 +17,7 @@ Raises:
     ValueError: for a set that is damaged, of another shape, or without the labels that are wanted.
 """
 
+import contextlib
 import math
 import os
 
@@ -27,20 +28,22 @@ from robust_keras.data.readers import archives, pickles, pictures, shards, tfrec
 from robust_keras.data.readers.mapped import MappedImages, Part, local_path
 from robust_keras.data.readers.published import HOW_TO_LABEL
 
+Opened = tuple[np.ndarray | MappedImages, np.ndarray | None]
+
 _BLOCK_BYTES = 1 << 24
 _TINY_SHAPE = (32, 32, 3)
 _TINY_BYTES = math.prod(_TINY_SHAPE)
 
 
-def load_npz(path):
+def load_npz(path: str) -> tuple[np.ndarray, np.ndarray]:
     """Images and labels of an npz file as arrays in memory: uint8 `[N, height, width, channels]`, integers `[N]`."""
     _npz_members(path, labelled=True)
     images, labels = archives.load(path, ("image", "label"))
-    return as_bytes(images, f"'image' in {path}"), labels
+    return as_bytes(images, f"'image' in {path}"), labels.reshape(-1)
 
 
-def npz(path, *, image_shape, num_classes, cache_dir):
-    """An npz file of `image` uint8 `[N, height, width, channels]`, or floats k/255, and `label` integers `[N]`."""
+def npz(path: str, *, image_shape: tuple | None, num_classes: int | None, cache_dir: str | None) -> Opened:
+    """An npz file of `image` uint8 `[N, height, width, channels]`, or floats k/255, and `label`, integers `[N]`."""
     labelled = num_classes is not None
     image, label = _npz_members(path, labelled)
     check_shape(image.shape[1:], image_shape, path)
@@ -51,19 +54,23 @@ def npz(path, *, image_shape, num_classes, cache_dir):
         note = os.path.join(shards.place(path, cache_dir and local_path(cache_dir)), "checked.json")
         archives.verify(local, wanted, note)
         images = MappedImages([Part(local, image.offset, image.shape[0])], image.shape[1:])
-        return images, np.memmap(local, label.dtype, "r", label.offset, label.shape) if labelled else None
+        return images, np.memmap(local, label.dtype, "r", label.offset, label.shape[:1]) if labelled else None
 
     def blocks(folder, first):
         num_rows = max(1, _BLOCK_BYTES // (math.prod(image.shape[1:]) * image.dtype.itemsize))
         wanted = [member for member in (image, label) if member is not None]
-        streams = [archives.blocks(path, member, folder, num_rows, first=first) for member in wanted]
-        for images, *labels in zip(*streams):
-            yield as_bytes(images, f"'image' in {path}"), labels[0] if labels else None
+        with contextlib.ExitStack() as stack:
+            streams = [
+                stack.enter_context(contextlib.closing(archives.blocks(path, member, folder, num_rows, first=first)))
+                for member in wanted
+            ]
+            for images, *labels in zip(*streams):
+                yield as_bytes(images, f"'image' in {path}"), labels[0].reshape(-1) if labels else None
 
     return _converted(path, [path], blocks, image_shape, labelled, cache_dir, total=image.shape[0])
 
 
-def tiny_images(path, *, image_shape, num_classes, cache_dir):
+def tiny_images(path: str, *, image_shape: tuple | None, num_classes: int | None, cache_dir: str | None) -> Opened:
     """`tiny_images.bin` of Torralba et al. (2008): records of 3,072 bytes, `[channels, width, height]`, no labels."""
     if num_classes is not None:
         raise ValueError(f"Expected images with labels; {HOW_TO_LABEL}. Received: {path}, which has none")
@@ -88,7 +95,7 @@ def tiny_images(path, *, image_shape, num_classes, cache_dir):
     return _converted(path, [path], blocks, image_shape, False, cache_dir, total=num_images)
 
 
-def tfrecord(path, *, image_shape, num_classes, cache_dir):
+def tfrecord(path: str, *, image_shape: tuple | None, num_classes: int | None, cache_dir: str | None) -> Opened:
     """TFRecord files, a glob, of `tf.train.Example`s of `image` and maybe `label`: see `tfrecords.blocks`."""
     labelled = num_classes is not None
     files = tfrecords.list_files(path)
@@ -100,7 +107,7 @@ def tfrecord(path, *, image_shape, num_classes, cache_dir):
     return _converted(path, files, blocks, image_shape, labelled, cache_dir)
 
 
-def images(path, *, image_shape, num_classes, cache_dir):
+def images(path: str, *, image_shape: tuple | None, num_classes: int | None, cache_dir: str | None) -> Opened:
     """A folder of image files, or of sub-folders of them, each a class: see `pictures.list_folder`."""
     labelled = num_classes is not None
     files, labels = pictures.list_folder(path)
@@ -115,7 +122,7 @@ def images(path, *, image_shape, num_classes, cache_dir):
     return _converted(path, files, blocks, image_shape, labelled, cache_dir, total=len(files))
 
 
-def carmon(path, *, image_shape, num_classes, cache_dir):
+def carmon(path: str, *, image_shape: tuple | None, num_classes: int | None, cache_dir: str | None) -> Opened:
     """The pickle of Carmon et al. (2019), a dict of `data` and `extrapolated_targets`, which is read into memory."""
     keys = ("data", "extrapolated_targets")
     content = pickles.load(path)
@@ -126,11 +133,20 @@ def carmon(path, *, image_shape, num_classes, cache_dir):
     check_form(images, labels, *keys, path)
     images = as_bytes(images, f"'data' in {path}")
     check_shape(images.shape[1:], image_shape, path)
-    return images, labels
+    return images, labels.reshape(-1)
 
 
-def check_form(images, labels, image_key, label_key, path):
-    """Raises ValueError unless two arrays, or `archives.Member`s, can be images and their labels, which may be None."""
+def check_form(
+    images: np.ndarray | archives.Member,
+    labels: np.ndarray | archives.Member | None,
+    image_key: str,
+    label_key: str,
+    path: str,
+) -> None:
+    """Raises ValueError unless two arrays, or `archives.Member`s, can be images and their labels.
+
+    Labels may be None, `[N]`, or `[N, 1]` as `keras.datasets` has them.
+    """
     shape = images.shape
     if len(shape) != 4 or 0 in shape:
         expected, received = f"{image_key!r} of shape [N, height, width, channels]", shape
@@ -138,7 +154,7 @@ def check_form(images, labels, image_key, label_key, path):
         expected, received = f"{image_key!r} with the channels last", shape
     elif images.dtype != np.uint8 and images.dtype.kind != "f":
         expected, received = f"{image_key!r} of uint8", images.dtype
-    elif labels is not None and labels.shape != shape[:1]:
+    elif labels is not None and labels.shape not in (shape[:1], (*shape[:1], 1)):
         expected, received = f"{label_key!r} of shape {shape[:1]}", labels.shape
     elif labels is not None and labels.dtype.kind not in "iu":
         expected, received = f"{label_key!r} of integers", labels.dtype
@@ -147,7 +163,7 @@ def check_form(images, labels, image_key, label_key, path):
     raise ValueError(f"Expected {expected} in {path}. Received: {received}")
 
 
-def check_shape(shape, image_shape, where):
+def check_shape(shape: tuple, image_shape: tuple | None, where: str) -> None:
     """Raises ValueError where images have another shape than `image_shape`, which may be None."""
     if image_shape is not None and tuple(shape) != tuple(image_shape):
         raise ValueError(
@@ -156,7 +172,7 @@ def check_shape(shape, image_shape, where):
         )
 
 
-def as_bytes(images, where):
+def as_bytes(images: np.ndarray, where: str) -> np.ndarray:
     """Images of uint8 as they are, and of floats k/255 as uint8 k.
 
     Raises:
@@ -167,13 +183,14 @@ def as_bytes(images, where):
     low, high = images.min(), images.max()
     if not (low >= 0 and high <= 1):  # Also where there is a NaN.
         raise ValueError(f"Expected uint8, or floats in [0, 1], for {where}. Received: {low:g} to {high:g}")
+    tolerance = max(1e-3, 128 * float(np.finfo(images.dtype).eps))  # What rounding to a narrow type can do.
     result = np.empty(images.shape, np.uint8)
     num_rows = max(1, _BLOCK_BYTES // (math.prod(images.shape[1:]) * 8))
     for start in range(0, len(images), num_rows):
         scaled = images[start : start + num_rows].astype(np.float64) * 255
         rounded = np.rint(scaled)
         error = np.abs(scaled - rounded).max()
-        if error > 1e-3:
+        if error > tolerance:
             raise ValueError(
                 f"Expected uint8, or floats that are multiples of 1/255, for {where}. "
                 f"Received: floats up to {error:.3f}/255 away from one"
@@ -182,7 +199,7 @@ def as_bytes(images, where):
     return result
 
 
-def _npz_members(path, labelled):
+def _npz_members(path: str, labelled: bool) -> tuple[archives.Member, archives.Member | None]:
     """What `archives.members` says of images, and of labels, which are None if they are neither wanted nor fit."""
     keys = ("image", "label") if labelled else ("image",)
     members, names = archives.members(path, ("image", "label"))
@@ -191,7 +208,10 @@ def _npz_members(path, labelled):
         advice = f"; {HOW_TO_LABEL}" if "image" in members else ""
         raise ValueError(f"Expected {expected} in {path}{advice}. Received: {names}")
     image, label = members["image"], members.get("label")
-    if not labelled and label is not None and (label.shape != image.shape[:1] or label.dtype.kind not in "iu"):
+    if not labelled and label is not None:
+        with contextlib.suppress(ValueError):
+            check_form(image, label, "image", "label", path)
+            return image, label
         label = None
     check_form(image, label, "image", "label", path)
     return image, label

@@ -9,7 +9,9 @@ An image array is anything with `shape` (N, height, width, channels), `dtype` ui
 
 import math
 import mmap
+import os
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +20,7 @@ import numpy as np
 _READ_AHEAD = 1 << 17
 
 
-def local_path(path):
+def local_path(path: str | os.PathLike) -> str | None:
     """The path as `open` takes it, or None for one on another file system, such as 'gs://bucket/file'."""
     path = str(path).removeprefix("file://")
     return None if re.match(r"[a-zA-Z][\w+.\-]*://", path) else path
@@ -56,7 +58,7 @@ class MappedImages:
 
     dtype = np.dtype(np.uint8)
 
-    def __init__(self, parts, image_shape, *, column_major=False):
+    def __init__(self, parts: Sequence[Part], image_shape: tuple, *, column_major: bool = False):
         self._column_major = column_major
         self._stored_shape = tuple(image_shape[::-1] if column_major else image_shape)
         self._image_bytes = math.prod(image_shape)
@@ -79,10 +81,10 @@ class MappedImages:
         array = np.frombuffer(mapped, np.uint8, num_bytes, part.offset)
         return mapped, array.reshape(part.num_images, *self._stored_shape)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: slice | np.ndarray) -> np.ndarray:
         if isinstance(index, slice):
             start, stop, step = index.indices(len(self))
             return self._between(start, max(start, stop)) if step == 1 else self[np.arange(start, stop, step)]

@@ -5,6 +5,7 @@ Images are decoded as they are, to the channels and the orientation that they ar
 
 import functools
 import os
+from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -21,7 +22,7 @@ _EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp")
 FAILURES = (tf.errors.OpError, UnicodeDecodeError)
 
 
-def list_folder(folder):
+def list_folder(folder: str) -> tuple[list[str], np.ndarray | None]:
     """Finds the images in a folder, or in its sub-folders, each a class.
 
     Names that begin with a dot do not count, nor does what has been converted to shards.
@@ -64,7 +65,9 @@ def list_folder(folder):
     return paths, np.repeat(np.arange(len(classes)), counts)
 
 
-def file_blocks(paths, labels, image_shape, *, first=0):
+def file_blocks(
+    paths: Sequence[str], labels: np.ndarray | None, image_shape: tuple | None, *, first: int = 0
+) -> Generator[tuple[np.ndarray, np.ndarray | None], None, None]:
     """Decodes image files.
 
     Args:
@@ -101,13 +104,13 @@ def _images(folder, files):
 
 
 @functools.lru_cache(maxsize=8)
-def compiled(function, **options):
+def compiled(function: Callable, **options) -> Callable:
     """A function of strings, which is traced once and not for each file."""
     strings = tf.TensorSpec([None], tf.string)
     return tf.function(functools.partial(function, **options), input_signature=[strings], autograph=False)
 
 
-def decoded(block, shape, read=tf.identity):
+def decoded(block: tf.Tensor, shape: tuple, read: Callable = tf.identity) -> tf.Tensor:
     """Images `[n, height, width, channels]` of strings, in a graph; an error that says little if one does not fit."""
 
     def decoded_if_it_fits(data):
@@ -135,7 +138,7 @@ def _decoded_file(path, shape=None):
         return decoded_or_refused(file.read(), shape, path)
 
 
-def decoded_or_refused(data, shape, where):
+def decoded_or_refused(data: bytes, shape: tuple | None, where: str) -> np.ndarray:
     """The image as an array; an error that says what is wrong where it is not one of that shape."""
     if not data.startswith(_SIGNATURES):
         raise ValueError(f"Expected a PNG, JPEG or BMP image in {where}. Received: {len(data)} bytes of something else")

@@ -42,7 +42,7 @@ class DataUnavailable(ValueError):
     """Data is not on this machine and could not be fetched; the message says how to get it."""
 
 
-def verify(path, published):
+def verify(path: str, published: Published) -> None:
     """Checks a file against the published size and SHA-256, where they are known."""
     if published.num_bytes is None and published.sha256 is None:
         return
@@ -78,7 +78,7 @@ def _sha256(path, stat):
     return digest
 
 
-def how_to_obtain(name, path):
+def how_to_obtain(name: str, path: str) -> str:
     """The commands that fetch the file of 'carmon' or 'ddpm' to `path`, one on a line."""
     folder = os.path.dirname(path)
     ddpm = os.path.join(folder, DDPM_FILE)
@@ -93,7 +93,7 @@ def how_to_obtain(name, path):
     )
 
 
-def how_to_make(error):
+def how_to_make(error: Exception) -> str:
     """How a set of extra data that is missing is made, or replaced."""
     return (
         f"{error}. scripts/pseudo_label.py makes such a set out of unlabelled images (--gin_file=gin/pseudo_label.gin, "

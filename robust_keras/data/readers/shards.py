@@ -2,10 +2,12 @@
 
     <place>/shards.json               the marker, written last: which folder, of which source, how many images
     <place>/<unique name>/            images-00000.npy, images-00001.npy, ... uint8, and labels.npy
+    <place>/in_use-<unique name>.json the lock of a process that is at work there, see `ownership`
 
 Every conversion writes to a folder of its own and nothing is renamed, so two at once do not touch each other's files.
-In the folder, `unfinished.json` says what it is a conversion of and is locked while a process is at work. One that
-nobody has locked was killed: the same conversion goes on after its last whole file of images, another one removes it.
+In the folder, `unfinished.json` says what it is a conversion of. One whose process was killed, so that its lock is
+free, is gone on with after its last whole file of images by the same conversion, and removed by another one. No file
+is removed while it is open or mapped, which some systems refuse.
 """
 
 import contextlib
@@ -16,24 +18,26 @@ import os
 import re
 import shutil
 import uuid
-from typing import NamedTuple
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from robust_keras import ownership
+from robust_keras.data.readers import npy_files
 from robust_keras.data.readers.mapped import MappedImages, Part, local_path
-
-try:
-    import fcntl
-except ImportError:  # Not on Windows, where nothing is then known to have been killed.
-    fcntl = None
+from robust_keras.data.readers.tfds_sets import why
 
 SHARD_BYTES = 1 << 30
 _VERSION = 2
 _MARKER, _LABELS, _UNFINISHED = "shards.json", "labels.npy", "unfinished.json"
 _NAME = re.compile("[0-9a-f]{32}")
 _BINDINGS = "training_data.cache_dir, or of a pool label_pool.cache_dir,"
+
+# Blocks of a source's images and labels, from one of its images on; see `converted`.
+Blocks = Generator[tuple[np.ndarray, np.ndarray | None], None, None]
 
 
 class Identity(NamedTuple):
@@ -52,7 +56,7 @@ class Identity(NamedTuple):
     files: str
 
 
-def identity(paths):
+def identity(paths: Sequence[str]) -> Identity:
     """The `Identity` of a source that consists of some files; it stays the same where they all move elsewhere."""
     num_bytes = newest = 0
     files, num_common = hashlib.sha256(), len(os.path.commonpath([min(paths), max(paths)]))
@@ -68,7 +72,7 @@ def identity(paths):
     return Identity(len(paths), num_bytes, newest, files.hexdigest())
 
 
-def place(path, cache_dir=None):
+def place(path: str, cache_dir: str | None = None) -> str:
     """The folder in which the shards of a source are kept.
 
     Args:
@@ -100,16 +104,25 @@ def place(path, cache_dir=None):
     return os.path.join(folder, f"{name}.shards")
 
 
-def converted(source, where, identity, make_blocks, *, image_shape=None, labelled=False, total=None):
+def converted(
+    source: str,
+    where: str,
+    identity: Identity,
+    make_blocks: Callable[[str, int], Blocks],
+    *,
+    image_shape: tuple | None = None,
+    labelled: bool = False,
+    total: int | None = None,
+) -> tuple[MappedImages, np.ndarray | None]:
     """The images and labels of a source, which are converted now unless they have been.
 
     Args:
         source: what to call the source in messages.
         where: the folder that `place` names.
         identity: the `Identity` of the source.
-        make_blocks: `(folder, first) -> iterator of (images, labels)` from the image `first` on: uint8 `[n, height,
+        make_blocks: `(folder, first) -> generator of (images, labels)` from the image `first` on: uint8 `[n, height,
             width, channels]`, and integers `[n]` or always None. It raises ValueError for bad data, and may keep files
-            in `folder` while it runs.
+            in `folder` until it is closed.
         image_shape: (height, width, channels) of the images that are wanted, or None for any. A conversion to another
             shape does not count.
         labelled: whether labels are wanted. A conversion without them does then not count.
@@ -129,23 +142,15 @@ def converted(source, where, identity, make_blocks, *, image_shape=None, labelle
     if (found := existing()) is not None:
         return found
     source_of = {"version": _VERSION, "source": identity._asdict()}
-    conversion = {**source_of, "image_shape": image_shape, "labelled": labelled}
-    with contextlib.ExitStack() as lock, _advice_where_it_fails(source, where):
-        folder = _unfinished(where, json.dumps(conversion).encode(), lock)
-        try:
-            shape, counts = _whole_shards(folder)
-            print(
-                f"Going on with the conversion of {source} to {folder} after {sum(counts):,} images"
-                if counts
-                else f"Converting {source} to {folder}, once",
-                flush=True,
-            )
-            if others := [
-                entry for entry in os.listdir(where) if _NAME.fullmatch(entry) and not folder.endswith(entry)
-            ]:
-                print(f"Unused there, unless another process is at work: {', '.join(sorted(others))}", flush=True)
-            marker = {**source_of, "folder": os.path.basename(folder)}
-            marker |= _write(folder, shape, counts, make_blocks(folder, sum(counts)), source, total)
+    with _advice_where_it_fails(source, where), contextlib.ExitStack() as lock:
+        conversion = {**source_of, "image_shape": image_shape, "labelled": labelled}
+        folder = _unfinished(where, json.loads(json.dumps(conversion)), lock)
+        with _removed_where_it_fails(folder):
+            shape, counts = _whole_shards(folder, labelled)
+            _announce(source, folder, sum(counts))
+            with contextlib.closing(make_blocks(folder, sum(counts))) as blocks:
+                written = _write(folder, shape, counts, blocks, source, total)
+            marker = {**source_of, "folder": os.path.basename(folder), **written}
             if (found := existing()) is not None:  # Another process was faster.
                 shutil.rmtree(folder, ignore_errors=True)
                 return found
@@ -153,78 +158,108 @@ def converted(source, where, identity, make_blocks, *, image_shape=None, labelle
                 file.write(json.dumps(marker, indent=1))
             os.remove(os.path.join(folder, _UNFINISHED))
             return _open(where, marker)
-        except BaseException as error:
-            if isinstance(error, Exception) or not _whole_shards(folder)[1]:
-                _remove(folder)
-            raise
 
 
-def _remove(folder):
-    shutil.rmtree(folder, ignore_errors=True)
-    with contextlib.suppress(OSError):
-        os.rmdir(os.path.dirname(folder))  # If nothing else is in it.
+def _announce(source: str, folder: str, num_done: int) -> None:
+    print(
+        f"Going on with the conversion of {source} to {folder} after {num_done:,} images"
+        if num_done
+        else f"Converting {source} to {folder}, once",
+        flush=True,
+    )
+    where, name = os.path.split(folder)
+    if others := [entry for entry in os.listdir(where) if _NAME.fullmatch(entry) and entry != name]:
+        print(f"Unused there, unless another process is at work: {', '.join(sorted(others))}", flush=True)
 
 
-def _unfinished(where, conversion, lock):
+def _locked(where: str, name: str) -> contextlib.AbstractContextManager:
+    """The lock of one of the folders there; where a file system has no locks, who has one left counts as alive."""
+    return ownership.lock(where, what="a conversion of images", part=name, patience=0)
+
+
+def _unfinished(where: str, conversion: dict[str, Any], lock: contextlib.ExitStack) -> str:
     """The folder of a conversion, locked while the stack `lock` is open: one that was killed, or a new one."""
-    os.makedirs(where, exist_ok=True)
-    for name in sorted(os.listdir(where)) if fcntl else ():
-        path = os.path.join(where, name, _UNFINISHED)
+    for name in sorted(os.listdir(where)) if os.path.isdir(where) else ():
+        folder, path = os.path.join(where, name), os.path.join(where, name, _UNFINISHED)
         if not _NAME.fullmatch(name) or not os.path.exists(path):
             continue
         with contextlib.ExitStack() as stack:
             try:
-                file = stack.enter_context(open(path, "rb"))
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:  # Another process is at work.
+                stack.enter_context(_locked(where, name))
+            except ownership.FolderInUse:
                 continue
             if not os.path.exists(path):  # It has ended meanwhile.
                 continue
-            if file.read() == conversion:
+            if _conversion(path) == conversion:
                 lock.push(stack.pop_all())
-                return os.path.join(where, name)
-            _remove(os.path.join(where, name))
-    folder = os.path.join(where, uuid.uuid4().hex)
-    try:
+                return folder
+            shutil.rmtree(folder, ignore_errors=True)
+    name = uuid.uuid4().hex
+    lock.enter_context(_locked(where, name))
+    folder = os.path.join(where, name)
+    with _removed_where_it_fails(folder):
         os.makedirs(folder)
-        file = lock.enter_context(open(os.path.join(folder, _UNFINISHED), "wb", buffering=0))
-        if fcntl:
-            with contextlib.suppress(OSError):  # A file system without locks: nothing there counts as killed.
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        file.write(conversion)
-    except BaseException:
-        _remove(folder)
-        raise
+        with open(os.path.join(folder, _UNFINISHED), "w") as file:
+            file.write(json.dumps(conversion))
     return folder
 
 
-def _whole_shards(folder):
+def _conversion(path: str) -> Any:
+    """What a file says a folder is a conversion of; None where it is not whole."""
+    with open(path, "rb") as file:
+        try:
+            return json.loads(file.read())
+        except ValueError:
+            return None
+
+
+@contextlib.contextmanager
+def _removed_where_it_fails(folder: str) -> Iterator[None]:
+    """Removes a folder where there is an error inside; where it is interrupted, only one without whole files."""
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or not _whole_shards(folder, labelled=False)[1]:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _whole_shards(folder: str, labelled: bool) -> tuple[tuple | None, list[int]]:
     """Shape of the images, and how many each whole file of them holds that a killed conversion left."""
     shape, counts = None, []
     with contextlib.suppress(FileNotFoundError, ValueError):  # A file that is not whole says that it has no rows.
         while True:
-            with open(_images_path(folder, len(counts)), "rb") as file:
-                np.lib.format.read_magic(file)
-                (count, *row_shape), _, _ = np.lib.format.read_array_header_1_0(file)
-            if count != _images_per_shard(row_shape):
+            path = _images_path(folder, len(counts))
+            (count, *row_shape), _, _, _ = npy_files.header(path)
+            if count != _images_per_shard(tuple(row_shape)) or npy_files.num_whole_rows(path) < count:
                 break
             shape = tuple(row_shape)
             counts.append(count)
+    labels_path = os.path.join(folder, _LABELS)
+    if labelled or os.path.exists(labels_path):
+        try:
+            if npy_files.num_whole_rows(labels_path) < sum(counts):
+                return None, []
+        except (FileNotFoundError, ValueError):
+            return None, []
     return shape, counts
 
 
 @contextlib.contextmanager
-def _advice_where_it_fails(source, where):
+def _advice_where_it_fails(source: str, where: str) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
+    except (OSError, tf.errors.OpError) as error:
         raise ValueError(
             f"Expected to write {where}, a copy of {source} that can be memory-mapped; set {_BINDINGS} to a folder on "
-            f"a local disk with room for it. Received: {error}"
+            f"a local disk with room for it. Received: {why(error)}"
         ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            os.rmdir(where)  # If nothing is in it.
 
 
-def _read(where, identity, image_shape, labelled):
+def _read(where: str, identity: Identity, image_shape: tuple | None, labelled: bool):
     """What `converted` returns, or None where there is no whole conversion that serves."""
     try:
         with open(os.path.join(where, _MARKER)) as file:
@@ -241,7 +276,7 @@ def _read(where, identity, image_shape, labelled):
         raise ValueError(f"Expected to be able to read {where}. Received: {error}") from error
 
 
-def _open(where, marker):
+def _open(where: str, marker: dict) -> tuple[MappedImages, np.ndarray | None]:
     if not _NAME.fullmatch(marker["folder"]):
         raise ValueError(f"Expected the name of a folder of shards. Received: {marker['folder']}")
     folder = os.path.join(where, marker["folder"])
@@ -249,38 +284,39 @@ def _open(where, marker):
     parts = []
     for k, count in enumerate(marker["num_images"]):
         path = _images_path(folder, k)
-        with open(path, "rb") as file:
-            np.lib.format.read_magic(file)
-            if np.lib.format.read_array_header_1_0(file) != ((count, *shape), False, np.dtype(np.uint8)):
-                raise ValueError(f"Expected {count} images of shape {shape}. Received: {path}")
-            parts.append(Part(path, file.tell(), count))
+        *found, offset = npy_files.header(path)
+        if found != [(count, *shape), np.dtype(np.uint8), False]:
+            raise ValueError(f"Expected {count} images of shape {shape}. Received: {path}")
+        parts.append(Part(path, offset, count))
     images, labels = MappedImages(parts, shape), None
     if marker["labelled"]:
-        labels = np.load(os.path.join(folder, _LABELS), mmap_mode="r", allow_pickle=False)
-        if labels.shape != (len(images),):
-            raise ValueError(f"Expected {len(images)} labels. Received: {len(labels)}")
+        path = os.path.join(folder, _LABELS)
+        found = npy_files.header(path)
+        if found.shape != (len(images),) or found.dtype.kind not in "iu":
+            raise ValueError(f"Expected {len(images)} integers in {path}. Received: {found.dtype} {found.shape}")
+        labels = np.memmap(path, found.dtype, "r", found.offset, found.shape)
     return images, labels
 
 
-def _write(folder, shape, counts, blocks, source, total):
+def _write(folder: str, shape: tuple | None, counts: list[int], blocks: Blocks, source: str, total: int | None) -> dict:
     """Writes images and labels after those that are there, and returns what the marker says of all."""
     append_labels, first, is_open = None, sum(counts), False
     labels_path = os.path.join(folder, _LABELS)
     bar = tqdm(desc="converting", unit="image", unit_scale=True, total=total, initial=first, delay=5, mininterval=1)
     with contextlib.ExitStack() as labels_file, contextlib.ExitStack() as shard, bar:
         if first and os.path.exists(labels_path):
-            dtype = np.load(labels_path, mmap_mode="r", allow_pickle=False).dtype
-            append_labels = labels_file.enter_context(_npy_file(labels_path, (), dtype, first))
+            dtype = npy_files.header(labels_path).dtype
+            append_labels = labels_file.enter_context(npy_files.appended(labels_path, (), dtype, first))
         for images, labels in blocks:
             shape = shape or images.shape[1:]
             if append_labels is None and labels is not None:
-                append_labels = labels_file.enter_context(_npy_file(labels_path, (), labels.dtype))
+                append_labels = labels_file.enter_context(npy_files.appended(labels_path, (), labels.dtype))
             if append_labels is not None:
                 append_labels(labels)
             bar.update(len(images))
             while len(images):
                 if not is_open:
-                    new = _npy_file(_images_path(folder, len(counts)), shape, images.dtype)
+                    new = npy_files.appended(_images_path(folder, len(counts)), shape, images.dtype)
                     append_images, is_open = shard.enter_context(new), True
                     counts.append(0)
                 fitting = images[: _images_per_shard(shape) - counts[-1]]
@@ -295,35 +331,9 @@ def _write(folder, shape, counts, blocks, source, total):
     return {"image_shape": shape, "num_images": counts, "labelled": append_labels is not None}
 
 
-def _images_per_shard(shape):
-    return max(1, SHARD_BYTES // math.prod(shape))
+def _images_per_shard(shape: tuple) -> int:
+    return max(1, SHARD_BYTES // max(1, math.prod(shape)))
 
 
-def _images_path(folder, k):
+def _images_path(folder: str, k: int) -> str:
     return os.path.join(folder, f"images-{k:05d}.npy")
-
-
-@contextlib.contextmanager
-def _npy_file(path, row_shape, dtype, num_rows=0):
-    """A function that appends rows to a `.npy` file, after its first ones; the header gets their number at the end."""
-
-    def write_header():
-        description = np.lib.format.dtype_to_descr(dtype)
-        header = {"descr": description, "fortran_order": False, "shape": (num_rows, *row_shape)}
-        np.lib.format.write_array_header_1_0(file, header)  # Padded, so it has the same length for any number.
-
-    def append(rows):
-        nonlocal num_rows
-        file.write(np.ascontiguousarray(rows, dtype).data)
-        file.flush()  # Labels are to be there before the images that they are of.
-        num_rows += len(rows)
-
-    with open(path, "r+b" if num_rows else "wb") as file:
-        write_header()
-        file.seek(num_rows * math.prod(row_shape) * dtype.itemsize, os.SEEK_CUR)
-        file.truncate()
-        yield append
-        file.seek(0)
-        write_header()
-        file.flush()
-        os.fsync(file.fileno())  # The marker is not to be older than the images.

@@ -15,12 +15,12 @@ KNOWN = "a TensorFlow Datasets name such as 'cifar10' or 'cifar100', 'digits', o
 _NAME = re.compile(r"[a-z]\w*(/[\w.\-]+)?(:\d+\.\d+\.\d+)?")
 
 
-def is_name(name):
+def is_name(name: str) -> bool:
     """Whether a string has the form of a TFDS name, such as 'cifar10' or 'mnist:3.0.1'."""
     return bool(_NAME.fullmatch(name))
 
 
-def load(name, split, folder):
+def load(name: str, split: str, folder: str) -> tuple[np.ndarray, np.ndarray, int]:
     """Loads a set, which is downloaded where `folder` has no prepared copy.
 
     Returns:
@@ -48,14 +48,13 @@ def load(name, split, folder):
         absl.logging.set_verbosity(verbosity)
 
 
-def _image_features(name, features):
+def _image_features(name: str, features) -> tuple[tuple, int]:
     """Shape of the images of a TFDS set and number of its classes."""
     image, label = (features[k] if k in features else None for k in ("image", "label"))
     num_classes = getattr(label, "num_classes", None)
-    if image is None or not num_classes:
-        raise ValueError(
-            f"Expected a set with an 'image' and a class 'label'. Received: {name!r}, which has {sorted(features)}"
-        )
+    if image is None or not num_classes or label.shape not in ((), (1,)):
+        has = f"labels of shape {label.shape}" if image is not None and num_classes else sorted(features)
+        raise ValueError(f"Expected a set with an 'image' and a class 'label'. Received: {name!r}, which has {has}")
     dtype = tf.as_dtype(image.dtype)
     if dtype != tf.uint8 or len(image.shape) != 3 or None in image.shape:
         raise ValueError(
@@ -122,13 +121,13 @@ def _read(name, builder, split, shape):
         dataset = dataset.map(lambda example: (example["image"], example["label"])).batch(1024)
         for batch in dataset.as_numpy_iterator():
             start, end = end, end + len(batch[0])
-            images[start:end], labels[start:end] = batch
+            images[start:end], labels[start:end] = batch[0], batch[1].reshape(-1)
     except Exception as error:
         raise ValueError(f"Expected a whole copy of {name!r} in {builder.data_dir}. Received: {why(error)}") from error
     return images, labels
 
 
-def why(error):
+def why(error: BaseException) -> str:
     """The first line of an error, shortened, without the names of TensorFlow's nodes."""
     lines = re.sub(r"\{\{.*?\}\} *| *\[Op:.*", "", str(getattr(error, "message", error))).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__

@@ -4,6 +4,7 @@ import math
 import os
 import re
 import zlib
+from collections.abc import Generator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -31,14 +32,14 @@ class Layout(NamedTuple):
     has_labels: bool
 
 
-def list_files(path):
+def list_files(path: str) -> list[str]:
     """The files that a glob, or a path as it is, matches, sorted."""
     if tf.io.gfile.exists(path):
         return [path]
     return [file for file in sorted(tf.io.gfile.glob(path)) if not tf.io.gfile.isdir(file)]
 
 
-def check_complete(paths):
+def check_complete(paths: Sequence[str]) -> None:
     """Refuses a set of which parts are missing, where names tell how many there are, as 'part-00003-of-00010.tfrecord'.
 
     Raises:
@@ -56,7 +57,9 @@ def check_complete(paths):
             )
 
 
-def blocks(paths, image_shape, *, labelled, first=0):
+def blocks(
+    paths: Sequence[str], image_shape: tuple | None, *, labelled: bool, first: int = 0
+) -> Generator[tuple[np.ndarray, np.ndarray | None], None, None]:
     """Decodes the records of TFRecord files, each compressed with GZIP or ZLIB or not.
 
     Args:

@@ -96,6 +96,33 @@ def test_stored_arrays_are_mapped(path, capsys, prefix, version, dtype):
     assert labels is None
 
 
+def test_labels_of_one_column(path):
+    """As `keras.datasets` has them."""
+    np.savez(path, image=_IMAGES, label=_LABELS[:, None])
+    assert_right(npz(path))
+    assert npz(path)[1].shape == (12,)
+    np.testing.assert_array_equal(formats.load_npz(str(path))[1], _LABELS)
+    assert not (path.parent / "set.npz.shards").exists()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.longdouble])
+def test_every_byte_as_a_float(dtype):
+    every_byte = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    np.testing.assert_array_equal(formats.as_bytes((every_byte / 255).astype(dtype), "them"), every_byte)
+
+
+def test_a_column_file_is_removed_whatever_happens(path, tmp_path):
+    """An array in Fortran order is unpacked first; the file goes when no one has it open, here or in another block."""
+    write_zip(path, image=npy(np.asfortranarray(_IMAGES)), label=npy(_LABELS))
+    member = archives.members(str(path), ["image"])[0]["image"]
+    for num_taken in (0, 1, 2, 100):
+        blocks = archives.blocks(str(path), member, str(tmp_path), 5)
+        taken = [block for block, _ in zip(blocks, range(num_taken))]
+        blocks.close()
+        np.testing.assert_array_equal(np.concatenate([_IMAGES[:0], *taken]), _IMAGES[: 5 * num_taken])
+        assert not (tmp_path / "fortran_order").exists()
+
+
 def test_what_is_mapped_is_the_file(path):
     np.savez(path, image=_IMAGES, label=_LABELS)
     images, labels = npz(path)
@@ -189,6 +216,8 @@ def forms():
         "float32": lambda path: np.savez(path, image=_IMAGES / np.float32(255), label=_LABELS),
         "float64 in Fortran order": lambda path: np.savez(path, image=np.asfortranarray(_IMAGES / 255), label=_LABELS),
         "big-endian floats": lambda path: np.savez(path, image=(_IMAGES / 255).astype(">f8"), label=_LABELS),
+        "float16": lambda path: np.savez(path, image=(_IMAGES / 255).astype(np.float16), label=_LABELS),
+        "labels [N, 1], compressed": lambda path: np.savez_compressed(path, image=_IMAGES, label=_LABELS[:, None]),
         "uint64 labels": lambda path: np.savez_compressed(path, image=_IMAGES, label=_LABELS.astype(np.uint64)),
     }
 
@@ -282,7 +311,8 @@ def bad_arrays():
         "whole npz file.*magic": (b"nothing", _LABELS),
         "whole npz file.*EOF": (npy(_IMAGES)[:50], _LABELS),
         r"'label' of shape \(12,\) .*Received: \(11,\)": (_IMAGES, _LABELS[:11]),
-        r"'label' of shape \(12,\) .*Received: \(12, 1\)": (_IMAGES, _LABELS[:, None]),
+        r"'label' of shape \(12,\) .*Received: \(12, 2\)": (_IMAGES, np.stack([_LABELS] * 2, 1)),
+        r"'label' of shape \(12,\) .*Received: \(1, 12\)": (_IMAGES, _LABELS[None]),
         r"'label' of shape \(12,\) .*Received: \(\)": (_IMAGES, np.array(3)),
         "'label' of integers .*Received: float64": (_IMAGES, _LABELS / 1.0),
         "'label' of integers .*Received: bool": (_IMAGES, _LABELS > 1),
@@ -291,6 +321,10 @@ def bad_arrays():
         "channels last": (_IMAGES.transpose(0, 3, 1, 2), _LABELS),
         "multiples of 1/255": (_IMAGES / 256, _LABELS),
         r"floats in \[0, 1\]": (_IMAGES / 127.5, _LABELS),
+        r"floats in \[0, 1\].*Received: 0 to 255": (_IMAGES.astype(np.float32), _LABELS),
+        r"floats in \[0, 1\].*Received: -1 to 1": (_IMAGES / 127.5 - 1, _LABELS),
+        r"floats in \[0, 1\].*Received: 0 to inf": (np.where(_IMAGES == 0, np.inf, 0.0), _LABELS),
+        "multiples of 1/255.*floats up to 0.5": ((_IMAGES / 256).astype(np.float16), _LABELS),
         "Received: nan to nan": (np.full(_IMAGES.shape, np.nan), _LABELS),
     }
 

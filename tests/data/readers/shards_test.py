@@ -1,5 +1,6 @@
 """Converting a source once, whatever happens meanwhile."""
 
+import concurrent.futures
 import errno
 import itertools
 import json
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from robust_keras import ownership
 from robust_keras.data.readers import formats, shards
 from robust_keras.pseudo_labelling import record_sets
 
@@ -124,12 +126,21 @@ def test_converts_again_what_is_not_what_is_wanted(where, options):
 
 
 def test_a_source_without_images(where):
-    for make_blocks in (lambda *args: iter(()), lambda *args: iter([(_IMAGES[:0], _LABELS[:0])])):
+    for parts in ([], [(_IMAGES[:0], _LABELS[:0])]):
+
+        def make_blocks(folder, first, parts=parts):
+            yield from parts
+
         assert_refused("images in npz:source. Received: none", convert, where, make_blocks)
         assert not where.exists()
 
 
 # Interruptions.
+
+
+def in_a_thread(function):
+    with concurrent.futures.ThreadPoolExecutor(1) as other:
+        return other.submit(function).result()
 
 
 def test_two_at_once(where):
@@ -140,7 +151,7 @@ def test_two_at_once(where):
         parts = blocks()
         yield next(parts)
         folders_seen.append(folder)
-        others.append(convert(where))
+        others.append(in_a_thread(lambda: convert(where)))
         assert len(folders(where)) == 2
         yield from parts
 
@@ -161,7 +172,7 @@ def test_two_at_the_same_moment(where, monkeypatch):
 
     def make_blocks(folder, first):
         yield from blocks()
-        found.append(convert(where))
+        found.append(in_a_thread(lambda: convert(where)))
         monkeypatch.setattr(shards, "_read", lambda *args: None)
 
     found.append(convert(where, make_blocks))
@@ -236,22 +247,58 @@ def test_removes_what_killed_conversions_of_something_else_left(where, monkeypat
     assert len(folders(where)) == 2 and new in folders(where)
 
 
-@pytest.mark.parametrize("is_there", [False, True])
-def test_without_locks_nothing_counts_as_killed(where, monkeypatch, capsys, is_there):
+@pytest.mark.parametrize("machine", ["another", "this"])
+def test_without_locks_what_may_be_alive_is_left_alone(where, monkeypatch, capsys, machine):
     monkeypatch.setattr(shards, "SHARD_BYTES", 5 * 6)
     kill(where, 3)
     (left,) = folders(where)
+    lock = where / ownership.lock_name(left.name)
+    holder = json.loads(lock.read_text())
+    if machine == "another":  # Of which nobody can tell whether the process still runs.
+        lock.write_text(json.dumps({**holder, "machine": "another"}))
 
     def refuse(*args):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    if is_there:
-        monkeypatch.setattr(shards.fcntl, "flock", refuse)
-    else:
-        monkeypatch.setattr(shards, "fcntl", None)
+    monkeypatch.setattr(ownership.fcntl, "flock", refuse)
     assert_right(convert(where))
-    assert f"Unused there, unless another process is at work: {left.name}\n" in capsys.readouterr().out
-    assert len(folders(where)) == 2
+    said = capsys.readouterr().out
+    if machine == "another":
+        assert f"Unused there, unless another process is at work: {left.name}\n" in said and len(folders(where)) == 2
+    else:
+        assert "after 10 images" in said and folders(where) == [left]
+
+
+def test_a_conversion_of_an_older_release_goes_on(where, monkeypatch, capsys):
+    """Which had the lock in the file that says what it is of."""
+    monkeypatch.setattr(shards, "SHARD_BYTES", 5 * 6)
+    kill(where, 3)
+    (where / ownership.lock_name(folders(where)[0].name)).unlink()
+    capsys.readouterr()
+    assert_right(convert(where))
+    assert "after 10 images" in capsys.readouterr().out and len(folders(where)) == 1
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "labels.npy").write_bytes(b"half of"),
+        lambda folder: (folder / "labels.npy").write_bytes(b"\x93NUMPY\x01\x00\x10\x00('" + b"(" * 14),
+        lambda folder: os.truncate(folder / "labels.npy", 140),
+        lambda folder: (folder / "images-00000.npy").write_bytes(b'\x93NUMPY\x01\x00\x10\x00"""{{{{{{{{{{{{{'),
+        lambda folder: np.save(folder / "images-00000.npy", np.zeros((5, 0, 1), np.uint8)),
+        lambda folder: os.truncate(folder / "images-00001.npy", 140),
+        lambda folder: (folder / "unfinished.json").write_bytes(b"\xff{"),
+    ],
+)
+def test_what_is_damaged_of_a_killed_conversion_is_done_again(where, monkeypatch, damage):
+    """As a power cut may leave it; NumPy fails in several ways on a header that is none."""
+    monkeypatch.setattr(shards, "SHARD_BYTES", 5 * 6)
+    kill(where, 3, labelled=True)
+    (folder,) = folders(where)
+    damage(folder)
+    assert_right(convert(where, labelled=True))
+    assert not list(where.glob("in_use*"))
 
 
 @pytest.mark.parametrize("images_per_shard", [5, 1000])
@@ -327,6 +374,8 @@ def test_a_place_that_cannot_be_written(tmp_path):
         lambda where, folder: os.truncate(folder / "labels.npy", 200),
         lambda where, folder: np.save(folder / "labels.npy", _LABELS[:-1]),
         lambda where, folder: np.save(folder / "labels.npy", np.array([None] * 23)),
+        lambda where, folder: np.save(folder / "labels.npy", _LABELS / 2),
+        lambda where, folder: (folder / "labels.npy").write_bytes(b"\x93NUMPY\x01\x00\x10\x00('" + b"(" * 14),
         lambda where, folder: shutil.rmtree(folder),
     ],
 )

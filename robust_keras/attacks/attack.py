@@ -1,0 +1,103 @@
+"""An attack of an evaluation as one record: its name, threat model and settings, and how it runs.
+
+    as_attack(functools.partial(apgd.apgd, threat=linf, num_steps=50)).name  # 'apgd-ce'
+
+Attacks are plain functions with bound settings. What has to know more about them than how they are called reads the
+record; `as_attack` alone looks into functions.
+"""
+
+import functools
+import inspect
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from robust_keras import threats
+from robust_keras.attacks import stepwise
+
+
+class Attack(NamedTuple):
+    """An attack whose settings are bound.
+
+    Attributes:
+        name: as results spell it, such as 'apgd-ce'.
+        threat: the threat model that it is bound to; None for a function that was given none.
+        parameters: its settings, defaults too, as JSON can hold them; the threat model is not among them.
+        run: `(logits_fn, x, labels, *, seeds) -> x_adv`.
+        search: the `stepwise.Search` that `run` takes through all of its steps; None for any other function.
+        loss_fn: `(logits, labels) -> [batch]`, a loss whose gradient it follows, of several the first; None where it
+            follows none, or none that is known.
+    """
+
+    name: str
+    threat: threats.Threat | None
+    parameters: dict[str, Any]
+    run: Callable
+    search: stepwise.Search | None = None
+    loss_fn: Callable | None = None
+
+
+def as_attack(given: Attack | Callable) -> Attack:
+    """The record of an attack.
+
+    Args:
+        given: an attack function with its settings bound by keyword (a `functools.partial`, as gin makes them), any
+            other function `(logits_fn, x, labels, *, seeds) -> x_adv` that has a name, or a record. A setting named
+            `threat` is taken for the threat model, one named `loss_fn` for the loss that is ascended.
+
+    Returns:
+        An `Attack`.
+
+    Raises:
+        ValueError: for what cannot be called or has no name, for settings that are bound by position, and for those
+            that the attack refuses.
+    """
+    if isinstance(given, Attack):
+        return given
+    function, settings = given, {}
+    if isinstance(given, functools.partial):
+        function, settings = given.func, given.keywords
+        if given.args:
+            raise ValueError(f"Expected an attack with settings bound by keyword. Received: {given.args!r}")
+    name = getattr(function, "__name__", None) or getattr(function, "name", None)
+    if not callable(function) or name is None:
+        raise ValueError(f"Expected an attack, a function with a name. Received: {function!r}")
+    settings = {**_defaults(function), **settings}
+    build = getattr(function, "search", None)
+    search = build(**settings) if build else None
+    return Attack(
+        name=search.name if search else name,
+        threat=settings.get("threat"),
+        parameters={key: _described(value) for key, value in settings.items() if key != "threat"},
+        run=given,
+        search=search,
+        loss_fn=search.loss_fn if search else settings.get("loss_fn"),
+    )
+
+
+def _defaults(function):
+    try:
+        parameters = inspect.signature(function).parameters
+    except ValueError:  # Some built-in functions have none.
+        return {}
+    return {name: each.default for name, each in parameters.items() if each.default is not inspect.Parameter.empty}
+
+
+def _described(value):
+    """A setting as JSON can hold it, alike in every process."""
+    if isinstance(value, np.generic):
+        return _described(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON knows no such numbers.
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if type(value) in (list, tuple):
+        return [_described(each) for each in value]
+    if type(value) is dict:
+        return {str(key): _described(each) for key, each in value.items()}
+    if isinstance(value, functools.partial):
+        settings = ", ".join(f"{key}={_described(bound)}" for key, bound in value.keywords.items() if key != "threat")
+        return _described(value.func) + (f"({settings})" if settings else "")
+    return getattr(value, "name", None) or getattr(value, "__name__", None) or type(value).__name__

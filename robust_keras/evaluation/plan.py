@@ -1,0 +1,73 @@
+"""What an evaluation runs: attacks in order, perhaps a baseline before them, and the threat model of all."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from robust_keras import threats
+from robust_keras.attacks.attack import Attack, as_attack
+from robust_keras.evaluation.examples import Examples
+
+
+class Plan(NamedTuple):
+    """What runs.
+
+    Attributes:
+        attacks: records in order, the baseline first where there is one.
+        has_baseline: whether the first one is a baseline, whose verdicts do not count.
+        threat: what adversarial images must obey.
+        individual: whether each attack runs on every correctly classified example.
+        seed: of the attacks' noise.
+    """
+
+    attacks: tuple[Attack, ...]
+    has_baseline: bool
+    threat: threats.Threat
+    individual: bool = False
+    seed: int = 0
+
+    @property
+    def first(self) -> int:
+        """The position of the first attack that counts."""
+        return int(self.has_baseline)
+
+    def size(self, examples: Examples) -> tuple[int, int]:
+        """Of the verdicts: the numbers of attacks and of examples."""
+        return len(self.attacks), len(examples.labels)
+
+    def identity(self, examples: Examples, model: Any) -> dict[str, Any]:
+        """What verdicts depend on, as JSON can hold it.
+
+        Args:
+            examples: those under attack.
+            model: what tells the model from others; None where that is not known.
+        """
+        where = [self.threat.norm, self.threat.epsilon, self.has_baseline, self.individual, self.seed]
+        attacks = [where, *([attack.name, attack.parameters] for attack in self.attacks)]
+        known = {} if model is None else {"model": model}
+        return {"images": examples.digest(), "attacks": attacks, **known}
+
+
+def make(
+    attacks: Sequence[Attack | Callable], baseline: Attack | Callable | None, threat: threats.Threat, **options: Any
+) -> Plan:
+    """The `Plan` of attacks as `attacks.attack.as_attack` takes them.
+
+    Args:
+        attacks: those that count.
+        baseline: one that does not; None for none.
+        threat: a `threats.Threat`.
+        **options: see `Plan`.
+
+    Raises:
+        ValueError: for an attack that is none, has bad settings or is bound to another threat model.
+    """
+    given = [*([] if baseline is None else [baseline]), *attacks]
+    plan = Plan(tuple(map(as_attack, given)), baseline is not None, threat, **options)
+    for attack in plan.attacks:
+        bound = attack.threat
+        if bound is not None and (bound.norm, bound.epsilon) != (threat.norm, threat.epsilon):
+            raise ValueError(
+                f"Expected attacks on the threat model {threat.norm} {threat.epsilon_fraction}. "
+                f"Received: {attack.name} on {bound.norm} {bound.epsilon_fraction}"
+            )
+    return plan

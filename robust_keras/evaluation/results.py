@@ -1,0 +1,160 @@
+"""What an evaluation comes to: the dictionary of results.json, the arrays of examples.npz, and the numbers as text."""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from robust_keras.evaluation import gradient_masking, outputs, warnings
+from robust_keras.evaluation.examples import Examples
+from robust_keras.evaluation.plan import Plan
+from robust_keras.evaluation.verdicts import Verdicts
+
+
+class Evaluation(NamedTuple):
+    """What `evaluate` returns.
+
+    Attributes:
+        results: a dictionary as results.json holds it, but for `model`, `dataset` and `versions`.
+        examples: NumPy arrays by name as examples.npz holds them.
+    """
+
+    results: dict[str, Any]
+    examples: dict[str, np.ndarray]
+
+
+def conclude(plan: Plan, examples: Examples, verdicts: Verdicts, logits_fn: Any) -> Evaluation:
+    """The `Evaluation` of finished verdicts.
+
+    Args:
+        plan: what ran.
+        examples: on what.
+        verdicts: what was found.
+        logits_fn: the model, whose attributes say how it was read.
+    """
+    broken, broken_uint8 = verdicts.broken[plan.first :], verdicts.broken_uint8[plan.first :]
+    correct = examples.correct
+    standing = correct & ~broken.any(axis=0)
+    records = [_record(attack, k, verdicts) for k, attack in enumerate(plan.attacks)]
+    results: dict[str, Any] = {
+        "num_examples": len(correct),
+        "clean_accuracy": float(correct.mean()),
+        "robust_accuracy": float(standing.mean()),
+        "robust_accuracy_uint8": float((correct & ~broken_uint8.any(axis=0)).mean()),
+        "robust_accuracy_after": [
+            {"attack": attack.name, "robust_accuracy": float((correct & ~broken[: k + 1].any(axis=0)).mean())}
+            for k, attack in enumerate(plan.attacks[plan.first :])
+        ],
+        "norm": plan.threat.norm,
+        "epsilon": plan.threat.epsilon,
+        "epsilon_fraction": plan.threat.epsilon_fraction,
+        "attacks": records[plan.first :],
+        "individual": plan.individual,
+        "confidence_interval_95": wilson_interval(int(standing.sum()), len(correct)),
+        "warnings": _warnings(plan, examples, verdicts, logits_fn),
+        "seed": plan.seed,
+    }
+    if figures := verdicts.notes.get("diagnosis"):
+        results["diagnosis"] = figures
+    if outputs.are_log_probabilities(logits_fn):
+        results["saturated_examples"] = outputs.num_saturated(examples.clean_logits)
+    if plan.has_baseline:
+        results["baseline"] = {**records[0], "robust_accuracy": float((correct & ~verdicts.broken[0]).mean())}
+    return Evaluation(results, _arrays(plan, examples, verdicts))
+
+
+def _record(attack, k, verdicts):
+    record = {
+        "name": attack.name,
+        "parameters": attack.parameters,
+        "seconds": round(float(verdicts.seconds[k]), 3),
+        "examples_attacked": int(verdicts.attacked[k]),
+        "examples_broken": int(verdicts.broken[k].sum()),
+        "steps": int(verdicts.steps[k]),
+        "steps_without_packing": int(verdicts.steps_without_packing[k]),
+    }
+    refused = {name: verdicts.counted(name, k) for name in ("non_finite_images", "outside_threat_model")}
+    return {**record, **{name: number for name, number in refused.items() if number}}
+
+
+def _warnings(plan, examples, verdicts, logits_fn):
+    notes, names = verdicts.notes, [attack.name for attack in plan.attacks]
+    broken = verdicts.broken[plan.first :]
+    standing = examples.correct & ~broken.any(axis=0)
+    found = ["non_finite_logits"] if notes.get("non_finite_logits") else []
+    found += gradient_masking.flags(notes["diagnosis"]) if notes.get("diagnosis") else []
+    if any(notes.get("non_finite_images", ())) and "non_finite_gradients" not in found:
+        found.append("non_finite_gradients")
+    found += ["outside_threat_model"] if any(notes.get("outside_threat_model", ())) else []
+    baseline_broken = verdicts.broken[0] if plan.has_baseline else None
+    found += warnings.of_verdicts(names[plan.first :], broken, standing, baseline_broken)
+    found += warnings.of_classes(plan.attacks, examples.num_classes)
+    found += ["straight_through_cast"] if getattr(logits_fn, "straight_through_cast", False) else []
+    if outputs.are_log_probabilities(logits_fn):
+        found += ["saturated_probabilities"] if outputs.num_saturated(examples.clean_logits) else []
+    elif outputs.is_within_0_1(examples.clean_logits):
+        found.append("outputs_between_0_and_1")
+    return found
+
+
+def _arrays(plan, examples, verdicts):
+    broken = verdicts.broken[plan.first :]
+    standing = examples.correct & ~broken.any(axis=0)
+    broken_by = np.where(standing, -1, 0)
+    for k in reversed(range(len(broken))):
+        broken_by[broken[k]] = k + 1
+    position = np.where(broken_by > 0, broken_by - 1 + plan.first, -1)
+    return {
+        "index": np.arange(len(examples.labels)),
+        "label": examples.labels,
+        "clean_prediction": examples.clean_logits.argmax(axis=-1).astype(np.int32),
+        "robust": standing,
+        "broken_by": broken_by.astype(np.int32),
+        "adversarial": verdicts.adversarial(examples.images, position),
+    }
+
+
+def summary(results: dict[str, Any]) -> str:
+    """The main numbers of a results dictionary, as lines of text."""
+    low, high = (100 * bound for bound in results["confidence_interval_95"])
+    lines = [
+        f"{results['num_examples']} examples, {results['norm']} {results['epsilon_fraction']}",
+        f"clean accuracy: {100 * results['clean_accuracy']:.2f} %",
+    ]
+    lines += [
+        f"robust accuracy after {after['attack']}: {100 * after['robust_accuracy']:.2f} %"
+        for after in results["robust_accuracy_after"]
+    ]
+    if "baseline" in results:
+        baseline = results["baseline"]
+        lines.append(f"baseline {baseline['name']} alone: {100 * baseline['robust_accuracy']:.2f} %")
+    lines.append(
+        f"robust accuracy (an upper bound of the true one): {100 * results['robust_accuracy']:.2f} %, "
+        f"95 % interval {low:.2f} to {high:.2f} %"
+    )
+    named = _named(results)
+    lines += [f"warning: {name}{f' ({named[name]})' if named.get(name) else ''}" for name in results["warnings"]]
+    return "\n".join(lines)
+
+
+def _named(results):
+    """What warnings speak of, by name: attacks, and how many of their images."""
+    records = [*([results["baseline"]] if "baseline" in results else []), *results["attacks"]]
+
+    def counts(name):
+        return ", ".join(f"{record[name]} of {record['name']}" for record in records if name in record)
+
+    return {
+        "zero_gradients": ", ".join(gradient_masking.without_gradients(results.get("diagnosis", {}))),
+        "non_finite_gradients": counts("non_finite_images"),
+        "outside_threat_model": counts("outside_threat_model"),
+    }
+
+
+def wilson_interval(num_successes: int, num_trials: int) -> list[float]:
+    """The 95 % Wilson score interval of a proportion, [low, high]."""
+    z = 1.959963984540054
+    p, n = num_successes / num_trials, num_trials
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return [max(centre - half, 0.0), min(centre + half, 1.0)]

@@ -1,0 +1,238 @@
+"""What the study trains and evaluates, in which order, and within which time."""
+
+import functools
+import json
+import posixpath
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from robust_keras import storage
+from robust_keras.saved_models import export
+from robust_keras.study import budget as budgets
+from robust_keras.study import planning, rows, tables, throughput, trials
+from robust_keras.study.configurations import Configuration
+from robust_keras.training import recorder
+
+Validations = Mapping[int, Mapping[str, float]]  # By seed, the accuracies of a run's best weights.
+
+
+class Commands(NamedTuple):
+    """What the study has done by others.
+
+    Attributes:
+        train: `(gin files, bindings, workdir)`: trains into a folder, or goes on there, and exports.
+        evaluate: `(configuration, gin file, workdir, num_examples)`: evaluates the model of a run's folder into its
+            sub-folder `evaluation`, on all images where num_examples is None; returns the results.
+        differences: `(gin files, bindings, workdir)`: in what the run in a folder differs, one line each.
+    """
+
+    train: Callable[[Sequence[str], Sequence[str], str], None]
+    evaluate: Callable[[Configuration, str, str, int | None], dict]
+    differences: Callable[[Sequence[str], Sequence[str], str], list[str]]
+
+
+class Study(NamedTuple):
+    """Rows of the study that are run together.
+
+    Attributes:
+        manifest: all `rows.Row`s.
+        chosen: those to run, with their baselines.
+        setting: of the rows in a table; None for both.
+        configured: `(rows, plan)`: the configurations of rows and their baselines at a plan, by name.
+        folder: of the runs.
+        commands: what trains and evaluates.
+    """
+
+    manifest: Sequence[rows.Row]
+    chosen: Sequence[rows.Row]
+    setting: str | None
+    configured: Callable[[Sequence[rows.Row], planning.Plan], dict[str, Configuration]]
+    folder: str
+    commands: Commands
+
+
+class Trained(NamedTuple):
+    """What is trained so far.
+
+    Attributes:
+        plan: by which it is.
+        validations: `Validations` by name of the configuration; what is not in it is still to be trained.
+        is_at_chance: whether all of it is at chance, so that there is nothing to compare.
+    """
+
+    plan: planning.Plan
+    validations: dict[str, Validations]
+    is_at_chance: bool = False
+
+
+def measure(study: Study, trained: Trained) -> list[str]:
+    """Trains what is not trained yet, evaluates, and writes the tables in which the chosen rows stand.
+
+    Returns:
+        The paths of the tables and figures; none where nothing can be compared.
+    """
+    if trained.is_at_chance:
+        print("All networks are at chance on their validation images: the budget is too small to compare", flush=True)
+        return []
+    measured = {}
+    by_name = study.configured(study.chosen, trained.plan)
+    for count, (name, configuration) in enumerate(by_name.items()):
+        print(f"Configuration {count + 1} of {len(by_name)}: {name}", flush=True)
+        folder = posixpath.join(study.folder, name)
+        validations = trained.validations.get(name)
+        if validations is None:
+            validations = train_models(configuration, folder, study.commands)
+        measured[name] = evaluate_models(trained.plan, configuration, folder, validations, study.commands)
+    paths = []
+    for table in dict.fromkeys(each.table for each in study.chosen):
+        shown = rows.select(study.manifest, table=table, setting=study.setting)
+        # What earlier calls finished stays in the table.
+        for name, configuration in study.configured(shown, trained.plan).items():
+            folder = posixpath.join(study.folder, name)
+            if name not in measured and (finished := finished_models(configuration, folder, study.commands)):
+                measured[name] = finished
+        shown = [each for each in shown if not each.runnable or rows.run_name(each) in measured or each in study.chosen]
+        compared = tables.compare_rows(study.manifest, shown, measured)
+        paths += tables.write_study(study.folder, table, compared, scale=trained.plan.description)
+    return paths
+
+
+def train_models(configuration: Configuration, folder: str, commands: Commands) -> Validations:
+    """Trains the models of a configuration, but for those that are there.
+
+    Returns:
+        What the best weights of each got on its validation images, by seed; a run that diverged is left out.
+
+    Raises:
+        ValueError: for a folder with finished runs of another configuration.
+    """
+    validations = {}
+    for seed in range(configuration.job.num_runs):
+        workdir, bindings = posixpath.join(folder, f"seed{seed}"), configuration.with_seed(seed)
+        saved_model = posixpath.join(workdir, "saved_model")
+        if not export.is_finished(saved_model):
+            try:
+                commands.train(configuration.files, bindings, workdir)
+            except recorder.NonFiniteLoss as error:
+                print(f"Seed {seed} diverged and is left out. {error}", flush=True)
+                continue
+        elif different := commands.differences(configuration.files, bindings, workdir):
+            raise ValueError(f"Expected a workdir of this run. Received: {workdir} of another, {'; '.join(different)}")
+        card = json.loads(storage.read_text(posixpath.join(saved_model, export.CARD)))
+        validations[seed] = card["validation"]["best"]["metrics"]
+    return validations
+
+
+def evaluate_models(
+    plan: planning.Plan, configuration: Configuration, folder: str, validations: Validations, commands: Commands
+) -> list[tables.Measured]:
+    """Evaluates the models of a configuration that the protocol chooses."""
+    measured = []
+    for seed in chosen_seeds(configuration, validations):
+        workdir = posixpath.join(folder, f"seed{seed}")
+        num_examples = None if plan.evaluates_whole_set else plan.examples
+        commands.evaluate(configuration, plan.evaluation, workdir, num_examples)
+        measured.append(tables.read_measured(posixpath.join(workdir, "evaluation"), seed=seed, training=workdir))
+    return measured
+
+
+def chosen_seeds(configuration: Configuration, validations: Validations) -> list[int]:
+    """Seeds of the models that are evaluated: the most robust ones on their validation images, of equals the first."""
+    best = sorted(validations, key=lambda seed: -_accuracy(validations[seed], "robust"))
+    return sorted(best[: configuration.job.num_evaluated])
+
+
+def _accuracy(metrics: Mapping[str, float], kind: str) -> float:
+    """Of the weights that are exported: the averaged ones, where there are any."""
+    return metrics.get(f"val_{kind}_averaged", metrics[f"val_{kind}"])
+
+
+def finished_models(configuration: Configuration, folder: str, commands: Commands) -> list[tables.Measured]:
+    """What a configuration has of finished evaluations."""
+    measured = []
+    for seed in range(configuration.job.num_runs):
+        workdir = posixpath.join(folder, f"seed{seed}")
+        evaluation = posixpath.join(workdir, "evaluation")
+        if tf.io.gfile.exists(posixpath.join(evaluation, "results.json")):
+            if not commands.differences(configuration.files, configuration.with_seed(seed), workdir):
+                measured.append(tables.read_measured(evaluation, seed=seed, training=workdir))
+    return measured
+
+
+def train_within(
+    budget: str,
+    plan: planning.Plan,
+    study: Study,
+    *,
+    started: float,
+    clock: Callable[[], float] = time.monotonic,
+) -> Trained:
+    """Fits a plan into a budget, or takes an earlier call's, trains by it, and fits the evaluations into what is left.
+
+    Args:
+        budget: such as '3h'.
+        plan: the scale.
+        study: what is run; the plan is kept in its folder.
+        started: when the budget began to run.
+        clock: to read the time from, in seconds.
+
+    Raises:
+        ValueError: for a budget that is too small, and for a folder whose plan is for something else.
+    """
+    seconds, path = budgets.parse(budget), posixpath.join(study.folder, "plan.json")
+
+    def left() -> float:
+        return seconds - (clock() - started)
+
+    jobs = {name: each.job for name, each in study.configured(study.chosen, plan).items()}
+    fitted = budgets.read(path, plan, jobs)
+    if fitted is None:
+        print("Measuring what short runs take on this device", flush=True)
+        fitted = budgets.fit(
+            plan,
+            jobs,
+            seconds=seconds,
+            left=left,
+            flops_per_second=throughput.device_throughput(),
+            measure=functools.partial(_time_trials, study, clock),
+        )
+        budgets.write(path, fitted, jobs)
+        print(f"Planned: {fitted.seconds:,.0f} s of the {left():,.0f} s that are left", flush=True)
+    print(f"In {budget}: {fitted.plan.description}", flush=True)
+    if fitted.plan.images or not fitted.timings:
+        return Trained(fitted.plan, {})
+    by_name = study.configured(study.chosen, fitted.plan)
+    trained = {
+        name: train_models(each, posixpath.join(study.folder, name), study.commands) for name, each in by_name.items()
+    }
+    models = _models(by_name, trained)
+    if budgets.all_at_chance(fitted.plan, jobs, models):
+        return Trained(fitted.plan, trained, is_at_chance=True)
+    images = budgets.num_images(fitted, jobs, models, left=left())
+    print(f"{images:,} test images fit into the {left():,.0f} s that are left", flush=True)
+    fitted = fitted._replace(plan=fitted.plan._replace(images=images))
+    budgets.write(path, fitted, jobs)
+    return Trained(fitted.plan, trained)
+
+
+def _models(by_name: Mapping[str, Configuration], trained: Mapping[str, Validations]) -> list[budgets.Model]:
+    return [
+        budgets.Model(name, *(_accuracy(trained[name][seed], kind) for kind in ("clean", "robust")))
+        for name, configuration in by_name.items()
+        for seed in chosen_seeds(configuration, trained[name])
+    ]
+
+
+def _time_trials(study: Study, clock: Callable[[], float], plan: planning.Plan) -> dict[str, budgets.Timings]:
+    folder, commands = posixpath.join(study.folder, "trial"), study.commands
+    return trials.time_trials(
+        plan,
+        study.configured(study.chosen, plan),
+        folder,
+        train=lambda configuration, bindings: commands.train(configuration.files, bindings, folder),
+        evaluate=lambda configuration, images: commands.evaluate(configuration, plan.evaluation, folder, images),
+        clock=clock,
+    )

@@ -1,0 +1,221 @@
+"""What gin files may hold, what identifies a run, and where it goes by default."""
+
+import itertools
+import os
+import re
+import sys
+
+import pytest
+
+from robust_keras.commands import configuration
+
+GIN = configuration.gin_directory()
+
+
+def config_of(*params, files=("at.gin",)):
+    """The operative configuration of a training run."""
+    configuration.parse(files, params)
+    configuration.resolve(configuration.train)
+    return configuration.operative_config()
+
+
+def refused(*files, params=()):
+    with pytest.raises(ValueError) as error:
+        configuration.parse(files, params)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """The name of a module that has not been imported."""
+    (tmp_path / "stranger_module.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "stranger_module"
+    assert "stranger_module" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["import stranger_module", "from stranger_module import x", "from __gin__ import dynamic_registration"],
+)
+def test_a_gin_file_imports_nothing(tmp_path, module, statement):
+    path = tmp_path / "stranger.gin"
+    path.write_text(f"include 'base.gin'\n{statement}\n")
+    line = refused(path)
+    assert str(path) in line and statement in line and "line 2" in line
+    (tmp_path / "outer.gin").write_text(f"include '{path}'\n")
+    assert str(path) in refused(tmp_path / "outer.gin")
+    assert statement in refused("at.gin", params=["SEED = 3", statement])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("SEED = 1\nSEED = (1,\n", "TokenError|EOF|end"),
+        ("SEED = 1\nSEED 2\n", "line 2"),
+        ("SEED = $\n", "line 1"),
+        ("  SEED = 1\n SEED = 2\n", ""),
+        ("SEED = os.getcwd()\n", "line 1"),
+        ("include 'no_such.gin'\n", "no_such.gin"),
+        ("include 7\n", "file path"),
+        ("SEED = \udcff\n", "utf-8"),
+        ("include 'at.gin'\nSEED = %SEED\n", "leads to itself"),
+        ("include 'at.gin'\nSEED = %SED\n", "a value for the macro SED of SEED"),
+    ],
+)
+def test_a_malformed_gin_file_is_one_line_that_names_it(tmp_path, text, message):
+    path = tmp_path / "broken.gin"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    line = refused(path)
+    assert re.search(message, line)
+    assert "no_such" in message or "macro" in line or str(path) in line
+
+
+def test_files_that_include_each_other_are_refused(tmp_path):
+    (tmp_path / "a.gin").write_text(f"include '{tmp_path}/b.gin'\n")
+    (tmp_path / "b.gin").write_text(f"include '{tmp_path}/a.gin'\n")
+    assert "a.gin" in refused(tmp_path / "a.gin")
+
+
+def test_includes_are_relative_to_the_recipes_wherever_the_command_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base.gin").write_text("SEED = 77\n")  # Not this one.
+    (tmp_path / "mine.gin").write_text("SEED = 1\ninclude 'at.gin'\nTAU = 0.5\n")
+    config = config_of(files=["mine.gin"])
+    assert os.getcwd() == str(tmp_path)
+    assert "SEED = 0\n" in config and "TAU = 0.5\n" in config
+    with pytest.raises(ValueError, match="mine.gin"):
+        configuration.parse(["mine.gin"], ["pgd.no_such = 3", "include 'mine.gin'"])
+
+
+def test_an_error_after_an_include_names_its_own_line(tmp_path):
+    (tmp_path / "mine.gin").write_text("include 'at.gin'\n\nno_such.thing = 3\n")
+    assert "mine.gin" in (line := refused(tmp_path / "mine.gin")) and "line 3" in line
+
+
+def test_a_reference_without_parentheses_inside_a_list_is_seen():
+    line = refused("eval/pgd40.gin", params=["evaluate.attacks = [@square(), @pgd]"])
+    assert "@pgd(), for evaluate.attacks. Received: @pgd" in line
+
+
+def test_bindings_that_nothing_reads_are_named():
+    configuration.parse(["at.gin"], ["NO_SUCH = 3", "pgd.loss_fn = @dlr()", "other/pgd.num_steps = 2"])
+    with pytest.raises(ValueError, match=r"Received: NO_SUCH, other/pgd.num_steps, which change nothing"):
+        configuration.resolve(configuration.train)
+
+
+def test_strategy_is_known_before_anything_is_resolved(monkeypatch):
+    asked = []
+    monkeypatch.setattr(configuration.strategies, "strategy", lambda name, *, tpu: asked.append((name, tpu)))
+    for params in (["train.strategy = %PLACE", "PLACE = 'one'"], ["train.tpu = 'mine'"]):
+        configuration.parse(["at.gin"], params)
+        configuration.strategy("train")
+    assert asked == [("one", None), ("auto", "mine")]
+
+
+def test_the_same_recipe_written_otherwise_is_the_same():
+    config = config_of("multistep.base = 0.1", "TAU = 0.995")
+    for params in (["multistep.base = 1e-1", "TAU = 0.9950"], ["TAU = %T", "T = 0.995"], ["TAU = 0.995", "SEED = 0"]):
+        assert configuration.differences(config, config_of(*params)) == []
+    assert configuration.differences(config, config.replace("%TAU", "0.995").replace("TAU = 0.995", "")) == []
+    assert configuration.differences(config, config_of("train.momentum = 0.9", "TAU = 0.995")) == []
+
+
+def test_what_differs_is_named_by_its_macro_or_its_parameter():
+    saved, given = config_of("TAU = 0.9", "SEED = 3"), config_of("train.momentum = 0.8", "EPSILON = '4/255'")
+    assert configuration.differences(saved, given) == [
+        "EPSILON = 8/255, not 4/255",
+        "SEED = 3, not 0",
+        "TAU = 0.9, not None",
+        "train.momentum = 0.9, not 0.8",
+    ]
+
+
+def test_layout_cadence_and_places_are_no_part_of_it():
+    config = config_of()
+    other = config_of(
+        "train.strategy = 'one'",
+        "train.accumulation_steps = %PARTS",
+        "PARTS = 4",
+        "train.validate_every = 7",
+        "train.progress = False",
+        "train.num_checkpoints = 9",
+        "training_data.cache_dir = '/elsewhere'",
+    )
+    assert configuration.differences(config, other) == []
+
+
+def without(config, name):
+    """The configuration as a release without a parameter wrote it."""
+    lines = [line for line in config.splitlines() if not line.strip("# ").startswith(name)]
+    assert len(lines) < len(config.splitlines())
+    return "\n".join(lines)
+
+
+def test_an_option_added_since_counts_as_at_its_default():
+    saved = without(config_of(), "train.momentum")
+    assert configuration.differences(saved, config_of()) == []
+    assert configuration.differences(saved, config_of("train.momentum = 0.8")) == ["train.momentum = 0.9, not 0.8"]
+
+
+def test_an_option_removed_since_may_have_been_at_its_default():
+    config = config_of()
+    for value, is_default, different in (
+        (3, True, []),
+        (3, False, ["train.gone = 3, not (nothing)"]),
+    ):
+        saved = f"train.gone = {value}\n{config}" + ("#   train.gone\n" if is_default else "")
+        assert configuration.differences(saved, config) == different
+    assert configuration.differences(f"gone.far = 1\n{config}#   gone.far\n", config) == []
+
+
+def test_a_default_that_has_changed_since_is_another_run():
+    config = config_of()
+    saved = config.replace("train.momentum = 0.9", "train.momentum = 0.5")
+    assert configuration.differences(saved, config) == ["train.momentum = 0.5, not 0.9"]
+
+
+def test_configurations_of_version_0_5_are_compared(tmp_path):
+    config = config_of()
+    old, _, _ = config.partition("# Of these")  # It did not say what is at its default.
+    assert configuration.differences(old, config) == []
+    assert configuration.differences(old, config_of("SEED = 2")) == ["SEED = 0, not 2"]
+    (tmp_path / "config.gin").write_text(old)
+    configuration.claim(tmp_path, config, holds_results=True)
+    assert (tmp_path / "config.gin").read_text() == config
+
+
+def test_a_workdir_of_another_run_is_refused_in_one_line(tmp_path):
+    configuration.claim(tmp_path, config_of(), holds_results=False)
+    before = (tmp_path / "config.gin").read_text()
+    with pytest.raises(ValueError, match=f"{tmp_path} of another, with SEED = 0, not 3$"):
+        configuration.claim(tmp_path, config_of("SEED = 3"), holds_results=True)
+    assert (tmp_path / "config.gin").read_text() == before
+    (tmp_path / "config.gin").write_text("SEED = (")
+    with pytest.raises(ValueError, match=f"{tmp_path}/config.gin"):
+        configuration.claim(tmp_path, config_of(), holds_results=True)
+    (tmp_path / "config.gin").write_text(before[:500])  # What a kill left.
+    configuration.claim(tmp_path, config_of(), holds_results=True)
+    assert (tmp_path / "config.gin").read_text() == before
+
+
+RECIPES = sorted(path.name for path in GIN.glob("*.gin") if path.name != "base.gin")
+OVERLAYS = sorted(str(path.relative_to(GIN)) for path in GIN.glob("*/*.gin") if path.parent.name != "eval")
+
+
+def test_recipes_that_differ_have_workdirs_that_differ():
+    """Over all pairs of a recipe and a second file: where the workdir is the same, so is what is bound, last for it."""
+    bound = {}
+    for files in [(recipe,) for recipe in RECIPES] + list(itertools.product(RECIPES, OVERLAYS)):
+        workdir = configuration.default_workdir([f"gin/{name}" for name in files])
+        assert workdir.startswith(f"runs/{files[0].removesuffix('.gin')}")
+        settings = configuration.recipe(configuration.gin.config_str())
+        assert bound.setdefault(workdir, settings) == settings, files
+    assert {"runs/trades", "runs/trades+mini", "runs/mart+mini", "runs/at_80mti+released_code"} <= bound.keys()
+
+
+def test_a_second_file_that_does_not_change_what_is_trained_adds_no_name(tmp_path):
+    (tmp_path / "here.gin").write_text("train.strategy = 'one'\ntrain.log_every = 10\nSEED = 0\n")
+    assert configuration.default_workdir(["gin/at.gin", tmp_path / "here.gin"]) == "runs/at"
+    assert configuration.default_workdir(["gin/at.gin"]) == "runs/at"
