@@ -14,7 +14,7 @@ from absl import logging
 from robust_keras import storage
 from robust_keras.evaluation import evaluate
 from robust_keras.training import recorder as recording
-from robust_keras.training import snapshots
+from robust_keras.training import snapshots, termination
 from tests.training.train_test import NUM_STEPS, tiny_run
 
 
@@ -59,6 +59,50 @@ def test_sigterm_stops_a_validation_which_is_caught_up_on(monkeypatch, capsys, u
     assert calls.count(step) == 3
     assert f"Resuming from step {step}\n" in capsys.readouterr().out
     assert_same_run(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_either_signal_saves_and_stops(monkeypatch, undisturbed, tmp_path, number):
+    should_stop, calls = recording.RunRecorder._should_stop, []
+
+    def at_step_2(recorder):
+        calls.append(None)
+        if len(calls) == 2:
+            os.kill(os.getpid(), number)
+        return should_stop(recorder)
+
+    before = signal.getsignal(number)
+    monkeypatch.setattr(recording.RunRecorder, "_should_stop", at_step_2)
+    with pytest.raises(recording.Terminated, match=f"Stopped by {number.name}; saved at step 2"):
+        tiny_run(tmp_path)
+    assert signal.getsignal(number) is before
+    assert storage.read_newest(tmp_path / "checkpoints").step == 2
+    monkeypatch.undo()
+    tiny_run(tmp_path)
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_a_second_sigint_does_not_wait():
+    asked = termination.Termination()
+    with pytest.raises(KeyboardInterrupt), asked.heard():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked.is_asked()
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_signals_are_heard_by_the_main_thread_alone():
+    before = signal.getsignal(signal.SIGTERM)
+
+    def in_a_thread():
+        with termination.Termination().heard():
+            found.append(signal.getsignal(signal.SIGTERM))
+
+    found = []
+    thread = threading.Thread(target=in_a_thread)
+    thread.start()
+    thread.join()
+    assert found == [before]
 
 
 def test_what_was_saved_stays_while_a_validation_is_caught_up_on(monkeypatch, undisturbed, tmp_path):
