@@ -43,7 +43,7 @@ def launch(
     except flags.Error as error:
         _exit(USAGE, _one_line(error))
 
-    from robust_keras.training import recorder, termination
+    from robust_keras.training import run_state, termination
 
     previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
@@ -56,7 +56,7 @@ def launch(
         signal.signal(number, stop)  # While training something better does.
     try:
         main(values)
-    except recorder.NonFiniteLoss as error:
+    except run_state.NonFiniteLoss as error:
         _exit(NON_FINITE_LOSS, _one_line(error))
     except termination.Terminated as error:
         _exit(TERMINATED, _one_line(error))
