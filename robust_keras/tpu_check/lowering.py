@@ -12,7 +12,8 @@ does, the program is searched for the rest.
 import math
 import os
 import re
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -44,7 +45,7 @@ class Program(NamedTuple):
     operations: dict
 
 
-def lower(fn, *args):
+def lower(fn: Callable, *args: Any) -> Program:
     """Traces a function and makes its StableHLO.
 
     Args:
@@ -75,7 +76,7 @@ def lower(fn, *args):
     return Program(stablehlo.parse(text), (), operations)
 
 
-def problems(program):
+def problems(program: Program) -> list[str]:
     """What keeps a program from a TPU, or from running well there.
 
     These are: what TensorFlow's bridge refuses; shapes that depend on values, with a bound or without; lists that have
@@ -107,7 +108,7 @@ def problems(program):
     return list(found.values())
 
 
-def flops(module):
+def flops(module: stablehlo.Module) -> tuple[int, bool]:
     """Floating-point operations of a program's convolutions and matrix products: (flops, whether that is all).
 
     A multiplication and an addition are two. Products with the zeros around an image count, as in `costs`; those with
@@ -117,7 +118,7 @@ def flops(module):
     return _block_flops(module, module.functions["main"], {})
 
 
-def trip_count(module, block, loop):
+def trip_count(module: stablehlo.Module, block: stablehlo.Block, loop: stablehlo.Operation) -> int | None:
     """How often a loop of a block runs, where it counts by ones from a constant to a constant; else None."""
     outside, body = stablehlo.definitions(block), stablehlo.definitions(loop.regions[1])
     starts = [_constant(outside, name) for name in loop.operands]
