@@ -63,7 +63,7 @@ def lower(fn: Callable, *args: Any) -> Program:
         raise ValueError(f"Expected TensorFlow 2.19 or newer, which makes StableHLO. Received: {tf.__version__}")
     # Of arguments that are tensors XLA would know the values, and take shapes that depend on them.
     specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in map(tf.convert_to_tensor, tf.nest.flatten(args))]
-    compiled = compilation.function(lambda *flat: fn(*tf.nest.pack_sequence_as(args, flat)), jit_compile=True)
+    compiled: Any = compilation.function(lambda *flat: fn(*tf.nest.pack_sequence_as(args, flat)), jit_compile=True)
     try:
         operations = dict(_operations(compiled.get_concrete_function(*specs).graph))
     except tf.errors.OperatorNotAllowedInGraphError as error:
@@ -92,7 +92,7 @@ def problems(program: Program) -> list[str]:
     """
     if program.module is None:
         return list(program.refusals)
-    found = {}
+    found: dict[tuple, str] = {}
     for k, tensor in enumerate(program.module.functions["main"].arguments.values()):
         for what, is_one in _FAULTS.items():
             if is_one(tensor):

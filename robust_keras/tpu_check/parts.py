@@ -104,11 +104,11 @@ def of_evaluation(
         run, begin, advance = batching.programs(attack, logits_fn, num_classes)
         if run is not None:
             yield Part(f"attack {attack.name}", run, (x, labels, seeds))
-            continue
-        beginning = x, labels, logits, seeds, labels
-        progress = _zeros_like(begin, *beginning)
-        yield Part(f"attack {attack.name}, start", begin, beginning)
-        yield Part(f"attack {attack.name}, steps", advance, (x, labels, progress, tf.constant(1)))
+        if begin is not None and advance is not None:
+            beginning = x, labels, logits, seeds, labels
+            progress = _zeros_like(begin, *beginning)
+            yield Part(f"attack {attack.name}, start", begin, beginning)
+            yield Part(f"attack {attack.name}, steps", advance, (x, labels, progress, tf.constant(1)))
 
 
 def _zeros(spec: tf.TensorSpec, size: int, dtype: tf.DType | None = None) -> tf.Tensor:

@@ -209,7 +209,10 @@ def unchanged(loop: Operation) -> set[int]:
 
 def callee(operation: Operation) -> str:
     """The name of the function, or of the kernel, that a call calls."""
-    return _CALLEE.search(operation.text)[1]
+    found = _CALLEE.search(operation.text)
+    if found is None:
+        raise ValueError(f"Expected a call. Received: {operation.text}")
+    return found[1]
 
 
 def _prune(block):

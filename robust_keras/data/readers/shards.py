@@ -95,7 +95,8 @@ def place(path: str, cache_dir: str | None = None) -> str:
     if wildcard or cache_dir is not None:
         name += f"-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
     if cache_dir is not None:
-        local = folder = local_path(os.path.expanduser(cache_dir))
+        local = local_path(os.path.expanduser(cache_dir))
+        folder = local or ""
     if local is None:
         raise ValueError(
             f"Expected {_BINDINGS} to be a folder on a local disk, for a copy of {path} that can be memory-mapped. "
@@ -226,7 +227,8 @@ def _removed_where_it_fails(folder: str) -> Iterator[None]:
 
 def _whole_shards(folder: str, labelled: bool) -> tuple[tuple | None, list[int]]:
     """Shape of the images, and how many each whole file of them holds that a killed conversion left."""
-    shape, counts = None, []
+    shape: tuple | None = None
+    counts: list[int] = []
     with contextlib.suppress(FileNotFoundError, ValueError):  # A file that is not whole says that it has no rows.
         while True:
             path = _images_path(folder, len(counts))
@@ -284,11 +286,12 @@ def _open(where: str, marker: dict) -> tuple[MappedImages, np.ndarray | None]:
     parts = []
     for k, count in enumerate(marker["num_images"]):
         path = _images_path(folder, k)
-        *found, offset = npy_files.header(path)
-        if found != [(count, *shape), np.dtype(np.uint8), False]:
+        found = npy_files.header(path)
+        if found != ((count, *shape), np.dtype(np.uint8), False, found.offset):
             raise ValueError(f"Expected {count} images of shape {shape}. Received: {path}")
-        parts.append(Part(path, offset, count))
-    images, labels = MappedImages(parts, shape), None
+        parts.append(Part(path, found.offset, count))
+    images = MappedImages(parts, shape)
+    labels: np.ndarray | None = None
     if marker["labelled"]:
         path = os.path.join(folder, _LABELS)
         found = npy_files.header(path)
