@@ -158,7 +158,7 @@ def converted(
             with open(os.path.join(where, _MARKER), "w") as file:
                 file.write(json.dumps(marker, indent=1))
             os.remove(os.path.join(folder, _UNFINISHED))
-            return _open(where, marker)
+    return _open(where, marker)
 
 
 def _announce(source: str, folder: str, num_done: int) -> None:
