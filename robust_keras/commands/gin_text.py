@@ -1,7 +1,8 @@
 """What a text in gin's language says, read without touching gin's configuration."""
 
 import tokenize
-from collections.abc import Iterator, Mapping
+import types
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gin import config_parser
@@ -70,14 +71,58 @@ def bindings(text: str, name: str = "") -> dict[str, Bound]:
     bound = {}
     for statement in statements(text, name):
         if isinstance(statement, config_parser.BindingStatement):
-            scope = f"{statement.scope}/" if statement.scope else ""
-            argument = f".{statement.arg_name}" if statement.arg_name else ""
-            bound[f"{scope}{_short(statement.selector)}{argument}"] = statement.value
+            bound[_name(statement)] = statement.value
     try:
         return {key: _bound(value, bound) for key, value in bound.items()}
     except RecursionError:
         where = f" in {name}" if name else ""
         raise ValueError(f"Expected macros that have values{where}. Received: one that leads to itself") from None
+
+
+def left_over(texts: Sequence[str]) -> set[str]:
+    """Names of the bindings that may be unused since a later text replaced what referred to them.
+
+    Where a recipe binds `evaluate.baseline = @pgd40/pgd()` and the settings of `pgd40/pgd`, and a later text binds
+    `evaluate.baseline = None`, these settings are left over; one that is bound together with it, or after it, is not.
+
+    Args:
+        texts: in the order in which they are read.
+
+    Raises:
+        ValueError: see `statements`.
+    """
+    bound: dict[str, tuple[int, Any]] = {}
+    pending: list[tuple[str, int]] = []  # What was referred to, until which text.
+    for index, text in enumerate(texts):
+        for statement in statements(text):
+            if isinstance(statement, config_parser.BindingStatement):
+                name = _name(statement)
+                pending += [(leaf, index) for leaf in _leaves(bound.get(name, (index, None))[1])]
+                bound[name] = index, statement.value
+    found: set[str] = set()
+    while pending:
+        leaf, until = pending.pop()
+        for name, (index, value) in bound.items():
+            if index < until and name not in found and _refers(leaf, name):
+                found.add(name)
+                pending += [(inner, until) for inner in _leaves(value)]
+    return found
+
+
+def _refers(leaf: Any, name: str) -> bool:
+    """Whether a value that refers to something takes the binding `name` into account."""
+    if isinstance(leaf, Macro):
+        return name == leaf[1:]
+    if not isinstance(leaf, Reference):
+        return False
+    scope, selector, argument = split(name)
+    used_scope, _, used_selector = leaf[1:].removesuffix("()").rpartition("/")
+    return bool(argument) and selector == used_selector and f"{used_scope}/".startswith(f"{scope}/" if scope else "")
+
+
+def _name(statement: config_parser.BindingStatement) -> str:
+    scope = f"{statement.scope}/" if statement.scope else ""
+    return f"{scope}{_short(statement.selector)}{f'.{statement.arg_name}' if statement.arg_name else ''}"
 
 
 def _bound(value: Any, macros: Mapping[str, Any]) -> Bound:
@@ -100,9 +145,9 @@ def _leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
-def plain(value: Any, macros: Mapping[str, Any] | None = None) -> Any:
+def plain(value: Any, macros: Mapping[str, Any] = types.MappingProxyType({})) -> Any:
     """A value as JSON can hold it, with the values of macros."""
-    if isinstance(value, Macro) and value[1:] in (macros or {}):
+    if isinstance(value, Macro) and value[1:] in macros:
         return plain(macros[value[1:]], macros)
     if isinstance(value, (list, tuple)):
         return [plain(entry, macros) for entry in value]
@@ -113,8 +158,8 @@ def plain(value: Any, macros: Mapping[str, Any] | None = None) -> Any:
 
 def split(name: str) -> tuple[str, str, str]:
     """The scope, the configurable and the argument of a binding's name; a macro has no argument."""
-    scope, _, rest = name.rpartition("/")
-    selector, _, argument = rest.rpartition(".")
+    scope, _, parameter = name.rpartition("/")
+    selector, _, argument = parameter.rpartition(".")
     return (scope, selector, argument) if selector else (scope, argument, "")
 
 

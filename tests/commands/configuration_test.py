@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from robust_keras.commands import configuration
+from robust_keras.commands import configuration, gin_text
 
 GIN = configuration.gin_directory()
 
@@ -176,7 +176,7 @@ def test_a_default_that_has_changed_since_is_another_run():
     assert configuration.differences(saved, config) == ["train.momentum = 0.5, not 0.9"]
 
 
-def test_configurations_of_version_0_5_are_compared(tmp_path):
+def test_configurations_of_older_versions_are_compared(tmp_path):
     config = config_of()
     old, _, _ = config.partition("# Of these")  # It did not say what is at its default.
     assert configuration.differences(old, config) == []
@@ -219,3 +219,36 @@ def test_a_second_file_that_does_not_change_what_is_trained_adds_no_name(tmp_pat
     (tmp_path / "here.gin").write_text("train.strategy = 'one'\ntrain.log_every = 10\nSEED = 0\n")
     assert configuration.default_workdir(["gin/at.gin", tmp_path / "here.gin"]) == "runs/at"
     assert configuration.default_workdir(["gin/at.gin"]) == "runs/at"
+
+
+@pytest.mark.parametrize("recipe", ["eval/autoattack.gin", "eval/aa_mt.gin"])
+def test_a_baseline_can_be_left_out(recipe):
+    configuration.parse([recipe])
+    assert configuration.resolve(configuration.evaluate).keywords["baseline"] is not None
+    configuration.parse([recipe], ["evaluate.baseline = None"])
+    assert configuration.resolve(configuration.evaluate).keywords["baseline"] is None
+
+
+def test_attacks_can_be_replaced():
+    params = ["evaluate.attacks = [@square()]", "square.threat = @threat()"]
+    configuration.parse(["eval/aa_mt.gin"], params)
+    assert len(configuration.resolve(configuration.evaluate).keywords["attacks"]) == 1
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_what_is_bound_for_a_baseline_that_is_left_out_is_refused(first):
+    params = ["evaluate.baseline = None", "pgd40/pgd.num_steps = 3"]
+    configuration.parse(["eval/autoattack.gin"], params if first else params[::-1])
+    with pytest.raises(ValueError, match="Received: pgd40/pgd.num_steps, which change nothing"):
+        configuration.resolve(configuration.evaluate)
+    # Nor is a misspelt one excused.
+    configuration.parse(["eval/autoattack.gin"], ["evaluate.baseline = None", "pgd4/pgd.num_steps = 3"])
+    with pytest.raises(ValueError, match="pgd4/pgd.num_steps"):
+        configuration.resolve(configuration.evaluate)
+
+
+def test_what_is_left_over():
+    first = "f.a = @s/g()\ng.x = 1\ns/g.y = @h()\nt/g.z = 2\nh.w = %M\nM = 3\nN = 4"
+    assert gin_text.left_over([first]) == gin_text.left_over([first, "f.b = 1"]) == set()
+    assert gin_text.left_over([first, "f.a = None"]) == {"g.x", "s/g.y", "h.w", "M"}
+    assert gin_text.left_over([first, "f.a = None\ng.x = 2", "h.w = 3"]) == {"s/g.y", "M"}

@@ -12,7 +12,7 @@ from robust_keras.attacks import apgd, fab, multi_targeted, square, step_rules, 
 from robust_keras.attacks.attack import as_attack
 from robust_keras.attacks.pgd import pgd
 from robust_keras.data import sources
-from robust_keras.evaluation import batching, gradient_masking
+from robust_keras.evaluation import batching, gradient_masking, plan
 from robust_keras.evaluation import evaluate as evaluation
 from robust_keras.evaluation import results as reporting
 
@@ -597,6 +597,7 @@ def test_undisturbed(undisturbed):
     assert undisturbed.results["robust_accuracy"] > 0
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize("num_calls", [1, 6, 12])
 def test_interrupted_and_resumed(monkeypatch, capsys, tmp_path, undisturbed, num_calls):
     options = {"save_directory": str(tmp_path / "state"), "save_every": 0}
@@ -666,7 +667,171 @@ def test_what_was_diagnosed_is_kept(monkeypatch, tmp_path):
     assert results["diagnosis"] == figures and results["warnings"] == ["zero_gradients"]
 
 
+# A state that is not this evaluation's.
+
+
+def interrupted(monkeypatch, directory, **options):
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 2)
+        with pytest.raises(Interrupted):
+            evaluate([attack(by=2.0), attack(by=4.0)], save_directory=str(directory), save_every=0, **options)
+
+
+def other_images():
+    made = make_source()
+    made.images[9, 1, 1, 1] += 1
+    return made
+
+
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        ({"source": other_images()}, "images"),
+        ({"source": make_source(labels=np.where(np.arange(10) == 9, 0, LABELS))}, "images"),
+        ({"attacks": [attack(by=2.0), attack(by=4.1)]}, "attacks"),
+        ({"attacks": [attack(by=2.0), attack(random_shift)]}, "attacks"),
+        ({"seed": 1}, "attacks"),
+        ({"individual": True}, "attacks"),
+        ({"model_identity": "other"}, "model"),
+        ({"source": other_images(), "model_identity": {"sha256": "1"}}, "images and model"),
+    ],
+)
+def test_the_state_of_another_evaluation_is_refused(monkeypatch, tmp_path, changes, named):
+    interrupted(monkeypatch, tmp_path, model_identity={"sha256": "0"})
+    before = sorted(path.name for path in tmp_path.iterdir())
+    options = {"model_identity": {"sha256": "0"}, "attacks": [attack(by=2.0), attack(by=4.0)], **changes}
+    with pytest.raises(ValueError, match=f"state of this evaluation. Received: {tmp_path}, that of other {named}$"):
+        evaluate(save_directory=str(tmp_path), **options)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    # Its own goes on, whatever the layout of the batches.
+    options = {**options, "source": None, "individual": False, "seed": 0, "model_identity": {"sha256": "0"}}
+    options["attacks"] = [attack(by=2.0), attack(by=4.0)]
+    assert evaluate(save_directory=str(tmp_path), batch_size=3, **options).results["robust_accuracy"] == 0.4
+
+
+def test_the_state_of_other_numbers_is_refused(monkeypatch, tmp_path):
+    # A state of an older version does not say what it is of, and shows by its size.
+    monkeypatch.setattr(plan.Plan, "identity", lambda self, examples, model: {})
+    interrupted(monkeypatch, tmp_path)
+    with pytest.raises(ValueError, match="of 3 attacks on 10 examples. Received: .*step-0000000.*of shape .2, 10."):
+        evaluate([attack(by=2.0)] * 3, save_directory=str(tmp_path))
+    with pytest.raises(ValueError, match="of 2 attacks on 7 examples"):
+        evaluate([attack(by=2.0)] * 2, save_directory=str(tmp_path), num_examples=7)
+
+
+def test_a_setting_of_a_newer_version_does_not_matter(monkeypatch, tmp_path):
+    interrupted(monkeypatch, tmp_path)
+
+    def shift_with_option(*args, option=None, **settings):
+        return shift(*args, **settings)
+
+    shift_with_option.__name__ = "shift"
+    newer = [functools.partial(shift_with_option, threat=EPSILON, by=by) for by in (2.0, 4.0)]
+    assert as_attack(newer[0]).parameters == {"by": 2.0, "option": None}
+    by_name = {"by": 2.0, "calls": None}
+    assert as_attack(attack(by=2.0)).parameters == by_name
+    assert evaluate(newer, save_directory=str(tmp_path)).results["robust_accuracy"] == 0.4
+
+
 # Whether the settings fit the model.
+
+
+@pytest.mark.parametrize("shape", [(10, 1), (10, 3)])
+def test_labels_as_keras_gives_them_and_one_hot(sequence, shape):
+    labels = LABELS[:, None] if shape[1] == 1 else np.eye(3, dtype=np.float32)[LABELS]
+    assert labels.shape == shape
+    made = make_source()._replace(labels=labels)
+    assert_same(
+        evaluate([attack(by=by) for by in (2.0, 4.0, 6.0)], made), evaluate([attack(by=by) for by in (2.0, 4.0, 6.0)])
+    )
+
+
+def test_as_many_labels_as_images():
+    made = make_source()
+    with pytest.raises(ValueError, match="a label for each image. Received: 9 for 10"):
+        evaluate([], made._replace(labels=LABELS[:9]))
+    with pytest.raises(ValueError, match="Expected"):
+        evaluate([], made._replace(labels=np.zeros((10, 2), np.int32)))
+
+
+def test_a_straight_through_cast_is_said():
+    named = functools.partial(logits_fn)
+    assert evaluate([], logits_fn=named).results["warnings"] == []
+    named.straight_through_cast = True
+    assert evaluate([], logits_fn=named).results["warnings"] == ["straight_through_cast"]
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_a_model_that_takes_one_size_of_batch(size):
+    # Of 16 slots, Packing would take fewer once few runs are left.
+    def fixed(x):
+        return logits_fn(tf.ensure_shape(x, (size, 2, 2, 3)))
+
+    fixed.batch_size = size
+    attacks = [attack(by=2.0), attack(apgd.apgd, num_steps=5), attack(square.square, num_queries=20)]
+    found = evaluate(attacks, logits_fn=fixed, batch_size=size, diagnose=True)
+    assert_same(found, evaluate(attacks, batch_size=size, diagnose=True))
+    assert found.results["robust_accuracy"] < 0.5
+    with pytest.raises(ValueError, match=f"evaluate.batch_size = {size}: .* Received: 3"):
+        evaluate(attacks, logits_fn=fixed, batch_size=3)
+
+
+def large_logits(x):
+    """Of two classes, a hundred for each byte."""
+    feature = 100 * (x[:, 0, 0, :1] * 255 - 127.5)
+    return tf.concat([-feature, feature], axis=1)
+
+
+def test_a_weak_attack_does_not_look_like_a_strong_model():
+    attacks = [attack(apgd.apgd, num_steps=10)]
+    baseline = attack(pgd, loss_fn=losses.margin, num_steps=10, step_size="2/255")
+    results = evaluate(attacks, logits_fn=large_logits, baseline=baseline, diagnose=True).results
+    # What lies near the threshold falls to the random start.
+    assert results["robust_accuracy"] >= 0.6 and results["baseline"]["robust_accuracy"] <= 0.3
+    assert results["warnings"] == ["zero_gradients", "baseline_beats_attacks"]
+    assert results["diagnosis"]["zero_gradients:apgd-ce"] == 1.0 and results["diagnosis"]["zero_gradients:pgd"] == 0.0
+    assert "warning: zero_gradients (apgd-ce)" in reporting.summary(results).splitlines()
+
+
+def test_a_model_that_looks_at_other_images_is_told():
+    def centred(x):
+        return logits_fn(x - tf.reduce_mean(x, axis=0, keepdims=True) + 0.5)
+
+    accuracies = set()
+    for batch_size in (2, 5):
+        results = evaluate([], logits_fn=centred, batch_size=batch_size, diagnose=True).results
+        accuracies.add(results["clean_accuracy"])
+        assert "batch_dependent_model" in results["warnings"] and results["diagnosis"]["batch_dependence"] > 0.01
+    assert len(accuracies) == 2
+
+
+def test_a_model_with_a_root_loses_nothing():
+    # The last byte is 0 in half of the images: there the gradient of the root is infinite, and 0 times that no number.
+    def rooted(x):
+        return logits_fn(x) + 0.01 * tf.sqrt(x[:, 1, 1, 2:])
+
+    made = make_source()
+    made.images[::2, 1, 1, 2] = 0
+    attacks = [attack(apgd.apgd, num_steps=10), attack(square.square, num_queries=10)]
+    found = evaluate(attacks, made, rooted, diagnose=True)
+    assert "non_finite_gradients" in found.results["warnings"]
+    assert np.isfinite(found.examples["adversarial"]).all()
+    json.dumps(found.results, allow_nan=False)
+
+
+def test_examples_are_saved_as_they_are_found_though_a_later_attack_fails(tmp_path):
+    def failing(logits_fn, x, labels, *, seeds):
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        evaluate([attack(by=2.0), failing], save_directory=str(tmp_path), save_every=1e9)
+    calls = []
+    attacks = [attack(by=2.0), attack(by=4.0, calls=calls)]
+    with pytest.raises(ValueError, match="other attacks"):
+        evaluate(attacks, save_directory=str(tmp_path))
+
+
+# Other settings.
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -750,6 +915,7 @@ def test_a_diagnosis_without_numbers_leaves_valid_json():
 # With a real attack and network.
 
 
+@pytest.mark.oldest
 def test_pgd_on_a_network(tiny_model):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (11, 8, 8, 3)).astype(np.uint8)
@@ -788,6 +954,7 @@ def test_pgd_on_a_network(tiny_model):
     np.testing.assert_allclose(results["robust_accuracy_uint8"], expected)
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize(
     "searching, name",
     [
@@ -864,6 +1031,7 @@ def test_summary(sequence):
     ]
 
 
+@pytest.mark.oldest
 def test_replicas_share_the_work_and_find_the_same(mirrored, make_tiny_model):
     def found(strategy):
         with strategy.scope():

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from robust_keras import noise, threats
+from robust_keras import losses, noise, threats
+from robust_keras.attacks.attack import Attack
 from robust_keras.evaluation import gradient_masking
+from robust_keras.models.normalization import batch_norm_mode
 
 LINF = threats.threat(norm="Linf", epsilon="8/255")
 FIGURES = {
@@ -37,10 +39,10 @@ def grey(num_examples=4):
     return tf.fill((num_examples, 2, 2, 1), 0.5), tf.zeros(num_examples, tf.int32)
 
 
-def diagnose(logits_fn, x, labels, threat=LINF):
+def diagnose(logits_fn, x, labels, threat=LINF, **options):
     seeds = noise.example_seeds(0, 0, tf.range(len(x)))
-    figures = gradient_masking.diagnose(logits_fn, x, labels, seeds, threat=threat)
-    assert figures.keys() == FIGURES
+    figures = gradient_masking.diagnose(logits_fn, x, labels, seeds, threat=threat, **options)
+    assert {name for name in figures if ":" not in name} == FIGURES
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures
     return figures
 
@@ -183,6 +185,117 @@ def test_black_and_white_pixels_count_not():
     assert figures["gradient_mismatch"] == 0.0
 
 
+@pytest.mark.parametrize("batch_size", [1, 3, 8, 20])
+def test_the_size_of_the_batch_changes_no_figure(tiny, batch_size):
+    network, x, labels = tiny
+    one, other = (diagnose(network, x, labels, batch_size=size) for size in (8, batch_size))
+    for name, figure in one.items():
+        np.testing.assert_allclose(other[name], figure, rtol=1e-4, atol=1e-6, err_msg=name)
+    assert gradient_masking.flags(other) == []
+
+
+# The loss of each attack.
+
+
+def attacks_of(*losses_and_names):
+    return [Attack(name, None, {}, None, None, loss_fn) for name, loss_fn in losses_and_names]
+
+
+def test_an_attack_whose_loss_has_no_gradient_is_named(tiny):
+    network, x, labels = tiny
+    attacks = attacks_of(("apgd-ce", losses.cross_entropy), ("pgd", losses.margin), ("square", None))
+    figures = diagnose(network, x, labels, attacks=attacks)
+    assert figures["zero_gradients:apgd-ce"] == figures["zero_gradients:pgd"] == 0.0
+    assert gradient_masking.flags(figures) == [] and "zero_gradients:square" not in figures
+    # The softmax of these is one-hot, in float32 to the last bit: no gradient of the cross-entropy, all of the margin.
+    figures = diagnose(lambda x: 1e5 * network(x), x, labels, attacks=attacks)
+    assert (
+        figures["zero_gradients:apgd-ce"] >= 0.5 and figures["zero_gradients:pgd"] == figures["zero_gradients"] == 0.0
+    )
+    assert gradient_masking.flags(figures) == ["zero_gradients"]
+    assert gradient_masking.without_gradients(figures) == ["apgd-ce"]
+
+
+def test_of_attacks_of_one_name_the_worse_counts(tiny):
+    network, x, labels = tiny
+    for order in (1, -1):
+        attacks = attacks_of(("pgd", losses.margin), ("pgd", lambda logits, labels: 0.0 * logits[:, 0]))[::order]
+        assert diagnose(network, x, labels, attacks=attacks)["zero_gradients:pgd"] == 1.0
+
+
+def test_gradients_that_are_no_numbers():
+    # A square root has an infinite slope at 0: of the first of four images, one pixel is black.
+    x, labels = grey()
+    x = tf.tensor_scatter_nd_update(x, [[0, 1, 1, 0]], [0.0])
+
+    def logits_fn(x):
+        margin = tf.reduce_sum(tf.sqrt(x), axis=(1, 2, 3)) - 8.0
+        return tf.stack([tf.zeros_like(margin), margin], axis=1)
+
+    figures = diagnose(logits_fn, x, labels)
+    assert figures["non_finite_gradients"] == 0.25 and figures["zero_gradients"] == 0.0
+    assert "non_finite_gradients" in gradient_masking.flags(figures)
+
+
+# Images whose logits depend on others.
+
+
+def with_batch_statistics(make_tiny_model):
+    network = make_tiny_model()
+
+    def logits_fn(x):
+        with batch_norm_mode("batch"):
+            return network(x, training=True)
+
+    return logits_fn
+
+
+@pytest.mark.parametrize("num_examples, batch_size", [(8, 2), (8, 4), (8, 8), (8, 32), (1, 4), (3, 2), (8, 1), (1, 1)])
+def test_a_model_of_batch_statistics(make_tiny_model, tiny, num_examples, batch_size):
+    network, x, labels = tiny
+    x, labels = x[:num_examples], labels[:num_examples]
+    figures = diagnose(with_batch_statistics(make_tiny_model), x, labels, batch_size=batch_size)
+    assert figures["batch_dependence"] > 0.05
+    assert "batch_dependent_model" in gradient_masking.flags(figures)
+    assert diagnose(network, x, labels, batch_size=batch_size)["batch_dependence"] < 1e-4
+
+
+def test_rounding_is_no_dependence(tiny):
+    network, x, labels = tiny
+    for dtype in (tf.float16, tf.bfloat16):
+
+        def rounded(x):
+            return tf.cast(tf.cast(network(x) + 1e-4 * tf.cast(x.shape[0], tf.float32), dtype), tf.float32)  # noqa: B023
+
+        for batch_size in (1, 8):
+            figures = diagnose(rounded, x, labels, batch_size=batch_size)
+            assert "batch_dependent_model" not in gradient_masking.flags(figures)
+
+
+def test_a_model_that_takes_one_size_alone(tiny):
+    network, x, labels = tiny
+    for size in (1, 4):
+
+        def fixed(x):
+            return network(tf.ensure_shape(x, (size, 8, 8, 3)))  # noqa: B023
+
+        figures = diagnose(fixed, x, labels, batch_size=size, takes_other_sizes=False)
+        assert gradient_masking.flags(figures) == []
+
+
+@pytest.mark.parametrize("num_examples", [1, 2, 3])
+def test_a_model_without_any_numbers(num_examples):
+    # Nothing is finite but the clean logits.
+    x, labels = grey(num_examples)
+
+    def undefined(x):
+        margin = tf.where(tf.equal(x[:, 0, 0, 0], 0.5), -1.0, np.nan)
+        return tf.stack([tf.zeros_like(margin), margin], axis=1)
+
+    figures = diagnose(undefined, x, labels)
+    assert set(gradient_masking.flags(figures)) <= {"zero_gradients", "loss_did_not_rise", "gradient_mismatch"}
+
+
 CLEAN = {
     "logits_spread": 0.0,
     "zero_gradients": 0.0,
@@ -210,6 +323,12 @@ CLEAN = {
         ({"margin_5_steps": -4.0, "margin_50_steps": -3.1}, ["loss_did_not_rise"]),
         ({"margin_5_steps": -4.0, "margin_50_steps": -2.0}, []),
         ({"margin_50_steps": None}, ["loss_did_not_rise"]),
+        ({"zero_gradients:pgd": 0.0, "non_finite_gradients": 0.0, "batch_dependence": 0.9e-2}, []),
+        ({"zero_gradients:pgd": 1 / 32}, ["zero_gradients"]),
+        ({"non_finite_gradients": 1 / 32}, ["non_finite_gradients"]),
+        ({"batch_dependence": 1.1e-2}, ["batch_dependent_model"]),
+        ({"batch_dependence": None}, ["batch_dependent_model"]),
+        ({"batch_dependence": 0.5, "logits_spread": 0.5}, ["randomized_model"]),
         (
             {"logits_spread": 1.0, "zero_gradients": 0.5, "gradient_mismatch": 0.5, "margin_50_steps": -5.0},
             ["randomized_model", "zero_gradients", "gradient_mismatch", "loss_did_not_rise"],

@@ -3,6 +3,7 @@ import os
 import numpy as np
 import pytest
 
+from robust_keras import storage
 from robust_keras.evaluation import verdicts
 
 BYTES = np.array([100, 128, 129, 140, 250], np.uint8)
@@ -134,3 +135,41 @@ def test_only_damaged_saves(tmp_path):
     again = verdicts.Verdicts(1, 5, str(tmp_path))
     assert again.restore() is None
     assert not again.broken.any() and again.position == 0
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "other names", "other examples", "text"])
+def test_a_damaged_file_of_images_is_named(tmp_path, damage):
+    found = verdicts.Verdicts(2, 5, str(tmp_path))
+    fill(found)
+    found.save({})
+    path = tmp_path / "adversarial-000001.npz"
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    elif damage == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "other names":
+        np.savez(path, position=0)
+    elif damage == "other examples":
+        np.savez(path, position=0, indices=[5], images=proposed([1]))
+    else:
+        path.write_text("position")
+    with pytest.raises(ValueError, match=f"images that were found so far in {path}. Received: [^\n]*$"):
+        verdicts.Verdicts(2, 5, str(tmp_path)).restore()
+
+
+@pytest.mark.parametrize("info", [{}, {"position": 0}, {"position": "x", "num_pieces": 0, "notes": {}}])
+def test_a_snapshot_of_something_else_is_named(tmp_path, info):
+    storage.write(str(tmp_path), 1, {"broken": np.zeros((2, 5))}, info)
+    with pytest.raises(ValueError, match=f"state of an evaluation. Received: {tmp_path}/step-00000001[^\n]*$"):
+        verdicts.Verdicts(2, 5, str(tmp_path)).restore()
+
+
+def test_identities(tmp_path):
+    identity = {"images": "a", "attacks": [["pgd", {"num_steps": (3, 4)}]]}
+    verdicts.Verdicts(2, 5, str(tmp_path), identity).save({})
+    for same in (identity, {}, {"images": "a", "model": "m"}, {"attacks": [["pgd", {}]]}):
+        assert verdicts.Verdicts(2, 5, str(tmp_path), same).restore() == {}
+    for other in ({"images": "b"}, {"attacks": []}, {"attacks": [["pgd", {"num_steps": [3, 5]}]]}):
+        with pytest.raises(ValueError, match=f"that of other {next(iter(other))}$"):
+            verdicts.Verdicts(2, 5, str(tmp_path), other).restore()
