@@ -25,7 +25,7 @@ class _Configured(NamedTuple):
     all that counts.
     """
 
-    train: Any
+    train: Any  # A `ConfiguredRun`, whose import loads TensorFlow.
     training_config: str
     label_pool: Any
     config: str

@@ -107,5 +107,5 @@ def _open_saved_model(path: str) -> Opened:
     def call(x):
         return signature(**{name: tf.cast(x, dtype)})
 
-    call.loaded = loaded  # A SavedModel's variables live as long as the loaded object.
+    call.loaded = loaded  # type: ignore[attr-defined]  # Its variables live as long as the loaded object.
     return Opened(call, spec.shape, spec.dtype, is_straight_through)

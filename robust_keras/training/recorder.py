@@ -5,6 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import keras
 import numpy as np
@@ -125,7 +126,7 @@ class RunRecorder(keras.callbacks.Callback):
             mininterval=0.5 if interactive else 30.0,
         )
 
-    def on_train_batch_end(self, batch: int, logs: Mapping | None = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Validates, logs and saves as due after a step.
 
         Raises:

@@ -294,10 +294,10 @@ def _open(where: str, marker: dict) -> tuple[MappedImages, np.ndarray | None]:
     labels: np.ndarray | None = None
     if marker["labelled"]:
         path = os.path.join(folder, _LABELS)
-        found = npy_files.header(path)
-        if found.shape != (len(images),) or found.dtype.kind not in "iu":
-            raise ValueError(f"Expected {len(images)} integers in {path}. Received: {found.dtype} {found.shape}")
-        labels = np.memmap(path, found.dtype, "r", found.offset, found.shape)
+        header = npy_files.header(path)
+        if header.shape != (len(images),) or header.dtype.kind not in "iu":
+            raise ValueError(f"Expected {len(images)} integers in {path}. Received: {header.dtype} {header.shape}")
+        labels = np.memmap(path, header.dtype, "r", header.offset, header.shape)
     return images, labels
 
 
@@ -315,7 +315,7 @@ def _write(folder: str, shape: tuple | None, counts: list[int], blocks: Blocks, 
             if append_labels is None and labels is not None:
                 append_labels = labels_file.enter_context(npy_files.appended(labels_path, (), labels.dtype))
             if append_labels is not None:
-                append_labels(labels)
+                append_labels(labels)  # type: ignore[arg-type]  # All blocks have labels, or none.
             bar.update(len(images))
             while len(images):
                 if not is_open:
