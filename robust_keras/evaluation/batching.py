@@ -8,7 +8,7 @@ the same books and compute their parts.
 
 import zlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -115,12 +115,14 @@ class Packing:
     ) -> None:
         """
         Args:
-            attack: the record of a search.
+            attack: the record of a search; of others, ValueError is raised.
             logits_fn: images to logits.
             examples: all of the evaluation.
             indices: int `[n]`, those to attack.
             batches: how.
         """
+        if attack.search is None:
+            raise ValueError(f"Expected the record of a search. Received: {attack.name}")
         self._search, self._indices = attack.search, np.asarray(indices)
         self._examples, self._batches = examples, batches
         self._num_runs = self._search.num_runs(examples.num_classes)
@@ -128,7 +130,7 @@ class Packing:
         self._next = 0  # Into the queue: the first run of every example, then the second of every example, ...
         self._slots = np.zeros((0, 2), np.int64)  # (example, run) of each slot; example -1 is an empty one.
         self._steps = np.zeros(0, np.int64)  # Behind each slot.
-        self._batch = None  # x, labels and progress of the slots, on the device.
+        self._batch: Any = None  # x, labels and progress of the slots, on the device.
         self.num_steps = len(self._indices) * self._num_runs * self._search.num_steps
         self.steps_taken = 0
         self.broken = np.zeros(len(examples.labels), bool)

@@ -114,7 +114,9 @@ class Verdicts:
         Raises:
             ValueError: for the verdicts of another evaluation, or files that hold none.
         """
-        saved = storage.read_newest(self._directory) if self._directory is not None else None
+        if self._directory is None:
+            return None
+        saved = storage.read_newest(self._directory)
         replicas.expect_same(saved.step if saved else 0, self._directory)
         if saved is None:
             return None
