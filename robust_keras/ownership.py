@@ -29,11 +29,11 @@ from absl import logging
 
 from robust_keras import storage
 
+fcntl: Any
 try:
     import fcntl
 except ImportError:  # On Windows.
     fcntl = None
-    import msvcrt
 
 gfile = tf.io.gfile
 BEAT = 15.0  # Seconds between two signs of life, where a file system has no locks.
@@ -126,7 +126,7 @@ def differences(saved: dict, given: dict, *, complete: Callable[[dict], dict] | 
 
 
 def _flat(value: dict, prefix: str = "") -> dict[str, Any]:
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, entry in value.items():
         flat |= _flat(entry, f"{prefix}{name}.") if isinstance(entry, dict) else {prefix + name: entry}
     return flat
@@ -280,8 +280,10 @@ def _try_to_lock(file) -> bool | None:
         if fcntl:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         else:
+            import msvcrt
+
             file.seek(_LOCKED_BYTE)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
     except (BlockingIOError, PermissionError):
         return False
     except OSError:

@@ -2,31 +2,52 @@
 
 import hashlib
 import posixpath
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from robust_keras import storage
+from robust_keras.saved_models.opening import UNFINISHED, load_keras, open_model
 
 gfile = tf.io.gfile
+CARD = "model_card.json"
+# Files in a model's folder that are no part of the model.
+_NOT_THE_MODEL = {CARD, UNFINISHED, "in_use.json"}
 
 
-def load_logits_fn(path, *, input_range=(0.0, 1.0), input_layout="NHWC", outputs="logits", logits_output=None):
+def load_logits_fn(
+    path: str,
+    *,
+    input_range: Sequence[float] = (0.0, 1.0),
+    input_layout: str = "NHWC",
+    outputs: str = "logits",
+    logits_output: str | None = None,
+) -> Callable[[tf.Tensor], tf.Tensor]:
     """Loads a classifier that this package or any other tool saved.
+
+    Pixels are rounded to the nearest integer for a model that takes integers, and the gradient passes the rounding and
+    the model's own cast as if they were not there (a straight-through estimator, Bengio et al. 2013,
+    https://arxiv.org/abs/1308.3432). A model of a fixed batch size gets any batch in parts of that size.
 
     Args:
         path: a SavedModel's folder or a `.keras` file.
-        input_range: (low, high), the pixel values that the model takes for black and white.
+        input_range: (low, high), the pixel values that the model takes for black and white. For a model that takes
+            uint8, (0, 1) stands for (0, 255).
         input_layout: 'NHWC' or 'NCHW', as the model takes images.
         outputs: 'logits', or 'probabilities', whose logarithm then serves as logits.
         logits_output: name of the output that holds them; None for the only one, or the one named 'logits'.
 
     Returns:
-        A function: float32 images NHWC in [0, 1] to float32 logits, through which gradients flow.
+        A function: float32 images NHWC in [0, 1] to float32 logits `[batch, num_classes]`, through which gradients
+        flow. Its attributes are `name`, the path; `outputs`, as given; `input_range`, as it is applied; `batch_size`,
+        that of the model, or None where it is free; and `straight_through_cast`, whether the model takes integers and
+        gradients pass its cast.
 
     Raises:
-        ValueError: for a path that holds no model, or no output that can be told to be the logits.
+        ValueError: for a path that holds no model, one that takes anything but one batch of images, an input range
+            that it cannot take, or no output that can be told to be the logits.
     """
     if input_layout not in ("NHWC", "NCHW"):
         raise ValueError(f"Expected an input layout out of NHWC, NCHW. Received: {input_layout!r}")
@@ -36,28 +57,30 @@ def load_logits_fn(path, *, input_range=(0.0, 1.0), input_layout="NHWC", outputs
     if not low < high:
         raise ValueError(f"Expected an input range as low,high with low < high. Received: {low},{high}")
     path = str(path)
-    if path.endswith(".keras") and gfile.exists(path):
-        model = keras.models.load_model(path, compile=False)
-        call = lambda x: model(x, training=False)  # noqa: E731
-    elif gfile.exists(posixpath.join(path, "saved_model.pb")):
-        call = _signature(tf.saved_model.load(path), path)
-    else:
-        raise ValueError(f"Expected a SavedModel's folder or a .keras file. Received: {path}")
+    model = open_model(path)
+    if model.dtype.is_integer:
+        low, high = _integer_range(low, high, model.dtype)
+    batch_size = model.shape[0] if model.shape.rank else None
 
     @tf.autograph.experimental.do_not_convert  # Errors keep their one line.
     def logits_fn(x):
         if (low, high) != (0.0, 1.0):
             x = low + x * (high - low)
+        if model.dtype.is_integer:
+            x = _rounded(x)
         if input_layout == "NCHW":
             x = tf.transpose(x, (0, 3, 1, 2))
-        y = tf.cast(_pick(call(x), logits_output), tf.float32)
+        _check_shape(x, model.shape)
+        y = _in_parts(lambda part: _logits(model.call(part), logits_output), x, batch_size)
         return tf.math.log(tf.maximum(y, np.finfo(np.float32).tiny)) if outputs == "probabilities" else y
 
     logits_fn.name, logits_fn.outputs = path, outputs
+    logits_fn.input_range, logits_fn.batch_size = (low, high), batch_size
+    logits_fn.straight_through_cast = model.is_straight_through
     return logits_fn
 
 
-def load_weights(path):
+def load_weights(path: str) -> dict[str, np.ndarray]:
     """The weights of a network that this package made, NumPy arrays by name.
 
     Args:
@@ -68,17 +91,17 @@ def load_weights(path):
     """
     path = str(path)
     if path.endswith(".keras") and gfile.exists(path):
-        return {weight.path: weight.numpy() for weight in keras.models.load_model(path, compile=False).weights}
+        return {weight.path: weight.numpy() for weight in load_keras(path).weights}
     snapshot = storage.read_newest(posixpath.join(path, "best"))
     if snapshot is None:
         raise ValueError(f"Expected the folder of a run that has best weights, or a .keras file. Received: {path}")
     return snapshot.arrays
 
 
-def fingerprint(path):
+def fingerprint(path: str) -> str:
     """SHA-256 of a canonical manifest of a model's files: each line `<sha256>  <relative path>`, sorted by path.
 
-    The model card is no part of it.
+    The model card is no part of it, nor is where a folder lies and how it is named; a file's own name is.
 
     Raises:
         ValueError: where there is nothing.
@@ -93,42 +116,64 @@ def fingerprint(path):
             (posixpath.relpath(posixpath.join(folder, name), path), posixpath.join(folder, name))
             for folder, _, names in gfile.walk(path)
             for name in names
-            if name != "model_card.json"
+            if name not in _NOT_THE_MODEL
         ]
     manifest = "".join(f"{storage.sha256(file)}  {name}\n" for name, file in sorted(files))
     return hashlib.sha256(manifest.encode()).hexdigest()
 
 
-def _signature(loaded, path):
-    if "serving_default" not in loaded.signatures:
-        raise ValueError(f"Expected a signature serving_default. Received: {sorted(loaded.signatures)} in {path}")
-    signature = loaded.signatures["serving_default"]
-    inputs = signature.structured_input_signature[1]
-    if len(inputs) != 1:
-        raise ValueError(f"Expected a signature with one input. Received: {sorted(inputs)} in {path}")
-    (name,) = inputs
-
-    def call(x):
-        if not inputs[name].shape.is_compatible_with(x.shape):
-            raise ValueError(
-                f"Expected images of the model's shape {tuple(inputs[name].shape[1:])} and a free batch. "
-                f"Received: {tuple(x.shape)}; see --input_layout"
-            )
-        return signature(**{name: tf.cast(x, inputs[name].dtype)})
-
-    call.loaded = loaded  # A SavedModel's variables live as long as the loaded object.
-    return call
+def _integer_range(low: float, high: float, dtype: tf.DType) -> tuple[float, float]:
+    """The range of a model that takes integers."""
+    if dtype == tf.uint8 and (low, high) == (0.0, 1.0):
+        return 0.0, 255.0
+    if high - low <= 1 or low < dtype.min or high > dtype.max:
+        raise ValueError(
+            f"Expected a range of pixel values for a model that takes {dtype.name}, such as --input_range=0,255. "
+            f"Received: {low},{high}"
+        )
+    return low, high
 
 
-def _pick(outputs, name):
+@tf.custom_gradient
+def _rounded(x):
+    return tf.round(x), lambda upstream: upstream
+
+
+def _check_shape(x: tf.Tensor, expected: tf.TensorShape) -> None:
+    if not expected[1:].is_compatible_with(x.shape[1:]):
+        raise ValueError(
+            f"Expected images of the model's shape {tuple(expected[1:])}. Received: {tuple(x.shape[1:])}; do "
+            "--input_layout and the data set fit the model?"
+        )
+
+
+def _in_parts(fn: Callable, x: tf.Tensor, size: int | None) -> tf.Tensor:
+    """`fn(x)` in parts of `size` examples; the last one is filled up with copies of the first example."""
+    if size is None or x.shape[0] == size:
+        return fn(x)
+    num = tf.shape(x)[0] if x.shape[0] is None else x.shape[0]
+    filled = tf.concat([x, tf.repeat(x[:1], -num % size, axis=0)], axis=0)
+    parts = tf.reshape(filled, (-1, size, *x.shape[1:]))
+    y = tf.map_fn(fn, parts, fn_output_signature=tf.float32)
+    return tf.reshape(y, (-1, y.shape[-1]))[:num]
+
+
+def _logits(outputs: Any, name: str | None) -> tf.Tensor:
+    """The output of a model that holds the logits, float32 `[batch, num_classes]`."""
     if isinstance(outputs, (list, tuple)):
         outputs = {str(k): output for k, output in enumerate(outputs)}
-    if not isinstance(outputs, dict):
-        return outputs
-    if name is None:
-        name = "logits" if "logits" in outputs else next(iter(outputs)) if len(outputs) == 1 else None
-    if name not in outputs:
+    if isinstance(outputs, dict):
+        if name is None:
+            name = "logits" if "logits" in outputs else next(iter(outputs)) if len(outputs) == 1 else None
+        if name not in outputs:
+            raise ValueError(
+                f"Expected the logits' name with --logits_output, one of {', '.join(sorted(outputs))}. "
+                f"Received: {name!r}"
+            )
+        outputs = outputs[name]
+    if outputs.shape.rank not in (None, 2) or outputs.shape[-1] == 1:
         raise ValueError(
-            f"Expected the logits' name with --logits_output, one of {', '.join(sorted(outputs))}. Received: {name!r}"
+            "Expected logits [batch, classes] of at least two classes; where there are other outputs, "
+            f"--logits_output names one. Received: an output of shape {tuple(outputs.shape)}"
         )
-    return outputs[name]
+    return tf.cast(outputs, tf.float32)

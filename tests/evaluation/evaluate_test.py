@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from robust_keras import losses, noise, threats
+from robust_keras import losses, noise, ownership, threats
 from robust_keras.attacks import apgd, fab, multi_targeted, square, step_rules, transfer
 from robust_keras.attacks.attack import as_attack
 from robust_keras.attacks.pgd import pgd
@@ -597,6 +597,7 @@ def test_undisturbed(undisturbed):
     assert undisturbed.results["robust_accuracy"] > 0
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize("num_calls", [1, 6, 12])
 def test_interrupted_and_resumed(monkeypatch, capsys, tmp_path, undisturbed, num_calls):
     options = {"save_directory": str(tmp_path / "state"), "save_every": 0}
@@ -706,6 +707,13 @@ def test_the_state_of_another_evaluation_is_refused(monkeypatch, tmp_path, chang
     options = {**options, "source": None, "individual": False, "seed": 0, "model_identity": {"sha256": "0"}}
     options["attacks"] = [attack(by=2.0), attack(by=4.0)]
     assert evaluate(save_directory=str(tmp_path), batch_size=3, **options).results["robust_accuracy"] == 0.4
+
+
+def test_a_save_directory_in_use_is_refused(tmp_path):
+    with ownership.lock(tmp_path, what="another call"), pytest.raises(ownership.FolderInUse):
+        evaluate([attack(by=2.0)], save_directory=str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+    evaluate([attack(by=2.0)], save_directory=str(tmp_path))
 
 
 def test_the_state_of_other_numbers_is_refused(monkeypatch, tmp_path):
@@ -914,6 +922,7 @@ def test_a_diagnosis_without_numbers_leaves_valid_json():
 # With a real attack and network.
 
 
+@pytest.mark.oldest
 def test_pgd_on_a_network(tiny_model):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (11, 8, 8, 3)).astype(np.uint8)
@@ -952,6 +961,7 @@ def test_pgd_on_a_network(tiny_model):
     np.testing.assert_allclose(results["robust_accuracy_uint8"], expected)
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize(
     "searching, name",
     [
@@ -1028,6 +1038,7 @@ def test_summary(sequence):
     ]
 
 
+@pytest.mark.oldest
 def test_replicas_share_the_work_and_find_the_same(mirrored, make_tiny_model):
     def found(strategy):
         with strategy.scope():

@@ -1,0 +1,111 @@
+"""Models on disk as functions of what they take: SavedModels of any tool, and `.keras` files."""
+
+import posixpath
+import zipfile
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import keras
+import tensorflow as tf
+
+from robust_keras.models import keras_classes
+from robust_keras.saved_models import integer_inputs
+
+gfile = tf.io.gfile
+# What an export writes first, and removes last.
+UNFINISHED = "unfinished"
+
+
+class Opened(NamedTuple):
+    """A model with one input.
+
+    Attributes:
+        call: float32 images in the model's own range, layout and batch size to its outputs.
+        shape: of the images it takes, with the batch.
+        dtype: of the images it takes; where it takes integers, `call` is to be given whole numbers.
+        is_straight_through: whether it takes integers and gradients pass its cast of them.
+    """
+
+    call: Callable[[tf.Tensor], Any]
+    shape: tf.TensorShape
+    dtype: tf.DType
+    is_straight_through: bool
+
+
+def open_model(path: str) -> Opened:
+    """Opens a SavedModel's folder or a `.keras` file.
+
+    Raises:
+        ValueError: for a path that holds no model, half of one, or one that takes anything but one batch of images.
+    """
+    if path.endswith(".keras") and gfile.exists(path) and not gfile.isdir(path):
+        return _open_keras(path)
+    if gfile.exists(posixpath.join(path, UNFINISHED)):
+        raise ValueError(f"Expected a finished export. Received: {path}, which is under way or was interrupted")
+    if gfile.exists(posixpath.join(path, "saved_model.pb")):
+        return _open_saved_model(path)
+    inner = posixpath.join(path, "saved_model")
+    hint = f"; did you mean {inner}?" if gfile.exists(posixpath.join(inner, "saved_model.pb")) else ""
+    raise ValueError(f"Expected a SavedModel's folder or a .keras file. Received: {path}{hint}")
+
+
+def load_keras(path: str) -> keras.Model:
+    """Loads a `.keras` file, of Keras' and this package's classes alone; nothing in it is run.
+
+    Raises:
+        ValueError: for any other file.
+    """
+    try:
+        return keras.models.load_model(
+            path, custom_objects=keras_classes.custom_objects(), compile=False, safe_mode=True
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, ImportError, zipfile.BadZipFile) as error:
+        # Keras adds the configuration of all around it.
+        reason = str(error).rpartition("Exception encountered: ")[2].split("Full object config:")[0]
+        raise ValueError(
+            "Expected a .keras file of classes that Keras and this package have; a SavedModel, as model.export() "
+            f"writes it, needs none. Received: {path} ({' '.join(reason.split())[:300]})"
+        ) from error
+
+
+def _open_keras(path: str) -> Opened:
+    model = load_keras(path)
+    inputs = getattr(model, "inputs", None)  # A subclass of Model need not know them.
+    if not inputs:
+        return Opened(lambda x: model(x, training=False), tf.TensorShape(None), tf.float32, False)
+    if len(inputs) != 1:
+        names = ", ".join(each.name for each in inputs)
+        raise ValueError(f"Expected a model with one input, the images. Received: {names} in {path}")
+    shape, dtype = tf.TensorShape(inputs[0].shape), tf.as_dtype(inputs[0].dtype)
+    if dtype.is_integer:  # A model converts what it is given to its inputs' type.
+        floats = keras.Input(batch_shape=inputs[0].shape, dtype="float32")
+        given = (
+            [floats] if isinstance(model, keras.Sequential) else tf.nest.map_structure(lambda _: floats, model.input)
+        )
+        model = keras.models.clone_model(model, input_tensors=given, clone_function=lambda layer: layer)
+    return Opened(lambda x: model(x, training=False), shape, dtype, dtype.is_integer)
+
+
+def _open_saved_model(path: str) -> Opened:
+    loaded = tf.saved_model.load(path)
+    if "serving_default" not in loaded.signatures:
+        raise ValueError(
+            f"Expected a signature serving_default, as tf.saved_model.save(..., signatures=FUNCTION) writes it. "
+            f"Received: {sorted(loaded.signatures)} in {path}"
+        )
+    inputs = loaded.signatures["serving_default"].structured_input_signature[1]
+    if len(inputs) != 1:
+        raise ValueError(
+            f"Expected a signature with one input, the images. Received: {', '.join(sorted(inputs))} in {path}"
+        )
+    ((name, spec),) = inputs.items()
+    dtype, is_straight_through = spec.dtype, False
+    if spec.dtype.is_integer and (floats := integer_inputs.load_with_float_input(path, "serving_default")):
+        loaded, is_straight_through, dtype = floats, True, tf.float32
+    signature = loaded.signatures["serving_default"]
+
+    def call(x):
+        return signature(**{name: tf.cast(x, dtype)})
+
+    call.loaded = loaded  # type: ignore[attr-defined]  # Its variables live as long as the loaded object.
+    return Opened(call, spec.shape, spec.dtype, is_straight_through)
