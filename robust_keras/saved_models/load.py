@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from robust_keras import storage
-from robust_keras.saved_models.opening import UNFINISHED, load_keras, open_model
+from robust_keras import ownership, storage
+from robust_keras.models import weights as named_weights
+from robust_keras.saved_models.opening import CARD, UNFINISHED, load_keras, open_model
 
 gfile = tf.io.gfile
-CARD = "model_card.json"
 # Files in a model's folder that are no part of the model.
-_NOT_THE_MODEL = {CARD, UNFINISHED, "in_use.json"}
+_NOT_THE_MODEL = {CARD, UNFINISHED, ownership.lock_name()}
 
 
 def load_logits_fn(
@@ -49,13 +49,8 @@ def load_logits_fn(
         ValueError: for a path that holds no model, one that takes anything but one batch of images, an input range
             that it cannot take, or no output that can be told to be the logits.
     """
-    if input_layout not in ("NHWC", "NCHW"):
-        raise ValueError(f"Expected an input layout out of NHWC, NCHW. Received: {input_layout!r}")
-    if outputs not in ("logits", "probabilities"):
-        raise ValueError(f"Expected outputs out of logits, probabilities. Received: {outputs!r}")
     low, high = input_range
-    if not low < high:
-        raise ValueError(f"Expected an input range as low,high with low < high. Received: {low},{high}")
+    _check_reading(low, high, input_layout, outputs)
     path = str(path)
     model = open_model(path)
     if model.dtype.is_integer:
@@ -81,7 +76,7 @@ def load_logits_fn(
 
 
 def load_weights(path: str) -> dict[str, np.ndarray]:
-    """The weights of a network that this package made, NumPy arrays by name.
+    """The weights of a network that this package made, NumPy arrays by their `models.weights.names`.
 
     Args:
         path: folder of a training run, whose best weights so far are taken, or a `.keras` file.
@@ -91,7 +86,7 @@ def load_weights(path: str) -> dict[str, np.ndarray]:
     """
     path = str(path)
     if path.endswith(".keras") and gfile.exists(path):
-        return {weight.path: weight.numpy() for weight in load_keras(path).weights}
+        return {name: weight.numpy() for name, weight in named_weights.by_name(load_keras(path)).items()}
     snapshot = storage.read_newest(posixpath.join(path, "best"))
     if snapshot is None:
         raise ValueError(f"Expected the folder of a run that has best weights, or a .keras file. Received: {path}")
@@ -120,6 +115,15 @@ def fingerprint(path: str) -> str:
         ]
     manifest = "".join(f"{storage.sha256(file)}  {name}\n" for name, file in sorted(files))
     return hashlib.sha256(manifest.encode()).hexdigest()
+
+
+def _check_reading(low: float, high: float, input_layout: str, outputs: str) -> None:
+    if input_layout not in ("NHWC", "NCHW"):
+        raise ValueError(f"Expected an input layout out of NHWC, NCHW. Received: {input_layout!r}")
+    if outputs not in ("logits", "probabilities"):
+        raise ValueError(f"Expected outputs out of logits, probabilities. Received: {outputs!r}")
+    if not low < high:
+        raise ValueError(f"Expected an input range as low,high with low < high. Received: {low},{high}")
 
 
 def _integer_range(low: float, high: float, dtype: tf.DType) -> tuple[float, float]:
