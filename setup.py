@@ -70,7 +70,15 @@ setuptools.setup(
         # TensorFlow 2.20 made the gs:// file system an extra.
         "tpu": ["tensorflow-tpu[gcs-filesystem]>=2.18,<2.21"],
         "docs": DOCS,
-        "test": ["cleverhans>=4.0", "mypy==2.4.1", "pytest>=8", "pytest-xdist>=3.8", "ruff==0.17.6", *DOCS],
+        "test": [
+            "cleverhans>=4",
+            "mypy==2.4.1",
+            "pytest>=8",
+            "pytest-xdist>=3.8",
+            "ruff==0.17.6",
+            "setuptools>=77",
+            *DOCS,
+        ],
         "oracles": ["tensorflow-addons==0.23.0; python_version < '3.12'"],
     },
 )

@@ -51,6 +51,12 @@ def _text(lines):
     return "".join(a + b for a, b in zip(text, [*code, ""])).split("\n")
 
 
+def is_field(app, what, name, obj, skip, options):
+    """Whether a member says no more than which field of a NamedTuple it is: the class describes its fields."""
+    return True if (getattr(obj, "__doc__", None) or "").startswith("Alias for field number") else None
+
+
 def setup(app):
-    """Runs before napoleon reads the sections of a docstring."""
+    """Docstrings are converted before napoleon reads their sections."""
     app.connect("autodoc-process-docstring", markdown_to_rst, priority=400)
+    app.connect("autodoc-skip-member", is_field)

@@ -32,7 +32,7 @@ from robust_keras import storage
 try:
     import fcntl
 except ImportError:  # On Windows.
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
     import msvcrt
 
 gfile = tf.io.gfile
@@ -126,7 +126,7 @@ def differences(saved: dict, given: dict, *, complete: Callable[[dict], dict] | 
 
 
 def _flat(value: dict, prefix: str = "") -> dict[str, Any]:
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, entry in value.items():
         flat |= _flat(entry, f"{prefix}{name}.") if isinstance(entry, dict) else {prefix + name: entry}
     return flat
@@ -281,7 +281,7 @@ def _try_to_lock(file) -> bool | None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         else:
             file.seek(_LOCKED_BYTE)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
     except (BlockingIOError, PermissionError):
         return False
     except OSError:

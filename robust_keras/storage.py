@@ -135,7 +135,7 @@ def write_arrays(path: str | os.PathLike, arrays: dict[str, np.ndarray], *, comp
         raise ValueError(f"Expected arrays of numbers or text. Received: objects in {', '.join(objects)}")
     with gfile.GFile(path, "wb") as file:
         stream = _HashingStream(file)
-        (np.savez_compressed if compressed else np.savez)(stream, **arrays)
+        (np.savez_compressed if compressed else np.savez)(stream, **arrays)  # type: ignore[arg-type]
     return stream.digest()
 
 

@@ -80,6 +80,7 @@ def assert_same_run(resumed, undisturbed, num_rows_read):
         assert our.info["best"] == their.info["best"]
 
 
+@pytest.mark.oldest
 def test_a_stopped_run_ends_as_the_undisturbed_one(folder, capfd):
     train.run(**command("training"), workdir="stopped")
     assert "Resuming from step 3" in capfd.readouterr().out
@@ -87,6 +88,7 @@ def test_a_stopped_run_ends_as_the_undisturbed_one(folder, capfd):
     assert (folder / "stopped" / "saved_model" / "model_card.json").exists()
 
 
+@pytest.mark.oldest
 def test_what_a_stopped_run_saved_is_restored_bit_for_bit(folder, monkeypatch):
     from robust_keras.training import recorder
 

@@ -5,6 +5,8 @@ import tensorflow as tf
 from robust_keras import compilation, threats
 from robust_keras.attacks import apgd, fab
 
+pytestmark = pytest.mark.oldest
+
 
 @compilation.fused
 def double(x):

@@ -15,7 +15,9 @@ import pytest
 from absl import flags
 
 from robust_keras.commands import configuration, launcher
+from robust_keras.evaluation import warnings
 from robust_keras.saved_models import export
+from robust_keras.study import rows
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = {
@@ -158,11 +160,11 @@ def test_macros_that_are_named_are_in_recipes():
 
 
 def test_every_recipe_is_in_the_table_with_the_papers_numbers():
-    rows = [line for line in PAGES["docs/training.md"].splitlines() if line.startswith("| `gin/")]
+    lines = [line for line in PAGES["docs/training.md"].splitlines() if line.startswith("| `gin/")]
     for path in (ROOT / "gin").glob("*.gin"):
         if path.name == "base.gin":
             continue
-        (row,) = [line for line in rows if f"`gin/{path.name}`" in line]
+        (row,) = [line for line in lines if f"`gin/{path.name}`" in line]
         recipes = re.findall(r"`gin/(\w+\.gin)`", row)
         numbers = re.findall(r"([\d.]+) % / ([\d.]+) %", row)
         header = " ".join(re.findall(r"^# (.*)$", path.read_text(), re.M))
@@ -171,6 +173,32 @@ def test_every_recipe_is_in_the_table_with_the_papers_numbers():
             assert re.search(rf"\b{clean}\b.*\b{robust}\b", header), path.name
         else:
             assert path.name in ("quickstart.gin", "quickstart_plain.gin", "pseudo_label.gin")
+
+
+def test_every_warning_is_in_the_table_and_no_other():
+    section = PAGES["docs/evaluation.md"].partition("## Warnings")[2].partition("\n## ")[0]
+    cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    assert {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)} == set(warnings.WARNINGS)
+
+
+def test_the_studys_rows_are_as_many_as_the_page_says():
+    every = rows.read()
+    runnable = [row for row in every if row.runnable]
+    numbers = len(every), len(runnable), len({rows.run_name(row) for row in runnable}), len(every) - len(runnable)
+    text = " ".join(PAGES["docs/study.md"].split())
+    assert "{} rows, of which {} are {} configurations to run and {} are other people's".format(*numbers) in text
+
+
+def test_the_design_page_shows_every_folder_and_module_of_the_ground_floor():
+    (tree,) = re.findall(r"```\n(robust_keras/\n.*?)```", PAGES["docs/design.md"], re.S)
+    there = {
+        path.name + "/" * path.is_dir()
+        for path in (ROOT / "robust_keras").iterdir()
+        if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    inside = tree[: tree.index("\ngin/")]
+    named = set(re.findall(r"(?<=[ \n])(?:\w+\.py|\w+/)(?= )", inside)) - {"readers/"}
+    assert named == there - {"__init__.py"}
 
 
 def test_exit_codes_are_the_launchers():
@@ -195,8 +223,10 @@ def test_dependencies_are_explained():
         "tensorflow-tpu",
     }
     assert {"keras", "ruff", "sphinx", "cleverhans"} <= required
-    rows = " ".join(line.split("|")[1] for line in PAGES["docs/dependencies.md"].splitlines() if line.startswith("| "))
-    assert [name for name in required if not re.search(rf"(?<![\w-]){name}(?![\w-])", rows)] == []
+    column = " ".join(
+        line.split("|")[1] for line in PAGES["docs/dependencies.md"].splitlines() if line.startswith("| ")
+    )
+    assert [name for name in required if not re.search(rf"(?<![\w-]){name}(?![\w-])", column)] == []
 
 
 @pytest.mark.parametrize("page, text", blocks("python"))

@@ -10,6 +10,8 @@ from absl import logging as absl_logging
 
 from robust_keras import storage
 
+pytestmark = pytest.mark.oldest
+
 
 def arrays_of(step):
     return {"weights/kernel": np.full((2, 3), step, np.float32), "step": np.int64(step)}

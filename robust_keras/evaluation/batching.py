@@ -8,7 +8,7 @@ the same books and compute their parts.
 
 import zlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -121,14 +121,15 @@ class Packing:
             indices: int `[n]`, those to attack.
             batches: how.
         """
-        self._search, self._indices = attack.search, np.asarray(indices)
+        self._search: stepwise.Search = attack.search  # type: ignore[assignment]  # `work_of` has looked.
+        self._indices = np.asarray(indices)
         self._examples, self._batches = examples, batches
         self._num_runs = self._search.num_runs(examples.num_classes)
         self._chunk = chunk(self._search.num_steps)
         self._next = 0  # Into the queue: the first run of every example, then the second of every example, ...
         self._slots = np.zeros((0, 2), np.int64)  # (example, run) of each slot; example -1 is an empty one.
         self._steps = np.zeros(0, np.int64)  # Behind each slot.
-        self._batch = None  # x, labels and progress of the slots, on the device.
+        self._batch: Any = None  # x, labels and progress of the slots, on the device.
         self.num_steps = len(self._indices) * self._num_runs * self._search.num_steps
         self.steps_taken = 0
         self.broken = np.zeros(len(examples.labels), bool)

@@ -116,7 +116,7 @@ class Verdicts:
         """
         saved = storage.read_newest(self._directory) if self._directory is not None else None
         replicas.expect_same(saved.step if saved else 0, self._directory)
-        if saved is None:
+        if saved is None or self._directory is None:
             return None
         path = posixpath.join(self._directory, f"step-{saved.step:08d}")
         try:

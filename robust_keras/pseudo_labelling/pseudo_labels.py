@@ -79,7 +79,9 @@ def label_pool(
             accuracy = _accuracy(logits_fn, test, recipe.scoring.batch_size)
             _check_accuracy(accuracy, num_classes, sets.allow_chance)
             score_mine = functools.partial(
-                *(scoring.score, images, logits_fn),
+                scoring.score,
+                images,
+                logits_fn,
                 directory=scores,
                 test_images=test.images,
                 classifier={name: value for name, value in identity.items() if name != "path"},

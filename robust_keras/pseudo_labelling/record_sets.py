@@ -31,7 +31,7 @@ class Chosen(NamedTuple):
         crc32: uint32 `[N]`, see `checksums`.
     """
 
-    index: np.ndarray
+    index: np.ndarray  # type: ignore[assignment]  # Tuples have a method of that name.
     label: np.ndarray
     score: np.ndarray
     crc32: np.ndarray
@@ -75,7 +75,7 @@ def write_set(
         raise ValueError(f"Expected a pool of uint8. Received: {pool.dtype}")
     digest = hashlib.sha256()
     for array in chosen:
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).data)
     identity = {"chosen_sha256": digest.hexdigest(), "images_per_part": images_per_part}
     with writing(directory):
         ownership.claim(posixpath.join(directory, _IDENTITY), identity, what="this set")

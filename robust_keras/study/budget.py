@@ -10,7 +10,7 @@ network gets right, which is what the time of an evaluation depends on.
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from robust_keras import ownership, storage
@@ -146,7 +146,7 @@ def fit(
     return _shortened(plan, jobs, timings, seconds, left())
 
 
-def _sizes(plan: planning.Plan, jobs: Sequence[planning.Job]) -> Iterator[tuple[int, int] | str | None]:
+def _sizes(plan: planning.Plan, jobs: Collection[planning.Job]) -> Iterator[planning.Size]:
     yield plan.size
     if plan.size == "mini":
         return

@@ -5,7 +5,7 @@ bindings = plan.bindings(34, 20, train_steps=78_000, num_validation=1024)
 operations = cost(plan, job).total
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 from robust_keras.study import costs
 
@@ -33,6 +33,9 @@ class Passes(NamedTuple):
 
     correct: int
     standing: int
+
+
+Size: TypeAlias = tuple[int, int] | Literal["mini"] | None
 
 
 class Plan(NamedTuple):
@@ -64,7 +67,7 @@ class Plan(NamedTuple):
     num_runs: int
     num_baseline_runs: int
     evaluates_all: bool
-    size: tuple[int, int] | str | None
+    size: Size
     share: float = 1.0
     images: int | None = None
 

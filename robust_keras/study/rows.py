@@ -82,7 +82,8 @@ def read(path: str | os.PathLike | None = None) -> tuple[Row, ...]:
             raise ValueError(f"Expected the columns {_COLUMNS} in {path.name}. Received: {header}")
         for line in lines:
             rows.append(_row(line, f"in line {lines.line_num} of {path.name}"))
-    seen, configurations = set(), {}
+    seen: set[tuple] = set()
+    configurations: dict[str, tuple] = {}
     for row in rows:
         if row[:3] in seen:
             raise ValueError(f"Expected each row once. Received: {_where(row)} twice")
@@ -188,8 +189,9 @@ def _row(cells: Sequence[str], where: str) -> Row:
     numbers[3] = numbers[3][: len(numbers[3]) - is_reported]
     for number in numbers:
         check(re.fullmatch(r"100|\d?\d(\.\d+)?|", number), "percent numbers", number)
-    percents = (float(number) if number else None for number in numbers)
-    return Row(int(table), row, setting, kind, files, bound, baseline, *percents, is_reported=is_reported)
+    clean, clean_spread, pgd40, robust, spread = (float(number) if number else None for number in numbers)
+    paper = (clean, clean_spread, pgd40, robust, spread, is_reported)
+    return Row(int(table), row, setting, kind, files, bound, baseline, *paper)
 
 
 def _where(row: Row) -> str:

@@ -88,7 +88,7 @@ def measure(study: Study, trained: Trained) -> list[str]:
         measured[name] = evaluate_models(trained.plan, configuration, folder, validations, study.commands)
     paths = []
     for table in dict.fromkeys(each.table for each in study.chosen):
-        shown = rows.select(study.manifest, table=table, setting=study.setting)
+        shown: Sequence[rows.Row] = rows.select(study.manifest, table=table, setting=study.setting)
         # What earlier calls finished stays in the table.
         for name, configuration in study.configured(shown, trained.plan).items():
             folder = posixpath.join(study.folder, name)

@@ -135,7 +135,7 @@ def compare_rows(
 def _compare(manifest: Sequence[study.Row], row: study.Row, measured: Mapping[str, Sequence[Measured]]) -> StudyRow:
     own = measured.get(study.run_name(row), []) if row.runnable else []
     baseline = study.baseline_of(manifest, row)
-    if baseline is None:
+    if baseline is None or row.robust is None or baseline.robust is None:
         return StudyRow(row, tuple(own), None, None)
     expected = row.robust - baseline.robust
     others = {each.seed: each for each in measured.get(study.run_name(baseline), [])}
@@ -155,7 +155,9 @@ def _compare(manifest: Sequence[study.Row], row: study.Row, measured: Mapping[st
 
 def paper_columns(rows: Iterable[study.Row]) -> list[tuple[str, ...]]:
     """Lines of text cells: `rows.Row`s with the paper's numbers."""
-    lines = [("table", "row", "setting", "kind", "recipe", "bindings", "clean", "PGD-40", "robust (AA+MT)")]
+    lines: list[tuple[str, ...]] = [
+        ("table", "row", "setting", "kind", "recipe", "bindings", "clean", "PGD-40", "robust (AA+MT)")
+    ]
     for row in rows:
         numbers = (_spread(row.clean, row.clean_spread), _number(row.pgd40), _robust(row))
         bindings = "; ".join(row.bindings)
@@ -226,7 +228,7 @@ def write_study(directory: str, table: int, rows: Sequence[StudyRow], *, scale: 
 def _lines(rows: Iterable[StudyRow]) -> list[tuple[str, ...]]:
     """Lines of text cells."""
     header = ("row", "setting", "paper: clean", "PGD-40", "robust", "measured: clean", "PGD-40", "robust", "models")
-    lines = [
+    lines: list[tuple[str, ...]] = [
         (*header, "compared with", "paper: difference", "measured: difference of robust accuracies (upper bounds)")
     ]
     for each in rows:
@@ -271,8 +273,8 @@ def _record(each: StudyRow) -> dict[str, Any]:
     needed_images, needed_seeds = compared.needed if compared and compared.needed else (None, None)
     return record | {
         "difference": compared and 100 * compared.difference,
-        "difference_low": compared and 100 * low,
-        "difference_high": compared and 100 * high,
+        "difference_low": None if low is None else 100 * low,
+        "difference_high": None if high is None else 100 * high,
         "verdict": "at chance" if each.at_chance else compared and compared.verdict,
         "images_needed": needed_images,
         "seeds_needed": needed_seeds,

@@ -69,8 +69,8 @@ def time_trials(
 def program(plan: planning.Plan, job: planning.Job) -> planning.Job:
     """What the timings of a job depend on: the same for all jobs with the same network and step."""
     depth, width = plan.network(job.depth, job.width)
-    counts = dict.fromkeys(("train_steps", "validations", "validation_images", "num_runs", "num_evaluated"), 0)
-    return job._replace(depth=depth, width=width, **counts)
+    depends = job._replace(depth=depth, width=width, train_steps=0, num_runs=0, num_evaluated=0)
+    return depends._replace(validations=0, validation_images=0)
 
 
 def bindings(num_validation: int) -> list[str]:

@@ -10,6 +10,8 @@ from smooth_networks import pictures, predictions, seeds_of, smooth_network
 from robust_keras import losses, threats
 from robust_keras.attacks import apgd, fab, multi_targeted, pgd, square, step_rules, transfer
 
+pytestmark = pytest.mark.oldest
+
 NORMS = ("Linf", "L2", "L1")
 # At which each attack below breaks some of the images.
 RADII = {"Linf": 0.08, "L2": 0.8, "L1": 8.0}

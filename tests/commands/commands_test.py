@@ -167,6 +167,7 @@ def test_labels_outside_the_models_classes_are_refused(monkeypatch, capsys, fini
     assert "4 classes" in line
 
 
+@pytest.mark.oldest
 def test_a_run_leaves_its_files(finished):
     columns = "step loss learning_rate examples_per_second labelled_fraction val_clean val_robust"
     assert list(rows(finished)[0]) == [*columns.split(), "val_clean_averaged", "val_robust_averaged"]
@@ -211,6 +212,7 @@ def test_cadences_may_change_between_restarts(monkeypatch, images, finished):
     call(monkeypatch, train, *arguments(images, finished, **{"train.log_every": "5"}))
 
 
+@pytest.mark.oldest
 def test_evaluate_export_and_report(monkeypatch, capsys, images, finished, tmp_path):
     flags = [
         f"--dataset=npz:{images}",
@@ -288,6 +290,7 @@ def test_a_killed_run_continues_to_the_same_result(monkeypatch, images, finished
     assert_same_run(tmp_path, finished)
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize("size", [0, 5000])
 def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
     monkeypatch, capsys, images, finished, tmp_path, size

@@ -9,6 +9,8 @@ from robust_keras.engines import execution
 from robust_keras.training import adversarial_model, objectives
 from robust_keras.training.optimizer import NesterovSGD
 
+pytestmark = pytest.mark.oldest
+
 
 class Ends(keras.callbacks.Callback):
     """Where executions end, and the losses there."""

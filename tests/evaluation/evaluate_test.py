@@ -597,6 +597,7 @@ def test_undisturbed(undisturbed):
     assert undisturbed.results["robust_accuracy"] > 0
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize("num_calls", [1, 6, 12])
 def test_interrupted_and_resumed(monkeypatch, capsys, tmp_path, undisturbed, num_calls):
     options = {"save_directory": str(tmp_path / "state"), "save_every": 0}
@@ -914,6 +915,7 @@ def test_a_diagnosis_without_numbers_leaves_valid_json():
 # With a real attack and network.
 
 
+@pytest.mark.oldest
 def test_pgd_on_a_network(tiny_model):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (11, 8, 8, 3)).astype(np.uint8)
@@ -952,6 +954,7 @@ def test_pgd_on_a_network(tiny_model):
     np.testing.assert_allclose(results["robust_accuracy_uint8"], expected)
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize(
     "searching, name",
     [
@@ -1028,6 +1031,7 @@ def test_summary(sequence):
     ]
 
 
+@pytest.mark.oldest
 def test_replicas_share_the_work_and_find_the_same(mirrored, make_tiny_model):
     def found(strategy):
         with strategy.scope():

@@ -5,6 +5,8 @@ import tensorflow as tf
 from robust_keras import threats
 from robust_keras.evaluation import verification
 
+pytestmark = pytest.mark.oldest
+
 LINF = threats.threat(norm="Linf", epsilon="8/255")
 # The last one leaves an incomplete batch.
 BYTES = np.array([100, 128, 129, 140, 250], np.uint8)

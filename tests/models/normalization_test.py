@@ -9,6 +9,8 @@ import tensorflow as tf
 from robust_keras.models import normalization
 from robust_keras.models.normalization import BatchNorm, batch_norm_mode
 
+pytestmark = pytest.mark.oldest
+
 EPSILON = 1e-5
 
 

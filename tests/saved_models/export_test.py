@@ -14,6 +14,8 @@ import tensorflow as tf
 from robust_keras.models import activations, normalization, wide_resnet
 from robust_keras.saved_models import export, load
 
+pytestmark = pytest.mark.oldest
+
 SIZE, NUM_CLASSES = 8, 5
 
 # Runs outside the repository with nothing of it, or of Keras, within reach.

@@ -14,6 +14,8 @@ from robust_keras.data import sources
 from robust_keras.evaluation import evaluate as evaluation
 from robust_keras.saved_models import load
 
+pytestmark = pytest.mark.oldest
+
 ORACLES = pathlib.Path(__file__).parents[1] / "oracles"
 LINF = threats.threat(norm="Linf", epsilon="8/255")
 SHAPE, NUM_CLASSES = (8, 8, 3), 4

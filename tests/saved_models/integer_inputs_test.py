@@ -13,6 +13,8 @@ from robust_keras import losses, threats
 from robust_keras.attacks import pgd
 from robust_keras.saved_models import load
 
+pytestmark = pytest.mark.oldest
+
 SHAPE, NUM_CLASSES = (8, 8, 3), 4
 
 

@@ -7,6 +7,8 @@ import tensorflow as tf
 
 from robust_keras.saved_models import load
 
+pytestmark = pytest.mark.oldest
+
 # Classifiers that other people saved: the logits are sums over rows, linear in the pixels.
 
 MATRIX = np.random.default_rng(7).normal(size=(48, 3)).astype(np.float32)

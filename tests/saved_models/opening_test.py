@@ -14,6 +14,8 @@ import tensorflow as tf
 from robust_keras.models import keras_classes
 from robust_keras.saved_models import export, load
 
+pytestmark = pytest.mark.oldest
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 

@@ -10,6 +10,8 @@ from robust_keras import losses, schedules
 from robust_keras.models import wide_resnet
 from robust_keras.training.optimizer import NesterovSGD
 
+pytestmark = pytest.mark.oldest
+
 RECORDED = pathlib.Path(__file__).parents[1] / "oracles" / "tensorflow_addons.npz"
 SHAPES = {"kernel": (3, 4), "bias": (5,)}
 

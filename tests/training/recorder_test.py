@@ -92,6 +92,7 @@ def test_what_was_saved_stays_while_a_validation_is_caught_up_on(monkeypatch, un
     assert_same_run(tmp_path, undisturbed)
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize("fails", [False, True])
 def test_sigterm_waits_for_the_snapshot_under_way_and_writes_no_other(monkeypatch, undisturbed, tmp_path, fails):
     write, should_stop, steps = storage.write, recording.RunRecorder._should_stop, []
@@ -168,6 +169,7 @@ def test_snapshots_of_which_none_is_intact_are_no_new_run(tmp_path):
         tiny_run(tmp_path)
 
 
+@pytest.mark.oldest
 def test_a_finished_run_adds_nothing(undisturbed):
     before = {path: path.stat().st_mtime_ns for path in (undisturbed / "events").iterdir()}
     tiny_run(undisturbed)

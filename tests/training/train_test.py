@@ -65,6 +65,7 @@ def one_device(tmp_path_factory):
     return workdir, tiny_run(workdir)
 
 
+@pytest.mark.oldest
 def test_a_run_continues_from_a_snapshot_to_the_same_result(one_device, tmp_path, capsys):
     workdir, _ = one_device
     snapshot = storage.read(workdir / "checkpoints", 3)
@@ -85,6 +86,7 @@ def test_snapshots_of_another_network_are_refused(one_device, tmp_path):
         tiny_run(tmp_path, model=functools.partial(wide_resnet.wide_resnet, depth=10, width=2, activation="silu"))
 
 
+@pytest.mark.oldest
 def test_the_result_holds_the_best_weights_and_both_reports(one_device):
     workdir, trained = one_device
     assert trained.report["last"]["step"] == NUM_STEPS

@@ -10,6 +10,8 @@ from robust_keras.training import adversarial_model, objectives
 from robust_keras.training.optimizer import NesterovSGD
 from robust_keras.training.weight_averaging import WeightAveraging, averaging_decay
 
+pytestmark = pytest.mark.oldest
+
 RECORDED = pathlib.Path(__file__).parents[1] / "oracles" / "tensorflow_addons.npz"
 # Averaging warms up until step 3, where (1 + t) / (10 + t) reaches .307.
 NUM_STEPS, TAU = 6, 0.3

@@ -51,7 +51,7 @@ def fill(array: np.ndarray, state: Any) -> None:
     if type(data) is str:  # As Python 2 wrote it.
         data = data.encode("latin1")
     _check_data(data, bytes, dtype, shape)
-    array.__setstate__((1, shape, dtype.dtype, bool(is_fortran), data))
+    array.__setstate__((1, shape, dtype.dtype, bool(is_fortran), data))  # type: ignore[arg-type]
 
 
 def checked(value: Any, expected_type: type) -> Any:
