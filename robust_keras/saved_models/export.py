@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import platform
 import posixpath
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ gfile = tf.io.gfile
 _KEPT = {"best": ("best", ""), "last": ("checkpoints", "weights/"), "last_averaged": ("checkpoints", "averages/")}
 
 
-def export(network: keras.Model, directory: str, *, card: Mapping[str, Any]) -> None:
+def export(network: keras.Model, directory: str | os.PathLike, *, card: Mapping[str, Any]) -> None:
     """Writes a network as a SavedModel with two signatures and a model card.
 
     `serving_default` takes `image`, float32 `[batch, height, width, channels]` in [0, 1]; `serving_uint8` takes bytes.
@@ -104,7 +105,7 @@ def network_of_run(workdir: str, weights: str = "best") -> tuple[keras.Model, di
     return network, {"step": snapshot.step, **description, "validation": validation, "config": config}
 
 
-def is_finished(directory: str) -> bool:
+def is_finished(directory: str | os.PathLike) -> bool:
     """Whether the folder holds a finished export."""
     return gfile.exists(posixpath.join(str(directory), CARD))
 

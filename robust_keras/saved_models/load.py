@@ -1,6 +1,7 @@
 """Any saved classifier as a function from images in [0, 1] to logits."""
 
 import hashlib
+import os
 import posixpath
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,7 +19,7 @@ _NOT_THE_MODEL = {CARD, UNFINISHED, ownership.lock_name()}
 
 
 def load_logits_fn(
-    path: str,
+    path: str | os.PathLike,
     *,
     input_range: Sequence[float] = (0.0, 1.0),
     input_layout: str = "NHWC",
@@ -29,7 +30,8 @@ def load_logits_fn(
 
     Pixels are rounded to the nearest integer for a model that takes integers, and the gradient passes the rounding and
     the model's own cast as if they were not there (a straight-through estimator, Bengio et al. 2013,
-    https://arxiv.org/abs/1308.3432). A model of a fixed batch size gets any batch in parts of that size.
+    https://arxiv.org/abs/1308.3432). A model of a fixed batch size gets any batch, in
+    parts of that size.
 
     Args:
         path: a SavedModel's folder or a `.keras` file.
@@ -41,9 +43,8 @@ def load_logits_fn(
 
     Returns:
         A function: float32 images NHWC in [0, 1] to float32 logits `[batch, num_classes]`, through which gradients
-        flow. Its attributes are `name`, the path; `outputs`, as given; `input_range`, as it is applied; `batch_size`,
-        that of the model, or None where it is free; and `straight_through_cast`, whether the model takes integers and
-        gradients pass its cast.
+        flow. Its attributes are `name`, the path; `outputs`, as given; `input_range`, as it is applied; and
+        `straight_through_cast`, whether the model takes integers and gradients pass its cast.
 
     Raises:
         ValueError: for a path that holds no model, one that takes anything but one batch of images, an input range
@@ -70,12 +71,11 @@ def load_logits_fn(
         return tf.math.log(tf.maximum(y, np.finfo(np.float32).tiny)) if outputs == "probabilities" else y
 
     logits_fn.name, logits_fn.outputs = path, outputs
-    logits_fn.input_range, logits_fn.batch_size = (low, high), batch_size
-    logits_fn.straight_through_cast = model.is_straight_through
+    logits_fn.input_range, logits_fn.straight_through_cast = (low, high), model.is_straight_through
     return logits_fn
 
 
-def load_weights(path: str) -> dict[str, np.ndarray]:
+def load_weights(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """The weights of a network that this package made, NumPy arrays by their `models.weights.names`.
 
     Args:
@@ -93,7 +93,7 @@ def load_weights(path: str) -> dict[str, np.ndarray]:
     return snapshot.arrays
 
 
-def fingerprint(path: str) -> str:
+def fingerprint(path: str | os.PathLike) -> str:
     """SHA-256 of a canonical manifest of a model's files: each line `<sha256>  <relative path>`, sorted by path.
 
     The model card is no part of it, nor is where a folder lies and how it is named; a file's own name is.

@@ -106,10 +106,8 @@ def _open_saved_model(path: str) -> Opened:
     dtype, is_straight_through = spec.dtype, False
     if spec.dtype.is_integer and (floats := integer_inputs.load_with_float_input(path, "serving_default")):
         loaded, is_straight_through, dtype = floats, True, tf.float32
-    signature = loaded.signatures["serving_default"]
 
-    def call(x):
-        return signature(**{name: tf.cast(x, dtype)})
+    def call(x):  # A SavedModel's variables live as long as the loaded object.
+        return loaded.signatures["serving_default"](**{name: tf.cast(x, dtype)})
 
-    call.loaded = loaded  # A SavedModel's variables live as long as the loaded object.
     return Opened(call, spec.shape, spec.dtype, is_straight_through)
