@@ -44,7 +44,7 @@ def running(folder: str | os.PathLike, *, process: int = 0) -> Iterator[None]:
                 gfile.makedirs(os.fspath(folder))
                 with gfile.GFile(run.path, "w") as file:
                     file.write("".join(traceback.format_exception(error)))
-                error.traceback_path = run.path
+                vars(error)["traceback_path"] = run.path
         raise
     finally:
         _runs.remove(run)

@@ -29,11 +29,11 @@ from absl import logging
 
 from robust_keras import storage
 
+fcntl: Any
 try:
     import fcntl
 except ImportError:  # On Windows.
-    fcntl = None  # type: ignore[assignment]
-    import msvcrt
+    fcntl = None
 
 gfile = tf.io.gfile
 BEAT = 15.0  # Seconds between two signs of life, where a file system has no locks.
@@ -280,6 +280,8 @@ def _try_to_lock(file) -> bool | None:
         if fcntl:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         else:
+            import msvcrt
+
             file.seek(_LOCKED_BYTE)
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
     except (BlockingIOError, PermissionError):

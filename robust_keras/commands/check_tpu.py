@@ -318,7 +318,8 @@ def _flops(settings, data, batch_size):
     )
 
 
-def define_flags(values):
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the command's flags."""
     flags.DEFINE_multi_string(
         "gin_file", None, "Recipe, such as gin/at.gin; several are read in order.", flag_values=values
     )
@@ -333,7 +334,8 @@ def define_flags(values):
     flags.mark_flag_as_required("gin_file", flag_values=values)
 
 
-def main(values):
+def main(values: flags.FlagValues) -> None:
+    """Runs the command with the values of its flags."""
     found = run(
         gin_files=values.gin_file,
         gin_params=values.gin_param,
@@ -347,5 +349,6 @@ def main(values):
         sys.exit(NOT_READY)
 
 
-def command():
+def command() -> None:
+    """Runs the command as it was typed."""
     launcher.launch(main, define_flags, __doc__)

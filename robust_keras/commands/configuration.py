@@ -30,7 +30,7 @@ from robust_keras.saved_models import load
 from robust_keras.training import objectives, records
 
 # Of each configurable, the parameters that may change when a run is resumed: they do not identify it.
-_MAY_CHANGE: dict[str, frozenset[str]] = {}
+MAY_CHANGE: dict[str, frozenset[str]] = {}
 # Bindings of the present configuration that need not be used: what referred to them was replaced.
 _LEFT_OVER: set[str] = set()
 _AT_DEFAULTS = "# Of these, at the defaults of the version that ran:"
@@ -55,7 +55,7 @@ def _partial(function):
 
 def _register(function, given=(), may_change=()):
     """Registers `function`; `given` are the caller's arguments, and `may_change` do not identify a run."""
-    _MAY_CHANGE[function.__name__] = frozenset(may_change)
+    MAY_CHANGE[function.__name__] = frozenset(may_change)
     return gin.external_configurable(function, module="robust_keras", denylist=list(given))
 
 
@@ -216,14 +216,14 @@ def strategy(function: str) -> tf.distribute.Strategy:
 
 def unused_bindings() -> list[str]:
     """Names of the bindings that no configurable called so far has read, without what a replaced one referred to."""
-    used: dict[tuple[str, str], list[str]] = {}
+    scopes: dict[tuple[str, str], list[str]] = {}
     for name in gin_text.bindings(gin.operative_config_str()):
-        scope, *parameter = gin_text.split(name)
-        used.setdefault(tuple(parameter), []).append(f"{scope}/")
+        scope, selector, argument = gin_text.split(name)
+        scopes.setdefault((selector, argument), []).append(f"{scope}/")
 
     def is_used(name):
-        scope, *parameter = gin_text.split(name)
-        return any(each.startswith(f"{scope}/" if scope else "") for each in used.get(tuple(parameter), ()))
+        scope, selector, argument = gin_text.split(name)
+        return any(used.startswith(f"{scope}/" if scope else "") for used in scopes.get((selector, argument), ()))
 
     bound = gin_text.bindings(gin.config_str())
     return sorted(name for name in bound if not is_used(name) and name not in _LEFT_OVER)
@@ -248,7 +248,7 @@ def recipe(config: str, name: str = "") -> dict[str, _Setting]:
     """What identifies a run: the bindings of an operative configuration, without those that may change.
 
     Args:
-        config: gin text. Texts of version 0.5 and before do not say what is at its default.
+        config: gin text. Texts of older versions do not say what is at its default.
         name: of the file, for messages.
     """
     _, _, comments = config.partition(_AT_DEFAULTS)
@@ -256,7 +256,7 @@ def recipe(config: str, name: str = "") -> dict[str, _Setting]:
     found = {}
     for key, bound in gin_text.bindings(config, name).items():
         _, selector, argument = gin_text.split(key)
-        if argument and argument not in _MAY_CHANGE.get(selector, ()):
+        if argument and argument not in MAY_CHANGE.get(selector, ()):
             found[key] = _Setting(bound.value, bound.macro, key in at_defaults)
     return found
 
@@ -277,16 +277,15 @@ def _compare(saved: dict[str, _Setting], given: dict[str, _Setting]) -> list[str
 def _filled(settings: dict[str, _Setting], others: dict[str, _Setting]) -> dict[str, Any]:
     """Values by name, with defaults for what only the others have; a macro that both use is named instead."""
     filled = {}
-    for name in settings.keys() | others.keys():
-        mine, other = settings.get(name), others.get(name)
-        if mine is None:
-            default = _default(name)
-            if default is _NONE and other.is_default:
-                default = other.value
-            if default is not _NONE:
-                filled[name] = default
-        else:
-            filled[mine.macro if mine.macro and other and mine.macro == other.macro else name] = mine.value
+    for name, mine in settings.items():
+        other = others.get(name)
+        filled[mine.macro if mine.macro and other and mine.macro == other.macro else name] = mine.value
+    for name in others.keys() - settings.keys():
+        default = _default(name)
+        if default is _NONE and others[name].is_default:
+            default = others[name].value
+        if default is not _NONE:
+            filled[name] = default
     return filled
 
 

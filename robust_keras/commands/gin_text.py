@@ -1,6 +1,7 @@
 """What a text in gin's language says, read without touching gin's configuration."""
 
 import tokenize
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -144,9 +145,9 @@ def _leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
-def plain(value: Any, macros: Mapping[str, Any] | None = None) -> Any:
+def plain(value: Any, macros: Mapping[str, Any] = types.MappingProxyType({})) -> Any:
     """A value as JSON can hold it, with the values of macros."""
-    if isinstance(value, Macro) and value[1:] in (macros or {}):
+    if isinstance(value, Macro) and value[1:] in macros:
         return plain(macros[value[1:]], macros)
     if isinstance(value, (list, tuple)):
         return [plain(entry, macros) for entry in value]
@@ -157,8 +158,8 @@ def plain(value: Any, macros: Mapping[str, Any] | None = None) -> Any:
 
 def split(name: str) -> tuple[str, str, str]:
     """The scope, the configurable and the argument of a binding's name; a macro has no argument."""
-    scope, _, rest = name.rpartition("/")
-    selector, _, argument = rest.rpartition(".")
+    scope, _, parameter = name.rpartition("/")
+    selector, _, argument = parameter.rpartition(".")
     return (scope, selector, argument) if selector else (scope, argument, "")
 
 

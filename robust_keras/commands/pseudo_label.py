@@ -71,14 +71,15 @@ def run(
     bindings = train.bindings(strategy, tpu, init_from, functions=("train", "label_pool"))
     configured = _resolved(gin_files, [*gin_params, *bindings], trains=saved_model is None)
 
-    from robust_keras import ownership
+    from robust_keras import failures, ownership
     from robust_keras.pseudo_labelling import pseudo_labels, records
 
     if saved_model is None:
         classifier = _trained_classifier(configured, data_dir=data_dir, workdir=workdir, trains=worker == 0)
     else:
         classifier = _saved_classifier(saved_model, reading or {})
-    with ownership.lock(workdir, what=pseudo_labels.LABELLING, part=f"worker-{worker}"):
+    lock = ownership.lock(workdir, what=pseudo_labels.LABELLING, part=f"worker-{worker}")
+    with failures.running(workdir, process=worker), lock:
         if worker == 0:
             _claim(workdir, configured.config)
         share = records.Share(worker, num_workers)
@@ -179,7 +180,8 @@ def _trained(folder: str) -> tuple[Callable, dict[str, Any]]:
     return functools.partial(loading.load_logits_fn, saved_model), identity
 
 
-def define_flags(values):
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the command's flags."""
     train.define_flags(values)
     values.set_default("workdir", "runs/pseudo_label")
     flags.DEFINE_string(
@@ -193,7 +195,8 @@ def define_flags(values):
     flags.DEFINE_integer("num_workers", 1, "Processes that share the work.", lower_bound=1, flag_values=values)
 
 
-def main(values):
+def main(values: flags.FlagValues) -> None:
+    """Runs the command with the values of its flags."""
     if values.saved_model is None and (given := launcher.given_reading(values)):
         raise ValueError(f"Expected --saved_model with --{given[0]}. Received: none")
     run(
@@ -211,5 +214,6 @@ def main(values):
     )
 
 
-def command():
+def command() -> None:
+    """Runs the command as it was typed."""
     launcher.launch(main, define_flags, __doc__)

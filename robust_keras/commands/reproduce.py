@@ -148,12 +148,13 @@ def _commands(data_dir):
     def differences(files, bindings, workdir):
         _resolve(files, bindings)
         saved = storage.read_text(posixpath.join(workdir, "config.gin"))
-        return configurables.differences(configurables.operative_config(), saved)
+        return configurables.differences(saved, configurables.operative_config())
 
     return runs.Commands(train, evaluate, differences)
 
 
 def define_flags(values: flags.FlagValues) -> None:
+    """Defines the command's flags."""
     flags.DEFINE_integer("table", None, "Number of the paper's table; all by default.", flag_values=values)
     flags.DEFINE_multi_string("row", [], "Name of a row; any number of times, all by default.", flag_values=values)
     flags.DEFINE_enum(
@@ -178,6 +179,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
+    """Runs the command with the values of its flags."""
     rows = {"table": values.table, "row": values.row, "setting": values.setting}
     scale = {"scale": values.scale, "num_runs": values.num_runs, "gin_params": values.gin_param}
     if values.budget is not None:
@@ -198,4 +200,5 @@ def main(values: flags.FlagValues) -> None:
 
 
 def command() -> None:
+    """Runs the command as it was typed."""
     launcher.launch(main, define_flags, __doc__)

@@ -218,17 +218,20 @@ def _expect(is_right, expected, received):
         raise ArithmeticError(f"Expected {expected}. Received: {received}")
 
 
-def define_flags(values):
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the command's flags."""
     launcher.define_strategy(values)
     flags.DEFINE_string(
         "workdir", None, "A new folder, which several processes share; a temporary one by default.", flag_values=values
     )
 
 
-def main(values):
+def main(values: flags.FlagValues) -> None:
+    """Runs the command with the values of its flags."""
     if not run(strategy=values.strategy, tpu=values.tpu, workdir=values.workdir):
         sys.exit(1)
 
 
-def command():
+def command() -> None:
+    """Runs the command as it was typed."""
     launcher.launch(main, define_flags, __doc__)

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from robust_keras import compilation
+from robust_keras import compilation, failures
 from robust_keras.engines import replicas
 from robust_keras.pseudo_labelling import chunks, duplicates
 from robust_keras.pseudo_labelling.record_sets import checksums
@@ -72,6 +72,7 @@ def score(
             arrays |= _duplicates(index, chunk.images, arrays, settings.near_duplicate)
             stored = {name: arrays[name] for name in _STORED}
             chunks.write(directory, chunk.number, stored, images_sha256=chunk.sha256)
+            failures.work_begins()
             bar.update(len(chunk.images))
 
 

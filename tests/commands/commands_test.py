@@ -385,9 +385,10 @@ def test_weights_to_start_from(monkeypatch, capsys, images, finished, tmp_path):
     for name, path in {"run": finished, "file": tmp_path / "best.keras"}.items():
         call(monkeypatch, train, *arguments(images, tmp_path / name, **no_steps), f"--init_from={path}")
         arrays = storage.read(tmp_path / name / "checkpoints", 1).arrays
-        for weight, array in best.items():
-            if not weight.rsplit("/")[-1].startswith(("moving", "num_updates")):
-                np.testing.assert_array_equal(arrays[f"weights/{weight}"], array, err_msg=weight)
+        trained = [name for name in best if not name.rsplit("/")[-1].startswith(("moving", "num_updates"))]
+        assert trained
+        for weight in trained:
+            np.testing.assert_array_equal(arrays[f"weights/{weight}"], best[weight], err_msg=weight)
     # The weights are needed for the start alone.
     (tmp_path / "best.keras").rename(tmp_path / "elsewhere.keras")
     call(monkeypatch, train, *arguments(images, tmp_path / "file", **no_steps), f"--init_from={path}")
@@ -579,17 +580,17 @@ def test_an_interrupted_evaluation_goes_on_with_the_model_wherever_it_is(monkeyp
     assert measured(tmp_path / "renamed")[0]["num_examples"] == 12
 
 
-def test_an_evaluation_of_version_0_5_is_read(monkeypatch, capsys, network, tmp_path):
+def test_an_evaluation_of_an_older_version_goes_on(monkeypatch, capsys, network, tmp_path):
     arguments = quick_evaluation_of(network, tmp_path)
     interrupt(monkeypatch, arguments, 2)
     subject = json.loads((tmp_path / "state" / "subject.json").read_text())
     (tmp_path / "state" / "subject.json").write_text(json.dumps(subject))  # On one line.
     call(monkeypatch, evaluate, *arguments)
+    assert sorted(os.listdir(tmp_path)) == ["config.gin", "examples.npz", "results.json"]
     results = json.loads((tmp_path / "results.json").read_text())
-    assert results["model"].keys() == {
-        "path", "sha256", "input_range", "input_layout", "outputs", "logits_output",
-    }  # fmt: skip
-    assert "in_use.json" not in os.listdir(tmp_path)
+    assert {name: results[name] for name in subject} == subject
+    named = {"path", "sha256", "input_range", "input_layout", "outputs", "logits_output"}
+    assert results["model"].keys() == named
 
 
 def test_two_evaluations_in_one_folder(monkeypatch, capsys, network, tmp_path):

@@ -176,7 +176,7 @@ def test_a_default_that_has_changed_since_is_another_run():
     assert configuration.differences(saved, config) == ["train.momentum = 0.5, not 0.9"]
 
 
-def test_configurations_of_version_0_5_are_compared(tmp_path):
+def test_configurations_of_older_versions_are_compared(tmp_path):
     config = config_of()
     old, _, _ = config.partition("# Of these")  # It did not say what is at its default.
     assert configuration.differences(old, config) == []

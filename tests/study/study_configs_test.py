@@ -3,14 +3,12 @@
 import functools
 import inspect
 
-import numpy as np
+import first_steps
 import pytest
 
 from robust_keras.commands import configuration, train_settings
-from robust_keras.data import sources, training_batches
+from robust_keras.data import training_batches
 from robust_keras.study import costs, rows
-from robust_keras.training import adversarial_model
-from robust_keras.training.optimizer import NesterovSGD
 from robust_keras.training.weight_averaging import averaging_decay
 
 ROWS = rows.read()
@@ -40,22 +38,11 @@ def resolved(row, *params):
     return recipe
 
 
-def training_data(with_extra):
-    def source(count, seed):
-        rng = np.random.default_rng(seed)
-        images = rng.integers(0, 256, (count, 8, 8, 3)).astype(np.uint8)
-        return sources.Source("made", images, rng.integers(0, 10, count).astype(np.int32), 10)
-
-    return training_batches.TrainingData(
-        source(30, 0), source(1, 2), source(40, 1) if with_extra else None, (0.5,) * 3, (0.25,) * 3
-    )
-
-
 @functools.lru_cache(None)
 def first_batch(with_extra, labelled_fraction, group_size):
     """Made once for all configurations with these settings, the only ones in which their batches differ."""
     share = {} if labelled_fraction is None else {"labelled_fraction": labelled_fraction}
-    data = training_data(with_extra)
+    data = first_steps.training_data(with_extra)
     return next(
         iter(training_batches.batches(data, batch_size=16, group_size=group_size, seed=0, num_steps=1, **share))
     )
@@ -67,31 +54,13 @@ def first_step(name):
     row = next(row for row in RUNNABLE if rows.run_name(row) == name)
     paper = resolved(row)
     train = resolved(row, *SMALL)
-    data = training_data(paper.data.keywords["extra_data"] is not None)
+    data = first_steps.training_data(paper.data.keywords["extra_data"] is not None)
     bound = train.batches.keywords
     batch = first_batch(data.extra is not None, *(bound.get(name) for name in ("labelled_fraction", "group_size")))
-    network = train.model(num_classes=10, mean=data.mean, std=data.std, input_shape=(8, 8, 3))
-    rng = np.random.default_rng(3)
-    for weight in network.trainable_weights:  # A classifier of zeros would hide every difference.
-        if weight.path.endswith("kernel"):
-            weight.assign(rng.normal(0.0, 0.1, weight.shape))
     rate = functools.partial(train.optimizer.learning_rate, num_steps=paper.train_steps)
-    model = adversarial_model.AdversarialModel(
-        network,
-        objective=train.objective,
-        attack=train.attack.attack_fn,
-        attack_target=train.attack.target,
-        attack_batch_norm=train.attack.batch_norm,
-    )
-    optimizer = NesterovSGD(rate)
-    optimizer.build(network.trainable_variables)
-    model.compile(optimizer=optimizer, run_eagerly=True)
-    loss = float(model.train_step(batch)["loss"])
-    assert np.isfinite(loss)
-    assert all(np.isfinite(weight.numpy()).all() for weight in network.trainable_weights)
     tau = train.averaging and train.averaging.tau
     return {
-        "loss": loss,
+        "loss": first_steps.loss(train, data, batch, rate),
         "parameters": costs.num_parameters(*(paper.model.keywords[key] for key in ("depth", "width"))),
         "averages": None if tau is None else [float(averaging_decay(step, tau=tau)) for step in (0, 100, 10_000)],
         "rates": [float(rate(int(paper.train_steps * share))) for share in (0.0, 0.3, 0.6, 0.9)],
