@@ -37,8 +37,11 @@ def fused(fn: Callable) -> Callable:
 
 
 def function(fn: Callable, *, jit_compile: bool = False) -> Callable:
-    """`tf.function(fn, jit_compile=jit_compile, autograph=False)`, inside which `fused` functions know of it."""
-    if not jit_compile:
+    """`tf.function(fn, jit_compile=jit_compile, autograph=False)`, inside which `fused` functions know of it.
+
+    Inside a program that XLA compiles anyway it is not asked for again.
+    """
+    if not jit_compile or _is_inside_xla():
         return tf.function(fn, autograph=False)
 
     @functools.wraps(fn)

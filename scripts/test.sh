@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes an environment for tests, then runs lint and all tests. Further arguments go to pytest, such as -m slow.
+# Makes an environment for tests, then runs lint, the type checker and all tests. Further arguments go to pytest, such as -m slow.
 #   bash scripts/test.sh
 # With --oldest first, the tests marked so run with the oldest supported TensorFlow and Keras, in an environment of their own.
 #   bash scripts/test.sh --oldest
@@ -33,6 +33,7 @@ export TF_ENABLE_ONEDNN_OPTS=1 TF_CPP_MIN_LOG_LEVEL=2
 if [ ${#PINS[@]} -eq 0 ]; then
   "$VENV/bin/ruff" check .
   "$VENV/bin/ruff" format --check .
+  "$VENV/bin/mypy"
 fi
 # Files side by side on two cores: most tests keep one busy.
 "$VENV/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "${SELECTED[@]}" "$@"

@@ -49,6 +49,17 @@ def test_is_called_plainly_on_a_tpu(monkeypatch):
     assert not compiled_calls(tf.function(doubled, autograph=False), X)
 
 
+def test_what_somebody_asked_to_compile_is_not_compiled_again_inside_a_compiled_program(monkeypatch):
+    def outer(x):
+        return compilation.function(lambda x: 2.0 * x, jit_compile=True)(x)
+
+    assert compiled_calls(tf.function(outer, autograph=False), X)
+    assert not compiled_calls(compilation.function(outer, jit_compile=True), X)
+    strategy = object.__new__(tf.distribute.TPUStrategy)
+    monkeypatch.setattr(tf.distribute, "get_strategy", lambda: strategy)
+    assert not compiled_calls(tf.function(outer, autograph=False), X)
+
+
 def test_is_called_plainly_where_there_is_no_xla(monkeypatch):
     def function(fn, jit_compile=None, **_):
         assert jit_compile

@@ -25,9 +25,9 @@ class _Configured(NamedTuple):
     all that counts.
     """
 
-    train: Callable
+    train: Any  # A `ConfiguredRun`, whose import loads TensorFlow.
     training_config: str
-    label_pool: Callable
+    label_pool: Any
     config: str
 
 
@@ -108,7 +108,7 @@ def _resolved(gin_files: list[str], gin_params: list[str], *, trains: bool) -> _
     return _Configured(train_classifier, training_config, label_pool, configuration.operative_config())
 
 
-def _labelled_set(train_classifier: Callable) -> str:
+def _labelled_set(train_classifier: Any) -> str:
     return train_classifier.recipe.data.keywords["dataset"]
 
 

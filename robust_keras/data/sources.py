@@ -224,7 +224,7 @@ def find_extra(name: str, *, data_dir: str | None = None) -> str:
     default = {"carmon": CARMON_FILE, "ddpm": DDPM_FILE}.get(kind)
     if (not path and (colon or default is None)) or kind not in _FORMATS:
         raise ValueError(f"Expected {_EXTRA_SETS}. Received: {name!r}")
-    if not path:
+    if default is not None and not path:
         path = os.path.join(folder, default)
         if not tf.io.gfile.exists(path):
             raise DataUnavailable(how_to_obtain(name, path))

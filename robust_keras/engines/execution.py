@@ -8,6 +8,10 @@ Stock Keras is not able to (3.5 to 3.15, TensorFlow 2.18 to 2.21):
 `tests/engines/execution_test.py` tells when that has changed and this module can go.
 """
 
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import keras
 import tensorflow as tf
 
@@ -15,23 +19,25 @@ from robust_keras.engines import replicas
 
 
 def fit(
-    model,
-    dataset,
+    model: keras.Model,
+    dataset: tf.data.Dataset,
     *,
-    epochs=1,
-    steps_per_epoch=None,
-    initial_epoch=0,
-    callbacks=None,
-    verbose="auto",
-    pause_every=(),
-):
+    epochs: int = 1,
+    steps_per_epoch: int | None = None,
+    initial_epoch: int = 0,
+    callbacks: Sequence[keras.callbacks.Callback] | None = None,
+    verbose: str | int = "auto",
+    pause_every: Sequence[int] = (),
+    check: Callable[[Any], None] | None = None,
+) -> keras.callbacks.History:
     """Calls `model.train_step` on batch after batch, as `keras.Model.fit` does.
 
-    As many steps as `model.compile(steps_per_execution=...)` says run in one compiled call; callbacks then get the
-    index of its last step. `train_step` must return a dictionary of scalars that are the same on all replicas.
+    As many steps as `model.compile(steps_per_execution=...)` says run in one compiled call. Callbacks then get the
+    index and the values of its last step; at the end of an epoch they get means over its steps.
 
     Args:
-        model: a compiled `keras.Model`, made in its strategy's scope.
+        model: a compiled `keras.Model`, made in its strategy's scope. Its `train_step` must return a dictionary of
+            scalars that are the same on all replicas.
         dataset: a `tf.data.Dataset` of this process's share of each batch: nests of tensors of static shapes. It is
             read on through all epochs where `steps_per_epoch` is given, and once in each otherwise.
         epochs: the epoch before which to stop.
@@ -40,17 +46,12 @@ def fit(
         callbacks: `keras.callbacks.Callback`s.
         verbose: of the progress bar, as `keras.Model.fit` has it.
         pause_every: numbers of steps; an execution also ends at their multiples, counted by the optimiser.
-
-    Returns:
-        A `keras.callbacks.History`.
+        check: called with each batch of the dataset, to refuse it.
 
     Raises:
         ValueError: for a dataset of unknown length without `steps_per_epoch`, or one that ends early.
     """
-    length = int(dataset.cardinality())
-    num_steps = steps_per_epoch or length
-    if num_steps < 1:
-        raise ValueError(f"Expected steps_per_epoch, or a dataset that knows its length. Received: {num_steps}")
+    num_steps = _length(dataset, steps_per_epoch)
     callbacks = keras.callbacks.CallbackList(
         callbacks,
         add_history=True,
@@ -61,12 +62,7 @@ def fit(
         model=model,
     )
     with model.distribute_strategy.scope():
-        if not model.optimizer.built:  # No compiled step of several replicas can make variables.
-            model.optimizer.build(model.trainable_variables)
-        if model.train_function is None:
-            model.train_function = _execution(model)
-        model.stop_training = False
-        done = int(model.optimizer.iterations.numpy())
+        _prepare(model)
         iterator, logs = iter(dataset), {}
         callbacks.on_train_begin()
         for epoch in range(initial_epoch, epochs):
@@ -74,15 +70,7 @@ def fit(
                 iterator = iter(dataset)
             model.reset_metrics()
             callbacks.on_epoch_begin(epoch)
-            step = 0
-            while step < num_steps and not model.stop_training:
-                pauses = (every - done % every for every in pause_every)
-                size = min(model.steps_per_execution, num_steps - step, *pauses)
-                batches = _take(iterator, size)
-                callbacks.on_train_batch_begin(step)
-                logs = model.train_function(batches)
-                step, done = step + size, done + size
-                callbacks.on_train_batch_end(step - 1, logs)
+            logs = _epoch(model, functools.partial(_take, iterator, check), num_steps, callbacks, pause_every)
             callbacks.on_epoch_end(epoch, logs)
             if model.stop_training:
                 break
@@ -90,18 +78,53 @@ def fit(
     return model.history
 
 
-def _take(iterator, size):
+def _length(dataset, steps_per_epoch):
+    num_steps = steps_per_epoch or int(dataset.cardinality())
+    if num_steps < 1:
+        raise ValueError(f"Expected steps_per_epoch, or a dataset that knows its length. Received: {num_steps}")
+    return num_steps
+
+
+def _prepare(model):
+    if not model.optimizer.built:  # No compiled step of several replicas can make variables.
+        model.optimizer.build(model.trainable_variables)
+    if model.train_function is None:
+        model.train_function = _execution(model)
+    model.stop_training = False
+
+
+def _epoch(model, take, num_steps, callbacks, pause_every):
+    """Takes the steps of an epoch, or as many as callbacks let it: means of what they return."""
+    done, step, sums = int(model.optimizer.iterations.numpy()), 0, None
+    while step < num_steps and not model.stop_training:
+        pauses = (every - done % every for every in pause_every)
+        size = min(model.steps_per_execution, num_steps - step, *pauses)
+        batches = take(size)
+        callbacks.on_train_batch_begin(step)
+        logs, added = model.train_function(batches)
+        added = {name: tf.cast(value, tf.float64) for name, value in added.items()}
+        sums = added if sums is None else tf.nest.map_structure(tf.add, sums, added)
+        step, done = step + size, done + size
+        callbacks.on_train_batch_end(step - 1, logs)
+    return {name: float(value) / step for name, value in (sums or {}).items()}
+
+
+def _take(iterator, check, size):
     batches = []
     for _ in range(size):
         try:
             batches.append(next(iterator))
         except StopIteration:
             raise ValueError(f"Expected {size - len(batches)} more batches. Received: the end of the dataset") from None
+        if check is not None:
+            check(batches[-1])
     return batches
 
 
 def _execution(model):
-    """`(batches) -> logs`: a step on each batch of a list, at most `steps_per_execution` of them."""
+    """`(batches) -> (logs, sums)`: a step on each batch of a list, at most `steps_per_execution` of them, with what the
+    last one returns and the sums over all of them.
+    """
     strategy = model.distribute_strategy
     most = model.steps_per_execution
 
@@ -123,18 +146,21 @@ def _execution(model):
         one_step, indexed_step = (tf.function(step, autograph=False) for step in (one_step, indexed_step))
 
     def all_steps(batches, num_steps):
-        def another(k, _):
-            return k + 1, indexed_step(batches, k)
+        def another(k, _, sums):
+            logs = indexed_step(batches, k)
+            return k + 1, logs, tf.nest.map_structure(tf.add, sums, logs)
 
-        first = tf.constant(1), indexed_step(batches, tf.constant(0))
-        return tf.while_loop(lambda k, _: k < num_steps, another, first, maximum_iterations=most - 1)[1]
+        logs = indexed_step(batches, tf.constant(0))
+        first = tf.constant(1), logs, logs
+        return tf.while_loop(lambda k, *_: k < num_steps, another, first, maximum_iterations=most - 1)[1:]
 
     if not model.run_eagerly:
         all_steps = tf.function(all_steps, autograph=False)
 
     def execute(batches):
         if most == 1:
-            return one_step(replicas.to_replicas(batches[0]))
+            logs = one_step(replicas.to_replicas(batches[0]))
+            return logs, logs
         # One shape, however many there are; the examples stay in front, where replicas are cut.
         filled = batches + batches[-1:] * (most - len(batches))
         stacked = tf.nest.map_structure(lambda *values: tf.stack(values, axis=1), *filled)

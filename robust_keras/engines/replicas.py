@@ -184,9 +184,6 @@ def update(assign, variables, *values):
         values: lists as long as `variables`: tensors, the same on all replicas, or variables.
     """
 
-    def on_all(strategy, *values):
-        for variable, *arguments in zip(variables, *values):
-            strategy.extended.update(variable, assign, args=tuple(arguments), group=False)
-
-    # As Keras' optimisers reach all replicas' copies, on TPU without merging them.
-    tf.__internal__.distribute.interim.maybe_merge_call(on_all, tf.distribute.get_strategy(), *values)
+    extended = tf.distribute.get_strategy().extended
+    for variable, *arguments in zip(variables, *values):
+        extended.update(variable, assign, args=tuple(arguments), group=False)

@@ -1,5 +1,6 @@
 """A `tf.distribute` strategy from a name."""
 
+import concurrent.futures
 import functools
 import json
 import os
@@ -11,8 +12,8 @@ import tensorflow as tf
 NAMES = ("auto", "one", "mirrored", "tpu", "multi_worker")
 
 
-def strategy(name="auto", *, tpu=None):
-    """The strategy that a run executes under, the same object for the same arguments.
+def strategy(name: str = "auto", *, tpu: str | None = None) -> tf.distribute.Strategy:
+    """The strategy that a run executes under, the same object for the same devices.
 
     Processes meet in it, and a TPU is initialised: call it before anything else that uses TensorFlow's devices.
 
@@ -29,37 +30,48 @@ def strategy(name="auto", *, tpu=None):
     Raises:
         ValueError: for an unknown name, or hardware or processes that are not there.
     """
-    return _strategy(name, tpu)
-
-
-@functools.cache  # Several strategies over the same devices collide.
-def _strategy(name, tpu):
     if name not in NAMES:
         raise ValueError(f"Expected a strategy out of {', '.join(NAMES)}. Received: {name!r}")
     if tpu is not None and name not in ("auto", "tpu"):
         raise ValueError(f"Expected the strategy 'tpu' with a TPU's address. Received: {name!r} and {tpu!r}")
     if name == "auto":
-        if tpu:
-            name = "tpu"
-        elif _workers_of_environment() > 1:
-            name = "multi_worker"
-        elif _tpu_of_environment() or tf.config.list_physical_devices("TPU"):
-            name = "tpu"
-        else:
-            name = "mirrored" if len(tf.config.list_physical_devices("GPU")) > 1 else "one"
+        name = _best_there_is(tpu)
     if name == "multi_worker":
         if not _workers_of_environment():
             raise ValueError(
                 "Expected an environment variable TF_CONFIG that lists the workers and says which of them this process "
                 f"is. Received: {os.environ.get('TF_CONFIG')!r}"
             )
-        return _multi_worker_strategy()
+        return _made("multi_worker")
     if name == "tpu":
-        return _tpu_strategy(tpu or _tpu_of_environment() or "local")
+        return _made("tpu", tpu or _tpu_of_environment() or "local")
     if name == "mirrored":
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-        return tf.distribute.MirroredStrategy([device.name for device in devices])
-    return tf.distribute.get_strategy()
+        return _made("mirrored", *(device.name for device in devices))
+    return _default_strategy()
+
+
+def _best_there_is(tpu):
+    if tpu:
+        return "tpu"
+    if _workers_of_environment() > 1:
+        return "multi_worker"
+    if _tpu_of_environment() or tf.config.list_physical_devices("TPU"):
+        return "tpu"
+    return "mirrored" if len(tf.config.list_physical_devices("GPU")) > 1 else "one"
+
+
+@functools.cache  # Several strategies over the same devices collide.
+def _made(name, *devices):
+    if name == "multi_worker":
+        return _multi_worker_strategy()
+    return _tpu_strategy(*devices) if name == "tpu" else tf.distribute.MirroredStrategy(list(devices))
+
+
+def _default_strategy():
+    """TensorFlow's own, of one device, also in the scope of another: a new thread is in none."""
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        return thread.submit(tf.distribute.get_strategy).result()
 
 
 def _workers_of_environment():

@@ -1,5 +1,6 @@
 """Robust accuracy over a data set: attacks in sequence on what still stands, every adversarial image verified."""
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from robust_keras import failures, losses, threats
+from robust_keras import failures, losses, ownership, threats
 from robust_keras.attacks.attack import Attack
 from robust_keras.engines import replicas
 from robust_keras.evaluation import batching, examples, gradient_masking, outputs, results, verdicts, verification
@@ -86,7 +87,7 @@ def evaluate(
 
     Raises:
         ValueError: before any attack: for images, labels, outputs or batches that cannot be meant, clean accuracy at
-            chance, an attack bound to another threat, or a `save_directory` of another model, attacks or images.
+            chance, an attack bound to another threat, or a `save_directory` of another evaluation, or in use by one.
     """
     plan = plans.make(attacks, baseline, threat, individual=individual, seed=seed)
     batches = batching.Batches(batch_size, seed, jit_compile, getattr(logits_fn, "batch_size", None) is None)
@@ -94,8 +95,15 @@ def evaluate(
     seen = _look(logits_fn, predict_fn, *examples.first(source, num_examples), batch_size, allow_chance)
     found = verdicts.Verdicts(*plan.size(seen), save_directory, plan.identity(seen, model_identity), save_every)
     judge = verification.Judge(predict_fn, seen.images, seen.labels, threat, batch_size)
-    _attack(outputs.attackable(logits_fn, seen.clean_logits), plan, seen, found, judge, batches, diagnose, progress)
+    with _locked(save_directory):
+        _attack(outputs.attackable(logits_fn, seen.clean_logits), plan, seen, found, judge, batches, diagnose, progress)
     return results.conclude(plan, seen, found, logits_fn)
+
+
+def _locked(save_directory):
+    if save_directory is None:
+        return contextlib.nullcontext()
+    return ownership.lock(save_directory, what="an evaluation", writes=replicas.process_index() == 0)
 
 
 def _look(logits_fn, predict_fn, images, labels, batch_size, allow_chance):

@@ -1,6 +1,8 @@
 """Wide residual networks (Zagoruyko & Komodakis 2016) as the paper builds them."""
 
+import functools
 import math
+from collections.abc import Sequence
 
 import keras
 
@@ -12,15 +14,15 @@ _GROUP_WIDTHS = (16, 32, 64)
 
 def wide_resnet(
     *,
-    depth,
-    width,
-    num_classes,
-    activation="relu",
-    mean=(0.0, 0.0, 0.0),
-    std=(1.0, 1.0, 1.0),
-    input_shape=(32, 32, 3),
-    statistics_group_size=None,
-):
+    depth: int,
+    width: int,
+    num_classes: int,
+    activation: str = "relu",
+    mean: Sequence[float] = (0.0, 0.0, 0.0),
+    std: Sequence[float] = (1.0, 1.0, 1.0),
+    input_shape: tuple[int, int, int] = (32, 32, 3),
+    statistics_group_size: int | None = None,
+) -> keras.Model:
     """A pre-activation Wide ResNet, WRN-depth-width.
 
     Three groups of (depth - 4) / 6 blocks, 16, 32 and 64 times `width` channels wide, the second and third at half
@@ -46,6 +48,25 @@ def wide_resnet(
     Raises:
         ValueError: for a depth other than 6n + 4, a width under 1, fewer than 2 classes, or an unknown activation.
     """
+    _check(depth, width, num_classes, mean, std, input_shape)
+    images = keras.Input(input_shape, name="image")
+    # Keras' Normalization takes the variance.
+    x = keras.layers.Normalization(mean=mean, variance=[s**2 for s in std], dtype="float32", name="normalization")(
+        images
+    )
+    x = _conv(16, 3, 1, "init_conv", dtype="float32")(x)
+    norm_act = functools.partial(_norm_act, activation, statistics_group_size)
+    for group, base_width in enumerate(_GROUP_WIDTHS):
+        for block in range((depth - 4) // 6):
+            stride = 2 if group > 0 and block == 0 else 1
+            x = _block(x, base_width * width, stride, norm_act, f"layer.{group}.block.{block}", projects=block == 0)
+    x = norm_act(x, "batchnorm")
+    x = keras.layers.GlobalAveragePooling2D(dtype="float32", name="pool")(x)
+    logits = keras.layers.Dense(num_classes, kernel_initializer="zeros", dtype="float32", name="logits")(x)
+    return keras.Model(images, logits, name=f"wide_resnet_{depth}_{width}")
+
+
+def _check(depth, width, num_classes, mean, std, input_shape):
     if not isinstance(depth, int) or depth < 10 or depth % 6 != 4:
         raise ValueError(f"Expected a depth of 6n + 4 with n >= 1, such as 10, 16 or 28. Received: {depth!r}")
     if not isinstance(width, int) or width < 1:
@@ -55,31 +76,20 @@ def wide_resnet(
     if len(mean) != input_shape[-1] or len(std) != input_shape[-1]:
         raise ValueError(f"Expected one mean and std for each of {input_shape[-1]} channels. Received: {mean}, {std}")
 
-    def norm_act(x, name):
-        x = BatchNorm(statistics_group_size, name=name)(x)
-        return Activation(activation, name=f"{name}.{activation}")(x)
 
-    images = keras.Input(input_shape, name="image")
-    # Keras' Normalization takes the variance.
-    x = keras.layers.Normalization(mean=mean, variance=[s**2 for s in std], dtype="float32", name="normalization")(
-        images
-    )
-    x = _conv(16, 3, 1, "init_conv", dtype="float32")(x)
-    for group, base_width in enumerate(_GROUP_WIDTHS):
-        channels = base_width * width
-        for block in range((depth - 4) // 6):
-            name = f"layer.{group}.block.{block}"
-            stride = 2 if group > 0 and block == 0 else 1
-            activated = norm_act(x, f"{name}.batchnorm_0")
-            shortcut = _conv(channels, 1, stride, f"{name}.shortcut")(activated) if block == 0 else x
-            x = _conv(channels, 3, stride, f"{name}.conv_0")(activated)
-            x = norm_act(x, f"{name}.batchnorm_1")
-            x = _conv(channels, 3, 1, f"{name}.conv_1")(x)
-            x = keras.layers.Add(name=f"{name}.add")([x, shortcut])
-    x = norm_act(x, "batchnorm")
-    x = keras.layers.GlobalAveragePooling2D(dtype="float32", name="pool")(x)
-    logits = keras.layers.Dense(num_classes, kernel_initializer="zeros", dtype="float32", name="logits")(x)
-    return keras.Model(images, logits, name=f"wide_resnet_{depth}_{width}")
+def _norm_act(activation, statistics_group_size, x, name):
+    x = BatchNorm(statistics_group_size, name=name)(x)
+    return Activation(activation, name=f"{name}.{activation}")(x)
+
+
+def _block(x, channels, stride, norm_act, name, *, projects):
+    """Two convolutions, each after its normalisation, beside a shortcut, a projection where the block `projects`."""
+    activated = norm_act(x, f"{name}.batchnorm_0")
+    shortcut = _conv(channels, 1, stride, f"{name}.shortcut")(activated) if projects else x
+    x = _conv(channels, 3, stride, f"{name}.conv_0")(activated)
+    x = norm_act(x, f"{name}.batchnorm_1")
+    x = _conv(channels, 3, 1, f"{name}.conv_1")(x)
+    return keras.layers.Add(name=f"{name}.add")([x, shortcut])
 
 
 def _conv(channels, kernel_size, stride, name, dtype=None):
@@ -102,7 +112,8 @@ class TruncatedNormal(keras.initializers.VarianceScaling):
     Keras' own fan-in scaling widens the normal so that the deviation holds after the cut; Haiku and the paper do not.
     """
 
-    def __init__(self, seed=None):
+    def __init__(self, seed: int | None = None) -> None:
+        self._given_seed = seed
         super().__init__(scale=1.0, mode="fan_in", distribution="truncated_normal", seed=seed)
 
     def __call__(self, shape, dtype=None):
@@ -110,4 +121,4 @@ class TruncatedNormal(keras.initializers.VarianceScaling):
         return keras.random.truncated_normal(shape, stddev=1.0 / math.sqrt(fan_in), dtype=dtype, seed=self.seed)
 
     def get_config(self):
-        return {"seed": self._init_seed}
+        return {"seed": self._given_seed}

@@ -83,7 +83,7 @@ def label_pool(
                 images,
                 logits_fn,
                 directory=scores,
-                test_images=test.images,
+                test_images=test.images,  # type: ignore[arg-type]  # A labelled set is in memory.
                 classifier={name: value for name, value in identity.items() if name != "path"},
                 settings=recipe.scoring,
                 share=share,

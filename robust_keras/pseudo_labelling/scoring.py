@@ -110,7 +110,7 @@ def _identity(pool, test_images, classifier, settings: Scoring) -> dict[str, Any
     return {
         "num_images": len(pool),
         "first_and_last_images_sha256": [digest.hexdigest() for digest in ends],
-        "test_images_sha256": hashlib.sha256(np.ascontiguousarray(test_images)).hexdigest(),
+        "test_images_sha256": hashlib.sha256(np.ascontiguousarray(test_images).data).hexdigest(),
         "classifier": classifier,
         "near_duplicate": settings.near_duplicate,
         "coarse_threshold": duplicates.COARSE_THRESHOLD,

@@ -43,7 +43,7 @@ DEVICES = {
 OUTER_PASSES = {"standard_training": 1, "adversarial_training": 1, "trades": 2, "mart": 2}
 
 
-def forward_flops(depth, width, *, num_classes=10, size=32, channels=3):
+def forward_flops(depth: int, width: int, *, num_classes: int = 10, size: int = 32, channels: int = 3) -> int:
     """Operations of one image's way through `wide_resnet`: depth 6n + 4, `width` times the channels."""
     return 2 * sum(
         side * side * kernel * kernel * inputs * outputs
@@ -51,7 +51,7 @@ def forward_flops(depth, width, *, num_classes=10, size=32, channels=3):
     ) + 2 * (64 * width * num_classes)
 
 
-def num_parameters(depth, width, *, num_classes=10, channels=3):
+def num_parameters(depth: int, width: int, *, num_classes: int = 10, channels: int = 3) -> int:
     """Trainable parameters of `wide_resnet`."""
     convolutions = _convolutions(depth, width, 32, channels)
     total = sum(kernel * kernel * inputs * outputs for _, kernel, inputs, outputs in convolutions)
@@ -60,7 +60,15 @@ def num_parameters(depth, width, *, num_classes=10, channels=3):
     return total + 2 * sum(normalised) + 64 * width * num_classes + num_classes
 
 
-def training_flops(forward, *, batch_size, num_steps, attack_steps, objective, clean_prediction=False):
+def training_flops(
+    forward: float,
+    *,
+    batch_size: int,
+    num_steps: int,
+    attack_steps: int,
+    objective: str,
+    clean_prediction: bool = False,
+) -> float:
     """Operations of a training run without its validations.
 
     Args:
@@ -75,12 +83,12 @@ def training_flops(forward, *, batch_size, num_steps, attack_steps, objective, c
     return forward * per_image * batch_size * num_steps
 
 
-def attack_flops(forward, *, num_images, num_passes):
+def attack_flops(forward: float, *, num_images: float, num_passes: float) -> float:
     """Operations of `num_passes` passes with the input's gradient on every image. An upper bound: fallen ones stop."""
     return 2 * forward * num_images * num_passes
 
 
-def _convolutions(depth, width, size, channels):
+def _convolutions(depth: int, width: int, size: int, channels: int) -> list[tuple[int, int, int, int]]:
     """(side of the output, kernel, input channels, output channels) of each convolution."""
     rows = [(size, 3, channels, 16)]
     inputs, side = 16, size

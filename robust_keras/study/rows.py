@@ -163,7 +163,7 @@ def _default_path() -> pathlib.Path:
 
 
 def _row(cells: Sequence[str], where: str) -> Row:
-    def check(fine, expected, received):
+    def check(fine: object, expected: str, received: object) -> None:
         if not fine:
             raise ValueError(f"Expected {expected} {where}. Received: {received!r}")
 

@@ -46,7 +46,7 @@ def time_of_a_pass(depth: int, width: int, *, batch_size: int, num_classes: int 
     labels = tf.zeros(batch_size, tf.int32)
 
     @tf.function
-    def gradient(x):
+    def gradient(x: tf.Tensor) -> tf.Tensor:
         return stepwise.value_and_gradient(network, x, lambda logits: losses.cross_entropy(logits, labels))[2]
 
     x = tf.zeros((batch_size, 32, 32, 3))

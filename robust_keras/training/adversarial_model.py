@@ -1,13 +1,16 @@
 """A network with a training step that attacks its own batch."""
 
 import functools
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import keras
 import tensorflow as tf
 
-from robust_keras import compilation, noise
+from robust_keras import compilation, losses, noise
 from robust_keras.engines import execution, replicas
 from robust_keras.models.normalization import BATCH, apply_updates, batch_norm_mode, pending_updates
+from robust_keras.training import inputs
 
 ATTACK_TARGETS = ("label", "targets", "clean_prediction")
 
@@ -32,14 +35,14 @@ class AdversarialModel(keras.Model):
 
     def __init__(
         self,
-        network,
+        network: keras.Model,
         *,
-        objective,
-        attack=None,
-        attack_target="label",
-        attack_batch_norm=BATCH,
-        accumulation_steps=1,
-    ):
+        objective: Callable,
+        attack: Callable | None = None,
+        attack_target: str = "label",
+        attack_batch_norm: str = BATCH,
+        accumulation_steps: int = 1,
+    ) -> None:
         super().__init__(name="adversarial_model")
         if attack_target not in ATTACK_TARGETS:
             raise ValueError(
@@ -57,14 +60,21 @@ class AdversarialModel(keras.Model):
         self.after_update = []
         self.built = True
 
-    def call(self, x, training=False):
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """The network's logits."""
         return self.network(x, training=training)
 
-    def fit(self, dataset, **arguments):
-        """See `engines.execution.fit`."""
-        return execution.fit(self, dataset, **arguments)
+    def fit(self, dataset: tf.data.Dataset, **arguments: Any) -> keras.callbacks.History:
+        """See `engines.execution.fit`.
 
-    def train_step(self, batch):
+        Raises:
+            ValueError: for batches that are not such as `training_batches.batches` makes, before a step is taken.
+        """
+        inputs.check_batch(dataset.element_spec)
+        return execution.fit(self, dataset, check=inputs.check_batch, **arguments)
+
+    def train_step(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Attacks a replica's share of a batch and takes a step: 'loss' and 'labelled_fraction' of the whole batch."""
         layers = []  # Of the pending updates, in order.
         compute = functools.partial(self._gradients, layers)
         if self.jit_compile or self.accumulation_steps > 1:  # A function of its own is traced once.
@@ -91,13 +101,11 @@ class AdversarialModel(keras.Model):
 
     def _gradients(self, layers, batch):
         """What a part of the batch adds to logs, gradients and statistics, those of `layers`; changes no variable."""
+        inputs.check_batch(batch)
         x = tf.cast(batch["image"], tf.float32) / 255.0
-        labels, targets = batch["label"], batch["targets"]
-
-        def logits_fn(images):
-            return self.network(images, training=True)
-
-        x_adv = self._attacked(logits_fn, x, labels, targets, batch["seeds"])
+        labels, targets = losses.as_labels(batch["label"]), batch["targets"]
+        logits_fn = functools.partial(self.network, training=True)
+        x_adv = self.attacked(x, labels, targets, batch["seeds"])
         # The optimiser sums gradients over replicas.
         share = 1.0 / (self.distribute_strategy.num_replicas_in_sync * self.accumulation_steps)
         with pending_updates() as updates, tf.GradientTape() as tape:
@@ -108,9 +116,21 @@ class AdversarialModel(keras.Model):
         logs = {"loss": loss, "labelled_fraction": labelled_fraction}
         return logs, gradients, [statistics for _, statistics in updates]
 
-    def _attacked(self, logits_fn, x, labels, targets, seeds):
+    def attacked(self, x: tf.Tensor, labels: tf.Tensor, targets: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
+        """The images that the attack of a step makes, or `x` without one.
+
+        Args:
+            x: float32 `[batch, height, width, channels]` in [0, 1].
+            labels: int `[batch]`.
+            targets: class probabilities `[batch, num_classes]`.
+            seeds: int32 `[batch, 2]`, the batch's.
+
+        Returns:
+            Images like `x`.
+        """
         if self.attack is None:
             return x
+        logits_fn = functools.partial(self.network, training=True)
         with batch_norm_mode(self.attack_batch_norm):
             if self.attack_target == "clean_prediction":
                 target = tf.nn.softmax(logits_fn(x))

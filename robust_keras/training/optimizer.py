@@ -1,9 +1,14 @@
 """The paper's optimiser."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import keras
 import tensorflow as tf
 
 from robust_keras.engines import replicas
+
+_NOT_TAKEN = ("clipnorm", "clipvalue", "global_clipnorm", "use_ema", "loss_scale_factor", "gradient_accumulation_steps")
 
 
 @keras.saving.register_keras_serializable(package="robust_keras")
@@ -14,43 +19,94 @@ class NesterovSGD(keras.optimizers.Optimizer):
 
     `keras.optimizers.SGD` keeps the learning rate inside v, so the two part ways when the rate changes, and its weight
     decay is decoupled. Here the decay is the gradient of `weight_decay * ||w||^2 / 2` added to the loss. It covers
-    kernels and the classifier's bias, and never scale and offset of `BatchNorm`.
+    kernels and the classifier's bias, and never scale and offset of `BatchNorm`. Gradients are summed over replicas, in
+    one message between processes.
 
     Args:
         learning_rate: a float or a function of the step (int64 scalar, 0 at the first).
         momentum: of the buffer v, which starts at 0.
         weight_decay: factor of the L2 term.
+        name: of the optimiser.
+        **kwargs: of `keras.optimizers.Optimizer`, none of which changes gradients or weights.
+
+    Raises:
+        ValueError: for a clipping, averaging or scaling of Keras' own.
     """
 
-    def __init__(self, learning_rate=0.1, momentum=0.9, weight_decay=5e-4, name="nesterov_sgd", **kwargs):
+    def __init__(
+        self,
+        learning_rate: float | Callable = 0.1,
+        momentum: float = 0.9,
+        weight_decay: float = 5e-4,
+        name: str = "nesterov_sgd",
+        **kwargs: Any,
+    ) -> None:
+        if given := [f"{name}={kwargs[name]!r}" for name in _NOT_TAKEN if kwargs.get(name)]:
+            raise ValueError(f"Expected NesterovSGD without {', '.join(_NOT_TAKEN)}. Received: {', '.join(given)}")
         schedule = learning_rate
         if callable(schedule):
-            learning_rate = lambda: schedule(self._iterations.value)  # noqa: E731
+            learning_rate = lambda: schedule(self.iterations.value)  # noqa: E731
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
         self.momentum = momentum
         # Not the base class' `weight_decay`, which would be decoupled.
         self.l2 = weight_decay
 
-    def build(self, variables):
+    def build(self, variables: Sequence[keras.Variable]) -> None:
+        """Makes the momentum of each variable."""
         if self.built:
             return
         super().build(variables)
         self.momentums = [self.add_variable_from_reference(variable, name="momentum") for variable in variables]
+        self._optimized = list(variables)
         self._decays = [v.path.rsplit("/", 1)[-1] not in ("scale", "offset") for v in variables]
 
-    def _all_reduce_sum_gradients(self, grads_and_vars):
-        # Keras' own sends each gradient by itself from process to process.
-        gradients, variables = zip(*grads_and_vars)
-        return list(zip(replicas.all_reduce("SUM", list(gradients)), variables))
+    def apply(
+        self, grads: Sequence[tf.Tensor | None], trainable_variables: Sequence[keras.Variable] | None = None
+    ) -> None:
+        """Sums gradients over replicas and takes a step. A variable without a gradient (None) stays as it is.
 
-    def update_step(self, gradient, variable, learning_rate):
-        index = self._get_variable_index(variable)
-        learning_rate = tf.cast(learning_rate, variable.dtype)
-        if self._decays[index]:
-            gradient = gradient + self.l2 * variable
-        velocity = self.momentums[index]
-        self.assign(velocity, self.momentum * velocity + gradient)
-        self.assign_sub(variable, learning_rate * (gradient + self.momentum * velocity))
+        Args:
+            grads: one for each variable.
+            trainable_variables: those that the optimiser was built with, which builds it where it is not; None for all.
 
-    def get_config(self):
+        Raises:
+            ValueError: for other variables than the optimiser's.
+        """
+        if trainable_variables is not None and not self.built:
+            self.build(list(trainable_variables))
+        variables = self._optimized if trainable_variables is None else list(trainable_variables)
+        index = {id(variable): k for k, variable in enumerate(self._optimized)}
+        if len(grads) != len(variables) or any(id(variable) not in index for variable in variables):
+            raise ValueError(
+                "Expected a gradient for each of the variables that the optimiser was built with. Received: "
+                f"{len(grads)} for {len(variables)}, others among them"
+            )
+        steps = [(index[id(v)], v, gradient) for v, gradient in zip(variables, grads) if gradient is not None]
+        if steps:
+            self._step(*zip(*steps))
+        self.iterations.assign_add(1)
+
+    def _step(self, indices, variables, gradients):
+        rate = tf.cast(self.learning_rate, tf.float32)
+
+        def step(variable, gradient, velocity, decays):
+            learning_rate = tf.cast(rate, variable.dtype)
+            if decays:
+                gradient = gradient + self.l2 * variable
+            velocity.assign(self.momentum * velocity + gradient)
+            variable.assign_sub(learning_rate * (gradient + self.momentum * velocity))
+
+        replicas.update(
+            step,
+            [variable.value for variable in variables],
+            replicas.all_reduce("SUM", list(gradients)),
+            [self.momentums[k].value for k in indices],
+            [self._decays[k] for k in indices],
+        )
+        for variable in variables:
+            if variable.constraint is not None:
+                variable.assign(variable.constraint(variable))
+
+    def get_config(self) -> dict:
+        """The arguments, as Keras saves them."""
         return {**super().get_config(), "momentum": self.momentum, "weight_decay": self.l2}

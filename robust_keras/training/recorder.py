@@ -1,46 +1,26 @@
 """What a training run leaves on disk while it runs, and how it finds its place again."""
 
-import concurrent.futures
 import contextlib
-import csv
-import functools
-import io
 import math
-import posixpath
-import signal
 import sys
-import threading
 import time
+from collections.abc import Iterator, Mapping
 
 import keras
 import numpy as np
-import tensorflow as tf
-from absl import logging
 from tqdm import tqdm
 
 from robust_keras import failures, storage
 from robust_keras.engines import replicas
+from robust_keras.training.best_weights import BestWeights
+from robust_keras.training.metrics_log import MetricsLog
+from robust_keras.training.records import Cadence
+from robust_keras.training.run_state import NonFiniteLoss, RunState
+from robust_keras.training.snapshots import Snapshots
+from robust_keras.training.termination import Terminated, Termination
+from robust_keras.training.validation import Validator
 
-gfile = tf.io.gfile
-METRICS = (
-    "step",
-    "loss",
-    "learning_rate",
-    "examples_per_second",
-    "labelled_fraction",
-    "val_clean",
-    "val_robust",
-    "val_clean_averaged",
-    "val_robust_averaged",
-)
-
-
-class NonFiniteLoss(ArithmeticError):
-    """The loss of a step, or a weight after it, is not finite. Neither it nor anything after it was saved."""
-
-
-class Terminated(BaseException):  # No reader of a file takes it for damage.
-    """A SIGTERM arrived, and a snapshot has been written since."""
+__all__ = ["NonFiniteLoss", "RunRecorder", "Terminated"]
 
 
 class RunRecorder(keras.callbacks.Callback):
@@ -48,64 +28,38 @@ class RunRecorder(keras.callbacks.Callback):
 
     Everything is driven by the run's own step, so it does not depend on where an earlier call was interrupted. Where
     several are due at a step, the order is: validation, a row of metrics, the snapshot. A snapshot holds the rows so
-    far, so metrics.csv has each step once. Snapshots are written in the background, one at a time; where that fails,
-    the next step is saved at once. Of several processes, which make it in their strategy's scope, all record, and the
-    first writes.
+    far, so metrics.csv has each step once. Where a snapshot cannot be written, the next step is saved at once. Of
+    several processes, which make it in their strategy's scope, all record, and the first writes.
 
     Args:
-        workdir: the run's folder.
-        state: variables by name: everything that the next step depends on. 'step' is the optimiser's.
-        weights: the names in `state` of the weights to keep when they are the best, by the name to keep them under.
-        validate: `(should_stop) -> {column: accuracy}`, or None once `should_stop()` is true; the best weights are
-            those with the highest `best_metric`.
-        best_metric: a column of `validate`.
-        description: what else a reader of the weights needs, as JSON can hold it; stored with them.
-        learning_rate: a function of the step.
-        batch_size: examples per step.
+        state: everything that the next step depends on.
+        validator: see `BestWeights`.
+        snapshots: where it is saved.
+        log: where rows go.
         train_steps: steps of the whole run.
-        cadence: a `records.Cadence`.
+        cadence: how often what is done.
     """
 
     def __init__(
         self,
-        workdir,
+        state: RunState,
+        validator: Validator,
+        snapshots: Snapshots,
+        log: MetricsLog,
         *,
-        state,
-        weights,
-        validate,
-        best_metric,
-        description,
-        learning_rate,
-        batch_size,
-        train_steps,
-        cadence,
-    ):
+        train_steps: int,
+        cadence: Cadence,
+    ) -> None:
         super().__init__()
-        self.checkpoints_path = posixpath.join(str(workdir), "checkpoints")
-        self.best_path = posixpath.join(str(workdir), "best")
-        self.metrics_path = posixpath.join(str(workdir), "metrics.csv")
-        self.events_path = posixpath.join(str(workdir), "events")
-        self._state = state
-        self._weights = weights
-        self._validate = validate
-        self._best_metric = best_metric
-        self._description = description
-        self._learning_rate = learning_rate
-        self._batch_size = batch_size
-        self._train_steps = train_steps
-        self._cadence = cadence
+        self._state, self._snapshots, self._log = state, snapshots, log
+        self._train_steps, self._cadence = train_steps, cadence
+        self._best = BestWeights(validator, state)
+        self._termination = Termination()
         self._start_step = 0
-        self._rows = []
-        self._best = None  # {"step", "metrics"} of the best validation so far
-        self._best_weights = {}
-        self._last_validation = None
-        self._unfinished = None  # {"step", "logs"} of a validation that SIGTERM stopped
-        self._terminating = False
+        self._unfinished: dict | None = None  # {"step", "logs"} of a validation that a signal stopped
         self._is_writer = replicas.process_index() == 0
-        self._thread = concurrent.futures.ThreadPoolExecutor(1)
-        self._writing, self._writing_step = None, None  # The snapshot under way.
 
-    def restore(self):
+    def restore(self) -> int:
         """Continues from the newest intact snapshot, if there is one.
 
         Returns:
@@ -115,79 +69,52 @@ class RunRecorder(keras.callbacks.Callback):
             ValueError: where the snapshot's variables are not the run's, other processes see another one, or there are
                 snapshots and none is intact.
         """
-        snapshot = storage.read_newest(self.checkpoints_path)
-        if snapshot is None and (damaged := storage.steps(self.checkpoints_path)):
-            raise ValueError(
-                f"Expected an intact snapshot in {self.checkpoints_path}, or an empty folder to start anew. "
-                f"Received: damaged ones of steps {', '.join(map(str, damaged))}"
-            )
-        replicas.expect_same(snapshot.step if snapshot else 0, self.checkpoints_path)
+        snapshot = self._snapshots.newest()
         if snapshot is None:
-            self._write_metrics()
+            self._log.begin([])
             return 0
-        arrays = {name: array for name, array in snapshot.arrays.items() if not name.startswith("best/")}
-        shapes = {name: tuple(variable.shape) for name, variable in self._state.items()}
-        saved_shapes = {name: array.shape for name, array in arrays.items()}
-        if shapes != saved_shapes:
-            different = sorted(k for k in shapes.keys() | saved_shapes.keys() if shapes.get(k) != saved_shapes.get(k))
-            raise ValueError(
-                f"Expected this run's variables in {self.checkpoints_path}. Received: others, such as {different[0]}"
-            )
-        for name, variable in self._state.items():
-            variable.assign(arrays[name])
-        self._best_weights = {
-            name.removeprefix("best/"): array for name, array in snapshot.arrays.items() if name.startswith("best/")
-        }
-        self._rows, self._best = snapshot.info["rows"], snapshot.info["best"]
-        self._last_validation, self._unfinished = snapshot.info["last_validation"], snapshot.info.get("unfinished")
+        state, best = _told_apart(snapshot.arrays)
+        self._state.restore(state, self._snapshots.path)
+        self._best.begin(snapshot.info["best"], snapshot.info["last_validation"], best)
+        self._unfinished = snapshot.info.get("unfinished")
         self._start_step = snapshot.step
-        self._write_metrics()
+        self._log.begin(snapshot.info["rows"])
         if self._is_writer:
-            kept = storage.read_newest(self.best_path)
-            if self._best and (kept is None or kept.step != self._best["step"]):
-                self._write_best(self._best, self._best_weights)
+            kept = storage.read_newest(self._snapshots.best_path)
+            if self._best.best and (kept is None or kept.step != self._best.best["step"]):
+                self._snapshots.write_best(self._best.best, self._best.arrays)
             print(f"Resuming from step {snapshot.step}", flush=True)
         return snapshot.step
 
-    def is_finished(self):
+    def is_finished(self) -> bool:
         """Whether there is nothing left to do."""
         return self._start_step == self._train_steps and self._unfinished is None
 
-    def report(self):
+    def report(self) -> dict[str, dict | None]:
         """A dictionary: 'last' and 'best', each {'step', 'metrics'} of a validation."""
-        return {"last": self._last_validation, "best": self._best}
+        return {"last": self._best.last, "best": self._best.best}
 
-    def best_weights(self):
+    def best_weights(self) -> dict[str, np.ndarray]:
         """The best weights, NumPy arrays by name."""
-        return dict(self._best_weights)
+        return dict(self._best.arrays)
 
     @contextlib.contextmanager
-    def running(self):
-        """Inside the context, SIGTERM makes the next step save a snapshot and raise `Terminated`.
+    def running(self) -> Iterator[None]:
+        """Inside the context, SIGTERM and SIGINT make the next step save a snapshot and raise `Terminated`.
 
-        A validation that SIGTERM had stopped is caught up on first. What is being written at the end is finished,
+        A validation that a signal had stopped is caught up on first. What is being written at the end is finished,
         however it ends.
         """
-
-        def stop(signum, frame):
-            self._terminating = True
-
-        is_main = threading.current_thread() is threading.main_thread()
-        previous = signal.signal(signal.SIGTERM, stop) if is_main else None
-        self._events = tf.summary.create_file_writer(self.events_path) if self._is_writer else None
-        self._clock = None
-        try:
-            self._catch_up()
-            yield
-        finally:
-            self._finish_writing()
-            if self._is_writer:
-                self._events.close()
-            if is_main:
-                signal.signal(signal.SIGTERM, previous)
+        with self._termination.heard(), self._log.events():
+            try:
+                self._catch_up()
+                yield
+            finally:
+                self._snapshots.finish()
         replicas.all_processes(0)  # None goes on before the files are there.
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Mapping | None = None) -> None:
+        """Shows the progress bar."""
         interactive = sys.stderr.isatty()
         self._bar = tqdm(
             total=self._train_steps,
@@ -198,7 +125,13 @@ class RunRecorder(keras.callbacks.Callback):
             mininterval=0.5 if interactive else 30.0,
         )
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: Mapping | None = None) -> None:
+        """Validates, logs and saves as due after a step.
+
+        Raises:
+            NonFiniteLoss: where its loss, or a weight that is to be saved, is not finite.
+            Terminated: after a signal, once a snapshot is written.
+        """
         failures.work_begins()  # A setting that cannot be traced has shown by now.
         step = self._start_step + batch + 1
         loss = float(logs["loss"])
@@ -207,137 +140,77 @@ class RunRecorder(keras.callbacks.Callback):
         self._bar.update(step - self._bar.n)
         self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
         logs = {"loss": loss, "labelled_fraction": float(logs["labelled_fraction"])}
-        terminating = self._should_stop()
-
-        last = step == self._train_steps
-        row = {}
-        pause = time.perf_counter()
-        if last or step % self._cadence.validate_every == 0:
-            row = self._validate_now(step)
-            terminating = terminating or row is None
+        stops = self._should_stop()
+        is_last, ended = step == self._train_steps, time.perf_counter()
+        row = self._validate_now(step) if is_last or step % self._cadence.validate_every == 0 else {}
         if row is None:
             self._unfinished = {"step": step, "logs": logs}
-        elif row or last or step % self._cadence.log_every == 0:
-            self._log(step, logs, row, pause)
-        under_way = self._writing is not None and not self._writing.done()
-        failed = self._writing is not None and not under_way and self._writing.exception()
-        # There may not be the time for two: the one under way is waited for, and is enough.
-        if terminating and under_way and self._writing.exception() is None:
-            step = self._writing_step
-        elif last or step % self._cadence.checkpoint_every == 0 or terminating or failed:
-            self._save(step)
-        # The rate counts training steps alone, and not the first, which compiles.
-        if self._clock is None or row or last:
-            self._clock, self._clock_step = time.perf_counter(), step
-        else:
-            self._clock += time.perf_counter() - pause
-        if terminating:
-            raise Terminated(f"Stopped by SIGTERM; saved at step {step}")
+        elif row or is_last or step % self._cadence.log_every == 0:
+            self._log.add(step, logs, row, ended)
+        stops = stops or row is None
+        saved = self._save_as_due(step, stops)
+        self._log.go_on(step, time.perf_counter() - ended, anew=bool(row) or is_last)
+        if stops:
+            raise self._termination.terminated(saved)
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: Mapping | None = None) -> None:
+        """Ends the progress bar."""
         self._bar.close()
 
     def _should_stop(self):
-        return any(replicas.all_processes(self._terminating))
+        return self._termination.is_asked()
 
     def _catch_up(self):
-        """Ends a validation that SIGTERM stopped."""
+        """Ends a validation that a signal stopped."""
         if self._unfinished is None:
             return
         step, logs = self._unfinished["step"], self._unfinished["logs"]
         row = self._validate_now(step)
         if row is None:  # Again; what there is to save is saved.
-            raise Terminated(f"Stopped by SIGTERM; saved at step {step}")
+            raise self._termination.terminated(step)
         self._unfinished = None
-        self._log(step, logs, row, time.perf_counter())
+        self._log.add(step, logs, row, time.perf_counter())
         # A snapshot would first take away the one of this step, which is good until the next one: this can be repeated.
         if step == self._train_steps:
             self._save(step)
-        elif self._is_writer and self._best["step"] == step:
-            self._write_best(self._best, self._best_weights)
+        elif self._is_writer and self._best.best["step"] == step:
+            self._snapshots.write_best(self._best.best, self._best.arrays)
 
     def _validate_now(self, step):
-        """Columns of a validation; None where SIGTERM stopped it."""
-        metrics = self._validate(self._should_stop)
-        if metrics is None:
-            return None
-        self._last_validation = {"step": step, "metrics": metrics}
-        if self._best is None or metrics[self._best_metric] > self._best["metrics"][self._best_metric]:
-            arrays = self._read_state(step)
-            self._best = self._last_validation
-            self._best_weights = {kept: arrays[name] for kept, name in self._weights.items()}
-        shown = ", ".join(f"{name} {100 * value:.2f} %" for name, value in metrics.items())
-        if self._is_writer:
+        """Columns of a validation; None where a signal stopped it."""
+        metrics = self._best.validate(step, self._should_stop)
+        if metrics is not None and self._is_writer:
+            shown = ", ".join(f"{name} {100 * value:.2f} %" for name, value in metrics.items())
             tqdm.write(f"Step {step}: {shown}", file=sys.stderr)
         return metrics
 
-    def _log(self, step, logs, validation, now):
-        row = {"step": step, **logs, "learning_rate": float(self._learning_rate(step - 1)), **validation}
-        if self._clock is not None and step > self._clock_step:
-            row["examples_per_second"] = (step - self._clock_step) * self._batch_size / (now - self._clock)
-        self._rows.append(row)
-        if not self._is_writer:
-            return
-        with gfile.GFile(self.metrics_path, "a") as file:
-            file.write(_csv([row]))
-        with self._events.as_default(step=step):
-            for name, value in row.items():
-                if name != "step":
-                    tf.summary.scalar(name, value)
+    def _save_as_due(self, step, stops):
+        """Saves a step where that is due; the step of the snapshot from which a stopped run goes on."""
+        under_way = self._snapshots.under_way()
+        # There may not be the time for two: the one under way is waited for, and is enough.
+        if stops and under_way is not None and not self._snapshots.has_failed():
+            return under_way
+        has_failed = under_way is None and self._snapshots.has_failed()
+        is_due = step == self._train_steps or step % self._cadence.checkpoint_every == 0
+        if is_due or stops or has_failed:
+            self._save(step)
+        return step
 
     def _save(self, step):
-        arrays = self._read_state(step)
+        arrays = self._state.read(step)
         if not self._is_writer:
             return
-        arrays |= {f"best/{name}": array for name, array in self._best_weights.items()}
         info = {
-            "rows": list(self._rows),
-            "best": self._best,
-            "last_validation": self._last_validation,
+            "rows": list(self._log.rows),
+            "best": self._best.best,
+            "last_validation": self._best.last,
             "unfinished": self._unfinished,
-            "description": self._description,
         }
-        self._events.flush()
-        now = functools.partial(self._write, step, arrays, info, self._best, self._best_weights)
-        try:
-            self._finish_writing()
-        except (OSError, tf.errors.OpError) as error:
-            logging.warning("A snapshot was not written (%s); saving step %d instead", error, step)
-            now()
-        else:
-            self._writing, self._writing_step = self._thread.submit(now), step
-
-    def _write(self, step, arrays, info, best, best_weights):
-        storage.write(self.checkpoints_path, step, arrays, info, keep=self._cadence.num_checkpoints)
-        if best and storage.steps(self.best_path) != [best["step"]]:
-            self._write_best(best, best_weights)
-
-    def _finish_writing(self):
-        if self._writing is not None:
-            writing, self._writing = self._writing, None
-            writing.result()
-
-    def _read_state(self, step):
-        # The update that follows the last finite loss can be the one that is not.
-        arrays = {name: variable.numpy() for name, variable in self._state.items()}
-        for name, array in arrays.items():
-            if not np.isfinite(array).all():
-                raise NonFiniteLoss(f"Expected finite weights. Received: {name} with others at step {step}")
-        return arrays
-
-    def _write_best(self, best, weights):
-        info = {"best": best, "description": self._description}
-        storage.write(self.best_path, best["step"], weights, info, keep=1)
-
-    def _write_metrics(self):
-        if not self._is_writer:
-            return
-        gfile.makedirs(posixpath.dirname(self.metrics_path))
-        with gfile.GFile(self.metrics_path, "w") as file:
-            file.write(",".join(METRICS) + "\n" + _csv(self._rows))
+        self._log.flush()
+        self._snapshots.save(step, arrays, info, self._best.arrays)
 
 
-def _csv(rows):
-    text = io.StringIO()
-    csv.DictWriter(text, METRICS, lineterminator="\n").writerows(rows)
-    return text.getvalue()
+def _told_apart(arrays):
+    """The arrays of a snapshot: (the run's state, the best weights), each by name."""
+    best = {name.removeprefix("best/"): array for name, array in arrays.items() if name.startswith("best/")}
+    return {name: array for name, array in arrays.items() if not name.startswith("best/")}, best

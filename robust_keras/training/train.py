@@ -5,17 +5,19 @@ import posixpath
 from typing import NamedTuple
 
 import keras
-import numpy as np
-import tensorflow as tf
 
-from robust_keras import noise, storage
+from robust_keras import storage
 from robust_keras.data import sources
+from robust_keras.data.training_batches import TrainingData
 from robust_keras.engines import replicas, strategies
-from robust_keras.training.adversarial_model import AdversarialModel
-from robust_keras.training.optimizer import NesterovSGD
+from robust_keras.models import weights
+from robust_keras.training import inputs
+from robust_keras.training.metrics_log import MetricsLog
+from robust_keras.training.program import Program, build, network_of
 from robust_keras.training.recorder import RunRecorder
 from robust_keras.training.records import Cadence, Layout, Recipe
-from robust_keras.training.weight_averaging import WeightAveraging
+from robust_keras.training.run_state import state_of
+from robust_keras.training.snapshots import Snapshots
 
 # Others would need loss scaling, or narrow weights.
 DTYPE_POLICIES = ("float32", "mixed_bfloat16")
@@ -28,7 +30,7 @@ class TrainedModel(NamedTuple):
         network: the trained network, on the strategy's devices.
         averaged: the twin with the averaged weights, or None without averaging.
         best: a float32 `keras.Model` with the best weights on the validation images (averaged ones where there is
-            averaging), or with the last ones where nothing was validated.
+            averaging).
         report: a dictionary with 'last' and 'best': step and validation accuracies.
     """
 
@@ -53,9 +55,9 @@ def train(
 
     Args:
         workdir: the run's folder, any `tf.io.gfile` path.
-        recipe: what is trained, a `records.Recipe`.
-        layout: where, a `records.Layout`.
-        cadence: how often it validates, saves and logs, a `records.Cadence`.
+        recipe: what is trained.
+        layout: where, and in what portions.
+        cadence: how often it validates, saves and logs.
         data_dir: given to the recipe's `data`.
 
     Returns:
@@ -64,67 +66,29 @@ def train(
     Raises:
         ValueError: for settings or data that do not fit together, before training starts.
         recorder.NonFiniteLoss: where the loss is not finite; that step is never saved.
-        recorder.Terminated: after SIGTERM, once a snapshot is written.
+        recorder.Terminated: after SIGTERM or SIGINT, once a snapshot is written.
     """
     _check_settings(recipe, layout, cadence)
     strategy = strategies.strategy(layout.strategy, tpu=layout.tpu)  # Processes meet before anything else.
-    data = recipe.data(data_dir=data_dir)
-    if not len(data.validation.labels):
-        raise ValueError("Expected at least one image held out for validation. Received: 0")
-    learning_rate = functools.partial(recipe.optimizer.learning_rate, num_steps=recipe.train_steps)
-    learning_rate(0)  # A bad setting shows now.
-    keras.utils.set_random_seed(recipe.seed)
-    with tf.device("CPU:0"):  # Other devices draw other numbers.
-        drawn = {weight.path: weight.numpy() for weight in _network(recipe.model, data).weights}
+    data = inputs.checked(recipe.data(data_dir=data_dir))
+    program = build(recipe, layout, data)
     with strategy.scope():
-        network = _network(recipe.model, data, recipe.dtype_policy)
-        averaging = None
-        if recipe.averaging is not None:
-            averaging = WeightAveraging(_network(recipe.model, data), **recipe.averaging._asdict())
-        is_new = not storage.steps(posixpath.join(str(workdir), "checkpoints"))
-        _assign(network, recipe.initial_weights() if recipe.initial_weights is not None and is_new else drawn)
-        adversarial_model = _adversarial_model(network, recipe, layout)
-        optimizer = NesterovSGD(
-            learning_rate, momentum=recipe.optimizer.momentum, weight_decay=recipe.optimizer.weight_decay
+        if recipe.initial_weights is not None and not storage.steps(posixpath.join(str(workdir), "checkpoints")):
+            weights.assign(program.network, recipe.initial_weights(), program.names)
+        batches = functools.partial(
+            recipe.batches,
+            data,
+            seed=recipe.seed,
+            num_steps=recipe.train_steps,
+            num_hosts=replicas.num_processes(),
+            host=replicas.process_index(),
         )
-        optimizer.build(network.trainable_variables)
-        adversarial_model.compile(
-            optimizer=optimizer, jit_compile=layout.jit_compile, steps_per_execution=layout.steps_per_execution
-        )
-        num_hosts, host = replicas.num_processes(), replicas.process_index()
-        twin = averaging.twin if averaging else None
-        try_out, validate = _validation(
-            network,
-            twin,
-            data.validation,
-            recipe.validation.correct_fn,
-            layout.validation_batch_size,
-            recipe.seed,
-        )
-
-    best = _network(recipe.model, data)
-    batches = functools.partial(
-        recipe.batches, data, seed=recipe.seed, num_steps=recipe.train_steps, num_hosts=num_hosts, host=host
-    )
-    dataset = batches()
-    share = dataset.element_spec["image"].shape[0]
-    _check_layout(share, strategy.num_replicas_in_sync // num_hosts, layout.accumulation_steps, network)
-    with strategy.scope():
+        share = _checked_share(batches().element_spec, program, layout)
         recorder = RunRecorder(
-            workdir,
-            state=_state(network, optimizer, twin),
-            weights={w.path: f"{'averages' if twin else 'weights'}/{w.path}" for w in network.weights},
-            validate=validate,
-            best_metric=f"val_{recipe.validation.best_by}_averaged" if twin else f"val_{recipe.validation.best_by}",
-            description={
-                "architecture": best.to_json(),
-                "weights": "averaged" if twin else "raw",
-                "dataset": data.labelled.name,
-                "extra_data": data.extra and data.extra.name,
-                "extra_data_is_the_papers": data.extra and sources.is_paper_extra_data(data.extra.name),
-            },
-            learning_rate=learning_rate,
-            batch_size=share * num_hosts,
+            state_of(program),
+            program.validator,
+            Snapshots(workdir, _description(program, data), cadence.num_checkpoints),
+            MetricsLog(workdir, program.learning_rate, share * replicas.num_processes()),
             train_steps=recipe.train_steps,
             cadence=cadence,
         )
@@ -132,21 +96,28 @@ def train(
     if not recorder.is_finished():
         with strategy.scope(), recorder.running():
             if start_step < recipe.train_steps:
-                try_out()  # A bad setting, or too large a batch, shows before there is anything to lose.
-                if averaging:
-                    averaging.start_from_model = start_step == 0
-                adversarial_model.fit(
-                    batches(start_step=start_step) if start_step else dataset,
-                    steps_per_epoch=recipe.train_steps - start_step,
-                    callbacks=[averaging, recorder] if averaging else [recorder],
-                    verbose=0,
-                    pause_every=(cadence.validate_every, cadence.checkpoint_every, cadence.log_every),
-                )
-    _assign(best, recorder.best_weights())
-    return TrainedModel(network, twin, best, recorder.report())
+                _fit(program, batches(start_step=start_step), recorder, recipe.train_steps - start_step, cadence)
+    best = network_of(program.architecture, recorder.best_weights())
+    return TrainedModel(program.network, program.twin, best, recorder.report())
 
 
-def _check_settings(recipe, layout, cadence):
+def _fit(program, dataset, recorder, num_steps, cadence):
+    """Takes the steps that are left."""
+    program.validator.try_out()  # A bad setting, or too large a batch, shows before there is anything to lose.
+    callbacks = [recorder]
+    if program.averaging:
+        program.averaging.start_from_model = int(program.model.optimizer.iterations.numpy()) == 0
+        callbacks = [program.averaging, recorder]
+    program.model.fit(
+        dataset,
+        steps_per_epoch=num_steps,
+        callbacks=callbacks,
+        verbose=0,
+        pause_every=(cadence.validate_every, cadence.checkpoint_every, cadence.log_every),
+    )
+
+
+def _check_settings(recipe: Recipe, layout: Layout, cadence: Cadence) -> None:
     """Refuses values that no run can have."""
     counts = {
         "train_steps": recipe.train_steps,
@@ -169,109 +140,28 @@ def _check_settings(recipe, layout, cadence):
         )
 
 
-def _adversarial_model(network, recipe, layout):
-    attack = recipe.attack
-    return AdversarialModel(
-        network,
-        objective=recipe.objective,
-        accumulation_steps=layout.accumulation_steps,
-        **(
-            {}
-            if attack is None
-            else {
-                "attack": attack.attack_fn,
-                "attack_target": attack.target,
-                "attack_batch_norm": attack.batch_norm,
-            }
-        ),
-    )
-
-
-def _check_layout(batch_size, num_replicas, num_parts, network):
-    """Refuses a process's share of a batch that does not spread over its replicas, and their parts, in whole groups."""
-    groups = {getattr(layer, "statistics_group_size", None) or 1 for layer in network.layers}
-    size, rest = divmod(batch_size, num_replicas * num_parts)
+def _checked_share(spec: dict, program: Program, layout: Layout) -> int:
+    """Examples in this process's share of a batch, which spreads over replicas and parts in whole groups."""
+    inputs.check_batch(spec)
+    share = spec["image"].shape[0]
+    num_replicas = program.model.distribute_strategy.num_replicas_in_sync // replicas.num_processes()
+    num_parts = layout.accumulation_steps
+    groups = {getattr(layer, "statistics_group_size", None) or 1 for layer in program.network.layers}
+    size, rest = divmod(share, num_replicas * num_parts)
     if rest or any(size % group for group in groups):
         raise ValueError(
             f"Expected a batch that gives each of {num_replicas} replicas accumulation_steps={num_parts} parts of "
-            f"whole groups of {max(groups)} images (STATISTICS_GROUP_SIZE). Received: a batch of {batch_size}"
+            f"whole groups of {max(groups)} images (STATISTICS_GROUP_SIZE). Received: a batch of {share}"
         )
+    return share
 
 
-def _network(model, data, dtype_policy="float32"):
-    previous = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(dtype_policy)
-    try:
-        return model(
-            num_classes=data.labelled.num_classes,
-            mean=data.mean,
-            std=data.std,
-            input_shape=data.labelled.images.shape[1:],
-        )
-    finally:
-        keras.config.set_dtype_policy(previous)
-
-
-def _assign(network, weights):
-    """Gives a network weights by name."""
-    shapes = {weight.path: tuple(weight.shape) for weight in network.weights}
-    given = {name: array.shape for name, array in weights.items()}
-    if shapes != given:
-        name = min(name for name in shapes.keys() | given.keys() if shapes.get(name) != given.get(name))
-        raise ValueError(
-            f"Expected weights of this network. Received: {name} of shape {given.get(name)}, not {shapes.get(name)}"
-        )
-    for weight in network.weights:
-        weight.assign(weights[weight.path])
-
-
-def _state(network, optimizer, twin):
-    """Every variable that the next step depends on, by name."""
-    state = {"step": optimizer.iterations.value}
-    state |= {f"weights/{w.path}": w.value for w in network.weights}
-    state |= {f"momentum/{w.path}": m.value for w, m in zip(network.trainable_weights, optimizer.momentums)}
-    if twin is not None:
-        state |= {f"averages/{w.path}": w.value for w in twin.weights}
-    return state
-
-
-def _validation(network, twin, source, correct_fn, batch_size, seed):
-    """Functions `try_out()`, which compiles what a validation runs, and `validate`, as `RunRecorder` takes it."""
-    num_images = len(source.labels)
-    num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
-    if batch_size % num_replicas:
-        raise ValueError(
-            f"Expected a validation_batch_size that divides among {num_replicas} replicas. Received: {batch_size}"
-        )
-    padded = np.arange(-(-num_images // batch_size) * batch_size) % num_images
-
-    def correct_of(model):
-        def correct(image, label, seeds):
-            x = tf.cast(image, tf.float32) / 255.0
-            return correct_fn(lambda images: model(images, training=False), x, label, seeds=seeds)
-
-        return replicas.over_replicas(correct)
-
-    functions = {"": correct_of(network)} | ({"_averaged": correct_of(twin)} if twin is not None else {})
-
-    def batch_of(indices):
-        seeds = noise.fold_in(noise.example_seeds(seed, 0, tf.constant(indices, tf.int32)), noise.VALIDATION)
-        return tf.constant(source.images[indices]), tf.constant(source.labels[indices]), seeds
-
-    def try_out():
-        for correct in functions.values():
-            correct(*batch_of(padded[:batch_size]))
-
-    def validate(should_stop):
-        columns = {}
-        for suffix, correct in functions.items():
-            right = []
-            for indices in padded.reshape(-1, batch_size):
-                if should_stop():
-                    return None
-                right.append(np.stack(correct(*batch_of(indices))))
-            clean, robust = np.concatenate(right, axis=1)[:, :num_images].mean(axis=1)
-            columns |= {f"val_clean{suffix}": float(clean), f"val_robust{suffix}": float(robust)}
-        return columns
-
-    return try_out, validate
+def _description(program: Program, data: TrainingData) -> dict:
+    """What a reader of the weights needs besides them."""
+    return {
+        "architecture": program.architecture,
+        "weights": "raw" if program.twin is None else "averaged",
+        "dataset": data.labelled.name,
+        "extra_data": data.extra and data.extra.name,
+        "extra_data_is_the_papers": data.extra and sources.is_paper_extra_data(data.extra.name),
+    }

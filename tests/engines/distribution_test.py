@@ -20,9 +20,9 @@ CLUSTER = {"cluster": {"chief": ["a:1"], "worker": ["b:1", "c:1"]}, "task": {"ty
 def environment(monkeypatch):
     for name in ("TF_CONFIG", "TPU_NAME", "COLAB_TPU_ADDR"):
         monkeypatch.delenv(name, raising=False)
-    strategies._strategy.cache_clear()
+    strategies._made.cache_clear()
     yield monkeypatch
-    strategies._strategy.cache_clear()
+    strategies._made.cache_clear()
 
 
 @pytest.fixture
@@ -56,6 +56,32 @@ def test_strategy_by_name_and_environment(made, environment, variables, argument
 def test_one_device_unless_there_is_more():
     assert strategies.strategy().num_replicas_in_sync == 1
     assert strategies.strategy("one").num_replicas_in_sync == 1
+
+
+def test_one_device_is_one_device_in_the_scope_of_others(mirrored):
+    default = tf.distribute.get_strategy()
+    with mirrored.scope():
+        assert strategies.strategy("one") is default
+    assert strategies.strategy("one") is default
+
+
+def test_the_same_devices_are_the_same_strategy(monkeypatch):
+    made = []
+    monkeypatch.setattr(tf.distribute, "MirroredStrategy", lambda devices: made.append(devices) or object())
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["a", "b"] if kind == "GPU" else [])
+    assert strategies.strategy("auto") is strategies.strategy("mirrored") is strategies.strategy()
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize("address", ["mine", "yours"])
+def test_the_same_tpu_is_the_same_strategy(monkeypatch, environment, address):
+    made = []
+    monkeypatch.setattr(strategies, "_tpu_strategy", lambda address: made.append(address) or object())
+    environment.setenv("TPU_NAME", "mine")
+    there = strategies.strategy("tpu")
+    assert strategies.strategy() is there
+    assert (strategies.strategy("tpu", tpu=address) is there) == (address == "mine")
+    assert len(made) == (1 if address == "mine" else 2)
 
 
 def test_auto_is_mirrored_over_several_gpus(made, monkeypatch):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from robust_keras import losses, noise, threats
+from robust_keras import losses, noise, ownership, threats
 from robust_keras.attacks import apgd, fab, multi_targeted, square, step_rules, transfer
 from robust_keras.attacks.attack import as_attack
 from robust_keras.attacks.pgd import pgd
@@ -707,6 +707,13 @@ def test_the_state_of_another_evaluation_is_refused(monkeypatch, tmp_path, chang
     options = {**options, "source": None, "individual": False, "seed": 0, "model_identity": {"sha256": "0"}}
     options["attacks"] = [attack(by=2.0), attack(by=4.0)]
     assert evaluate(save_directory=str(tmp_path), batch_size=3, **options).results["robust_accuracy"] == 0.4
+
+
+def test_a_save_directory_in_use_is_refused(tmp_path):
+    with ownership.lock(tmp_path, what="another call"), pytest.raises(ownership.FolderInUse):
+        evaluate([attack(by=2.0)], save_directory=str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+    evaluate([attack(by=2.0)], save_directory=str(tmp_path))
 
 
 def test_the_state_of_other_numbers_is_refused(monkeypatch, tmp_path):

@@ -259,3 +259,31 @@ def test_config_round_trip():
     initial, gradients = random_problem()
     expected = nesterov(initial["kernel"], gradients["kernel"], [0.25] * 6, 0.5, 0.125)
     np.testing.assert_allclose(train(restored, initial, gradients)["kernel"], expected, rtol=0, atol=1e-5)
+
+
+def test_a_variable_without_a_gradient_stays_as_it_is():
+    ours, other = (keras.Variable([1.0, 2.0], name=name) for name in ("kernel", "unused"))
+    optimizer = NesterovSGD(0.5, momentum=0.0, weight_decay=0.0)
+    optimizer.apply([tf.constant([1.0, 0.0]), None], [ours, other])
+    np.testing.assert_array_equal(ours.numpy(), [0.5, 2.0])
+    np.testing.assert_array_equal(other.numpy(), [1.0, 2.0])
+    assert int(optimizer.iterations) == 1
+
+
+def test_a_constraint_holds_after_the_step():
+    variable = keras.Variable([1.0, 2.0], name="kernel")
+    variable.constraint = keras.constraints.NonNeg()
+    NesterovSGD(1.0, momentum=0.0, weight_decay=0.0).apply([tf.constant([3.0, 1.0])], [variable])
+    np.testing.assert_array_equal(variable.numpy(), [0.0, 1.0])
+
+
+def test_other_variables_and_what_would_change_the_formula_are_refused():
+    one, other = (keras.Variable([1.0], name=name) for name in ("kernel", "bias"))
+    optimizer = NesterovSGD()
+    optimizer.build([one])
+    with pytest.raises(ValueError, match="Expected a gradient for each of the variables"):
+        optimizer.apply([tf.zeros(1)], [other])
+    with pytest.raises(ValueError, match="Expected a gradient for each of the variables"):
+        optimizer.apply([tf.zeros(1), tf.zeros(1)])
+    with pytest.raises(ValueError, match="Expected NesterovSGD without .*Received: clipnorm=1.0, use_ema=True"):
+        NesterovSGD(clipnorm=1.0, use_ema=True)

@@ -14,6 +14,7 @@ from absl import logging
 from robust_keras import storage
 from robust_keras.evaluation import evaluate
 from robust_keras.training import recorder as recording
+from robust_keras.training import snapshots, termination
 from tests.training.train_test import NUM_STEPS, tiny_run
 
 
@@ -60,9 +61,53 @@ def test_sigterm_stops_a_validation_which_is_caught_up_on(monkeypatch, capsys, u
     assert_same_run(tmp_path, undisturbed)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_either_signal_saves_and_stops(monkeypatch, undisturbed, tmp_path, number):
+    should_stop, calls = recording.RunRecorder._should_stop, []
+
+    def at_step_2(recorder):
+        calls.append(None)
+        if len(calls) == 2:
+            os.kill(os.getpid(), number)
+        return should_stop(recorder)
+
+    before = signal.getsignal(number)
+    monkeypatch.setattr(recording.RunRecorder, "_should_stop", at_step_2)
+    with pytest.raises(recording.Terminated, match=f"Stopped by {number.name}; saved at step 2"):
+        tiny_run(tmp_path)
+    assert signal.getsignal(number) is before
+    assert storage.read_newest(tmp_path / "checkpoints").step == 2
+    monkeypatch.undo()
+    tiny_run(tmp_path)
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_a_second_sigint_does_not_wait():
+    asked = termination.Termination()
+    with pytest.raises(KeyboardInterrupt), asked.heard():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked.is_asked()
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_signals_are_heard_by_the_main_thread_alone():
+    before = signal.getsignal(signal.SIGTERM)
+
+    def in_a_thread():
+        with termination.Termination().heard():
+            found.append(signal.getsignal(signal.SIGTERM))
+
+    found = []
+    thread = threading.Thread(target=in_a_thread)
+    thread.start()
+    thread.join()
+    assert found == [before]
+
+
 def test_what_was_saved_stays_while_a_validation_is_caught_up_on(monkeypatch, undisturbed, tmp_path):
     """SIGKILL right after it: with one snapshot, and none to fall back to."""
-    validate, write = recording.RunRecorder._validate_now, recording.RunRecorder._write
+    validate, write = recording.RunRecorder._validate_now, snapshots.Snapshots._write
 
     class Killed(BaseException):
         pass
@@ -72,22 +117,22 @@ def test_what_was_saved_stays_while_a_validation_is_caught_up_on(monkeypatch, un
             os.kill(os.getpid(), signal.SIGTERM)
         return validate(recorder, at)
 
-    def killed(recorder, step, *args):
+    def killed(written, step, *args):
         if step != 3:
             raise Killed
-        write(recorder, step, *args)
+        write(written, step, *args)
 
     monkeypatch.setattr(recording.RunRecorder, "_validate_now", disturbed)
     with pytest.raises(recording.Terminated, match="saved at step 3"):
         tiny_run(tmp_path, checkpoint_every=100)
     monkeypatch.setattr(recording.RunRecorder, "_validate_now", validate)
     written = (tmp_path / "checkpoints" / "step-00000003.npz").stat().st_mtime_ns
-    monkeypatch.setattr(recording.RunRecorder, "_write", killed)
+    monkeypatch.setattr(snapshots.Snapshots, "_write", killed)
     with pytest.raises(Killed):
         tiny_run(tmp_path, checkpoint_every=100)
     assert (tmp_path / "checkpoints" / "step-00000003.npz").stat().st_mtime_ns == written
     assert storage.read_newest(tmp_path / "checkpoints").step == 3
-    monkeypatch.setattr(recording.RunRecorder, "_write", write)
+    monkeypatch.setattr(snapshots.Snapshots, "_write", write)
     tiny_run(tmp_path, checkpoint_every=100)
     assert_same_run(tmp_path, undisturbed)
 
@@ -108,7 +153,7 @@ def test_sigterm_waits_for_the_snapshot_under_way_and_writes_no_other(monkeypatc
         write(directory, step, *args, **kwargs)
 
     def at_step_4(recorder):
-        if recorder._writing_step == 3 and recorder._writing is not None:
+        if recorder._snapshots.under_way() == 3:
             os.kill(os.getpid(), signal.SIGTERM)
             threading.Timer(0.5, go_on.set).start()
         return should_stop(recorder)

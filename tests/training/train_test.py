@@ -28,7 +28,12 @@ def tiny_data(data_dir=None):
 
 
 def tiny_run(workdir, **changes):
-    """Trains on L2 steps, which do not turn rounding errors into whole steps as the sign does."""
+    """Trains a tiny network."""
+    return tiny_settings(**changes)(workdir=str(workdir))
+
+
+def tiny_settings(**changes):
+    """A run with L2 steps, which do not turn rounding errors into whole steps as the sign does."""
     l2 = threats.threat(norm="L2", epsilon="128/255")
     attack = functools.partial(pgd.pgd, threat=l2, loss_fn=losses.cross_entropy, num_steps=2, step_size="60/255")
     arguments = {
@@ -52,7 +57,7 @@ def tiny_run(workdir, **changes):
         "progress": False,
         **changes,
     }
-    return train_settings.train(**arguments)(workdir=str(workdir))
+    return train_settings.train(**arguments)
 
 
 def rows(workdir, step=NUM_STEPS):
@@ -150,7 +155,7 @@ def test_the_attack_gets_its_target_and_its_batch_norm_mode(target, mode):
     labels, targets = tf.constant([0, 1, 2, 3]), tf.fill((4, 4), 0.25)
     seeds = noise.example_seeds(0, 0, tf.range(4))
     before = [w.numpy() for w in network.non_trainable_weights]
-    model._attacked(lambda images: network(images, training=True), x, labels, targets, seeds)
+    model.attacked(x, labels, targets, seeds)
     assert probe.mode == mode
     with normalization.batch_norm_mode(mode):
         prediction = tf.nn.softmax(network(x, training=True))

@@ -20,6 +20,7 @@ Raises:
 import contextlib
 import math
 import os
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -45,11 +46,12 @@ def load_npz(path: str) -> tuple[np.ndarray, np.ndarray]:
 def npz(path: str, *, image_shape: tuple | None, num_classes: int | None, cache_dir: str | None) -> Opened:
     """An npz file of `image` uint8 `[N, height, width, channels]`, or floats k/255, and `label`, integers `[N]`."""
     labelled = num_classes is not None
-    image, label = _npz_members(path, labelled)
+    members: tuple[Any, ...] = _npz_members(path, labelled)
+    image, label = members
     check_shape(image.shape[1:], image_shape, path)
     wanted = [image, label] if labelled else [image]
     if image.dtype == np.uint8 and all(member.offset is not None for member in wanted):
-        local = local_path(path)
+        local: Any = local_path(path)
         # A cache_dir that is not local is none for this.
         note = os.path.join(shards.place(path, cache_dir and local_path(cache_dir)), "checked.json")
         archives.verify(local, wanted, note)
@@ -113,7 +115,7 @@ def images(path: str, *, image_shape: tuple | None, num_classes: int | None, cac
     files, labels = pictures.list_folder(path)
     if labelled and labels is None:
         raise ValueError(f"Expected a sub-folder of images for each class in {path}; {HOW_TO_LABEL}. Received: none")
-    if labelled and labels[-1] + 1 != num_classes:
+    if labelled and labels is not None and labels[-1] + 1 != num_classes:
         raise ValueError(f"Expected {num_classes} classes, each a sub-folder of {path}. Received: {labels[-1] + 1}")
 
     def blocks(folder, first):
@@ -147,7 +149,8 @@ def check_form(
 
     Labels may be None, `[N]`, or `[N, 1]` as `keras.datasets` has them.
     """
-    shape = images.shape
+    shape: tuple = images.shape
+    received: Any
     if len(shape) != 4 or 0 in shape:
         expected, received = f"{image_key!r} of shape [N, height, width, channels]", shape
     elif shape[1] in (1, 3) and shape[3] not in (1, 3):

@@ -95,7 +95,8 @@ def place(path: str, cache_dir: str | None = None) -> str:
     if wildcard or cache_dir is not None:
         name += f"-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
     if cache_dir is not None:
-        local = folder = local_path(os.path.expanduser(cache_dir))
+        local = local_path(os.path.expanduser(cache_dir))
+        folder = local or ""
     if local is None:
         raise ValueError(
             f"Expected {_BINDINGS} to be a folder on a local disk, for a copy of {path} that can be memory-mapped. "
@@ -226,7 +227,8 @@ def _removed_where_it_fails(folder: str) -> Iterator[None]:
 
 def _whole_shards(folder: str, labelled: bool) -> tuple[tuple | None, list[int]]:
     """Shape of the images, and how many each whole file of them holds that a killed conversion left."""
-    shape, counts = None, []
+    shape: tuple | None = None
+    counts: list[int] = []
     with contextlib.suppress(FileNotFoundError, ValueError):  # A file that is not whole says that it has no rows.
         while True:
             path = _images_path(folder, len(counts))
@@ -291,10 +293,10 @@ def _open(where: str, marker: dict) -> tuple[MappedImages, np.ndarray | None]:
     images, labels = MappedImages(parts, shape), None
     if marker["labelled"]:
         path = os.path.join(folder, _LABELS)
-        found = npy_files.header(path)
-        if found.shape != (len(images),) or found.dtype.kind not in "iu":
-            raise ValueError(f"Expected {len(images)} integers in {path}. Received: {found.dtype} {found.shape}")
-        labels = np.memmap(path, found.dtype, "r", found.offset, found.shape)
+        header = npy_files.header(path)
+        if header.shape != (len(images),) or header.dtype.kind not in "iu":
+            raise ValueError(f"Expected {len(images)} integers in {path}. Received: {header.dtype} {header.shape}")
+        labels = np.memmap(path, header.dtype, "r", header.offset, header.shape)
     return images, labels
 
 
@@ -312,7 +314,7 @@ def _write(folder: str, shape: tuple | None, counts: list[int], blocks: Blocks, 
             if append_labels is None and labels is not None:
                 append_labels = labels_file.enter_context(npy_files.appended(labels_path, (), labels.dtype))
             if append_labels is not None:
-                append_labels(labels)
+                append_labels(labels)  # type: ignore[arg-type]  # All blocks have labels, or none.
             bar.update(len(images))
             while len(images):
                 if not is_open:

@@ -3,6 +3,7 @@
 import os
 import re
 import urllib.parse
+from typing import Any
 
 import absl.logging
 import numpy as np
@@ -50,7 +51,8 @@ def load(name: str, split: str, folder: str) -> tuple[np.ndarray, np.ndarray, in
 
 def _image_features(name: str, features) -> tuple[tuple, int]:
     """Shape of the images of a TFDS set and number of its classes."""
-    image, label = (features[k] if k in features else None for k in ("image", "label"))
+    image: Any = features["image"] if "image" in features else None
+    label: Any = features["label"] if "label" in features else None
     num_classes = getattr(label, "num_classes", None)
     if image is None or not num_classes or label.shape not in ((), (1,)):
         has = f"labels of shape {label.shape}" if image is not None and num_classes else sorted(features)

@@ -1,0 +1,68 @@
+"""Every variable that the next step of a run depends on, by name."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from robust_keras.training.program import Program
+
+
+class NonFiniteLoss(ArithmeticError):
+    """The loss of a step, or a weight after it, is not finite. Neither it nor anything after it was saved."""
+
+
+class RunState(NamedTuple):
+    """What a snapshot holds, made by `state_of`.
+
+    Attributes:
+        variables: by name; 'step' is the optimiser's.
+        kept: the names in `variables` of the weights to keep when they are the best, by the name to keep them under.
+    """
+
+    variables: Mapping[str, tf.Variable]
+    kept: Mapping[str, str]
+
+    def read(self, step: int) -> dict[str, np.ndarray]:
+        """The variables after `step`.
+
+        Raises:
+            NonFiniteLoss: for a value that is not finite: the update after the last finite loss can make one.
+        """
+        arrays = {name: variable.numpy() for name, variable in self.variables.items()}
+        for name, array in arrays.items():
+            if not np.isfinite(array).all():
+                raise NonFiniteLoss(f"Expected finite weights. Received: {name} with others at step {step}")
+        return arrays
+
+    def best_of(self, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Of what `read` returned the weights to keep, under the name to keep them under."""
+        return {kept: arrays[name] for kept, name in self.kept.items()}
+
+    def restore(self, arrays: Mapping[str, np.ndarray], path: str) -> None:
+        """Gives the variables what a snapshot in `path` holds.
+
+        Raises:
+            ValueError: where those are other variables.
+        """
+        shapes = {name: tuple(variable.shape) for name, variable in self.variables.items()}
+        saved = {name: array.shape for name, array in arrays.items()}
+        if shapes != saved:
+            different = sorted(name for name in shapes.keys() | saved.keys() if shapes.get(name) != saved.get(name))
+            raise ValueError(f"Expected this run's variables in {path}. Received: others, such as {different[0]}")
+        for name, variable in self.variables.items():
+            variable.assign(arrays[name])
+
+
+def state_of(program: Program) -> RunState:
+    """The state of a program: its step, weights, momentum and averages."""
+    network, twin, optimizer = program.network, program.twin, program.model.optimizer
+    name_of = {id(weight): name for name, weight in zip(program.names, network.weights, strict=True)}
+    variables = {"step": optimizer.iterations.value}
+    variables |= {f"weights/{name_of[id(w)]}": w.value for w in network.weights}
+    variables |= {f"momentum/{name_of[id(w)]}": m.value for w, m in zip(network.trainable_weights, optimizer.momentums)}
+    if twin is not None:
+        variables |= {f"averages/{name}": w.value for name, w in zip(program.names, twin.weights, strict=True)}
+    folder = "weights" if twin is None else "averages"
+    return RunState(variables, {name: f"{folder}/{name}" for name in program.names})

@@ -1,0 +1,90 @@
+"""How right a run's networks are on the images held out, while it trains."""
+
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from robust_keras import noise
+from robust_keras.data import sources
+from robust_keras.engines import replicas
+from robust_keras.training import records
+
+
+class Validator:
+    """Validates the network that is trained and, where there is one, its averaged twin.
+
+    Make it in the scope of the run's strategy. The images of an incomplete last batch are filled up with the first ones
+    and not counted, so that one program is compiled.
+
+    Args:
+        network: the one that is trained.
+        twin: the one with averaged weights, or None.
+        source: the images held out.
+        validation: what is right, and which accuracy tells the best weights.
+        batch_size: images in a batch, over all replicas.
+        seed: the run's.
+
+    Attributes:
+        on_replica: what a replica computes for each network, `(image, label, seeds) -> (clean, robust)` with bytes,
+            int32 labels and bool results `[batch]`, by the ending of its columns: '' and, of the twin, '_averaged'.
+        best_metric: the column that tells the best weights.
+
+    Raises:
+        ValueError: for a batch_size that does not divide among the replicas.
+    """
+
+    def __init__(
+        self,
+        network: keras.Model,
+        twin: keras.Model | None,
+        source: sources.Source,
+        validation: records.Validation,
+        *,
+        batch_size: int,
+        seed: int,
+    ) -> None:
+        num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        if batch_size % num_replicas:
+            raise ValueError(
+                f"Expected a validation_batch_size that divides among {num_replicas} replicas. Received: {batch_size}"
+            )
+        self._source, self._seed = source, seed
+        num_images = len(source.labels)
+        padded = np.arange(-(-num_images // batch_size) * batch_size) % num_images
+        self._batches = padded.reshape(-1, batch_size)
+        networks = {"": network} if twin is None else {"": network, "_averaged": twin}
+        self.on_replica = {ending: _correct_of(each, validation.correct_fn) for ending, each in networks.items()}
+        self._compiled = {ending: replicas.over_replicas(correct) for ending, correct in self.on_replica.items()}
+        self.best_metric = f"val_{validation.best_by}{list(networks)[-1]}"
+
+    def try_out(self) -> None:
+        """Compiles what a validation runs, and runs it once: a bad setting, or too large a batch, shows."""
+        for correct in self._compiled.values():
+            correct(*self._batch_of(self._batches[0]))
+
+    def __call__(self, should_stop: Callable[[], bool]) -> dict[str, float] | None:
+        """Accuracies by column of metrics.csv, or None once `should_stop()` is true."""
+        columns: dict[str, float] = {}
+        for ending, correct in self._compiled.items():
+            right = []
+            for indices in self._batches:
+                if should_stop():
+                    return None
+                right.append(np.stack(correct(*self._batch_of(indices))))
+            clean, robust = np.concatenate(right, axis=1)[:, : len(self._source.labels)].mean(axis=1)
+            columns |= {f"val_clean{ending}": float(clean), f"val_robust{ending}": float(robust)}
+        return columns
+
+    def _batch_of(self, indices: np.ndarray) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        seeds = noise.fold_in(noise.example_seeds(self._seed, 0, tf.constant(indices, tf.int32)), noise.VALIDATION)
+        return tf.constant(self._source.images[indices]), tf.constant(self._source.labels[indices]), seeds
+
+
+def _correct_of(network: keras.Model, correct_fn: Callable) -> Callable:
+    def correct(image, label, seeds):
+        x = tf.cast(image, tf.float32) / 255.0
+        return correct_fn(lambda images: network(images, training=False), x, label, seeds=seeds)
+
+    return correct
