@@ -3,6 +3,7 @@
 import io
 import json
 import posixpath
+from collections.abc import Iterable
 
 import numpy as np
 import tensorflow as tf
@@ -86,3 +87,9 @@ def compare_evaluations(workdirs, baselines):
         name: comparison.compare(*(np.stack([is_right(one) for one in side]) for side in sides))
         for name, is_right in right.items()
     }
+
+
+def at_chance(workdirs: Iterable[str]) -> list[str]:
+    """Those of finished evaluations whose model is at chance on clean images: what it withstands says nothing."""
+    found = ((workdir, examples(workdir)) for workdir in workdirs)
+    return [path for path, of in found if comparison.is_at_chance(of["clean_prediction"], of["label"])]
