@@ -43,22 +43,22 @@ def launch(
     except flags.Error as error:
         _exit(USAGE, _one_line(error))
 
-    from robust_keras.training import recorder
+    from robust_keras.training import run_state, termination
 
     previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def stop(number, frame):
         for each, handler in previous.items():  # A second signal does not wait.
             signal.signal(each, handler)
-        raise recorder.Terminated(f"Stopped by {signal.Signals(number).name}; what was finished is kept")
+        raise termination.Terminated(f"Stopped by {signal.Signals(number).name}; what was finished is kept")
 
     for number in previous:
         signal.signal(number, stop)  # While training something better does.
     try:
         main(values)
-    except recorder.NonFiniteLoss as error:
+    except run_state.NonFiniteLoss as error:
         _exit(NON_FINITE_LOSS, _one_line(error))
-    except recorder.Terminated as error:
+    except termination.Terminated as error:
         _exit(TERMINATED, _one_line(error))
     except Exception as error:
         told = None if os.environ.get("ROBUST_KERAS_TRACEBACK") else _told(error)

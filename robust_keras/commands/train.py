@@ -69,12 +69,13 @@ def train_and_export(
     from robust_keras import failures, ownership, storage
     from robust_keras.commands import configuration
     from robust_keras.engines import replicas, strategies
+    from robust_keras.training import train as training
 
     strategy = strategies.strategy(train.layout.strategy, tpu=train.layout.tpu)
     with strategy.scope():
         process = replicas.process_index()
     writes = process == 0
-    with failures.running(workdir, process=process), ownership.lock(workdir, what="a training run", writes=writes):
+    with failures.running(workdir, process=process), ownership.lock(workdir, what=training.TRAINING, writes=writes):
         holds_results = bool(storage.steps(posixpath.join(workdir, "checkpoints")))
         configuration.claim(workdir, config, holds_results=holds_results, write=writes)
         trained = train(workdir=workdir, data_dir=data_dir)

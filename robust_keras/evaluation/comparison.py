@@ -151,6 +151,20 @@ def summary(comparison: Comparison) -> str:
     return line + (f"; {comparison.not_needed}" if comparison.not_needed else "")
 
 
+def is_at_chance(predictions: np.ndarray, labels: np.ndarray) -> bool:
+    """Whether predictions are right no more often than a guesser is.
+
+    The guesser always names the class that most of these images have, and is as lucky as one in twenty.
+    """
+    chance = np.bincount(labels).max() / len(labels)
+    return bool((predictions == labels).mean() <= luckiest(chance, len(labels)))
+
+
+def luckiest(chance: float, num_images: int) -> float:
+    """The accuracy that one in twenty guessers exceeds, each right on a share `chance` of all images, on so many."""
+    return chance + 1.645 * math.sqrt(chance * (1 - chance) / num_images)
+
+
 def _variances(d, scale_seeds=1.0):
     num_seeds, num_images = d.shape
     of_image, of_seed, mean = d.mean(axis=0), d.mean(axis=1), d.mean()

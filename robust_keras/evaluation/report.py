@@ -3,7 +3,7 @@
 import io
 import posixpath
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -120,3 +120,9 @@ def compare_evaluations(workdirs: Sequence[str], baselines: Sequence[str]) -> di
         name: comparison.compare(*(np.stack([is_right(one) for one in side]) for side in sides))
         for name, is_right in right.items()
     }
+
+
+def at_chance(workdirs: Iterable[str]) -> list[str]:
+    """Those of finished evaluations whose model is at chance on clean images: what it withstands says nothing."""
+    found = ((workdir, examples(workdir)) for workdir in workdirs)
+    return [path for path, of in found if comparison.is_at_chance(of["clean_prediction"], of["label"])]

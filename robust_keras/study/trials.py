@@ -98,7 +98,8 @@ def take_apart(
         training: seconds of the trial's training, which ends with one validation.
         examples_per_second: of its steps after the first, as it has recorded them.
         evaluation: seconds of its evaluation.
-        attack_steps: compiled steps of all attacks in that, each of a full batch.
+        attack_steps: of all its attacks, summed over examples. What compiled steps of all but empty batches take is
+            left with the rest: the last batches of a long evaluation are like that, too.
         flops_per_second: in passes of attacks on the network.
     """
     forward, step = planning.forward_flops(plan, job), job.batch_size / examples_per_second
@@ -107,7 +108,7 @@ def take_apart(
         return costs.attack_flops(forward, num_images=num_images, num_passes=1) / flops_per_second
 
     validation = seconds(job.validation_passes * budget.VALIDATION_BATCH)
-    attacks = seconds(attack_steps * throughput.EVALUATION_BATCH)
+    attacks = seconds(attack_steps)
     return budget.Timings(
         starting=max(training - STEPS * step - validation, 0.0),
         step=step,

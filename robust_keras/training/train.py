@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import keras
 
-from robust_keras import storage
+from robust_keras import ownership, storage
 from robust_keras.data import sources
 from robust_keras.data.training_batches import TrainingData
 from robust_keras.engines import replicas, strategies
@@ -21,6 +21,7 @@ from robust_keras.training.snapshots import Snapshots
 
 # Others would need loss scaling, or narrow weights.
 DTYPE_POLICIES = ("float32", "mixed_bfloat16")
+TRAINING = "a training run"  # What a folder is locked for.
 
 
 class TrainedModel(NamedTuple):
@@ -64,12 +65,19 @@ def train(
         A `TrainedModel`.
 
     Raises:
-        ValueError: for settings or data that do not fit together, before training starts.
+        ValueError: for settings or data that do not fit together, before training starts; for a folder in use.
         recorder.NonFiniteLoss: where the loss is not finite; that step is never saved.
-        recorder.Terminated: after SIGTERM or SIGINT, once a snapshot is written.
+        termination.Terminated: after SIGTERM or SIGINT, once a snapshot is written.
     """
     _check_settings(recipe, layout, cadence)
     strategy = strategies.strategy(layout.strategy, tpu=layout.tpu)  # Processes meet before anything else.
+    with strategy.scope():
+        is_writer = replicas.process_index() == 0
+    with ownership.lock(workdir, what=TRAINING, writes=is_writer):
+        return _train(workdir, recipe, layout, cadence, data_dir, strategy)
+
+
+def _train(workdir, recipe, layout, cadence, data_dir, strategy):
     data = inputs.checked(recipe.data(data_dir=data_dir))
     program = build(recipe, layout, data)
     with strategy.scope():

@@ -132,3 +132,16 @@ def test_evaluations_are_compared_pair_by_pair_on_the_same_images(monkeypatch, c
     moved = evaluations(tmp_path / "moved", worse, same, np.arange(1, 301))
     with pytest.raises(ValueError, match="Received: others in .*moved"):
         reporting.compare_evaluations(ours, moved)
+
+
+def test_nothing_is_told_of_a_model_at_chance(monkeypatch, capsys, tmp_path):
+    images = np.arange(300)
+    right, guessed = (images < 200)[None], (images < 31)[None]
+    ours = evaluations(tmp_path / "ours", right, right, images)
+    others = evaluations(tmp_path / "others", guessed, guessed, images)
+    assert reporting.at_chance([*ours, *others]) == others
+    monkeypatch.setattr("sys.argv", ["report", f"--workdir={ours[0]}", f"--baseline={others[0]}"])
+    report.command()
+    said = capsys.readouterr().out
+    assert f"robust: no difference can be told: at chance on clean images {others[0]}\n" in said
+    assert "clean: +56.3 points" in said

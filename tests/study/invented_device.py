@@ -60,9 +60,12 @@ class Device:
     def _evaluate(self, configuration, gin_file, workdir, num_examples):
         is_trial = pathlib.Path(workdir).name == "trial"
         clean, robust = (0.1, 0.0) if is_trial else self._accuracy
-        batches = num_examples / EVALUATION_BATCH
-        steps = [round(max(n * share * batches, n / 10)) for n, share in zip((40, 50, 500), (clean, clean, robust))]
-        self.now += self._costs[2] + sum(steps) * EVALUATION_BATCH * PASS
+        # PGD-40 runs in whole batches, and counts examples; the others count the steps of every example.
+        attacked = [round(num_examples * share) for share in (clean, clean, robust)]
+        steps = [attacked[0], 50 * attacked[1], 500 * attacked[2]]
+        in_batches = [-(-attacked[0] // EVALUATION_BATCH) * EVALUATION_BATCH * 40, *steps[1:]]
+        last_batches = 2 * 50 * EVALUATION_BATCH / 2  # On their way to being empty.
+        self.now += self._costs[2] + (sum(in_batches) + last_batches) * PASS
         self.evaluated.append((workdir, num_examples))
         folder = pathlib.Path(workdir) / "evaluation"
         folder.mkdir()

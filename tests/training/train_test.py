@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from robust_keras import losses, noise, schedules, storage, threats
+from robust_keras import losses, noise, ownership, schedules, storage, threats
 from robust_keras.attacks import pgd
 from robust_keras.commands import train_settings
 from robust_keras.data import sources, training_batches
@@ -82,6 +82,12 @@ def test_a_run_continues_from_a_snapshot_to_the_same_result(one_device, tmp_path
     for name, array in theirs.items():
         np.testing.assert_array_equal(ours[name], array, err_msg=name)
     assert (tmp_path / "metrics.csv").read_text().count("\n") == NUM_STEPS + 1
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    with ownership.lock(tmp_path, what="another call"), pytest.raises(ownership.FolderInUse):
+        tiny_run(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_snapshots_of_another_network_are_refused(one_device, tmp_path):
