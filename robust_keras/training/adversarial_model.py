@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from robust_keras import compilation, losses, noise
 from robust_keras.engines import execution, replicas
-from robust_keras.models.normalization import BATCH, apply_updates, batch_norm_mode, pending_updates
+from robust_keras.models.normalization import BATCH, BatchNorm, apply_updates, batch_norm_mode, pending_updates
 from robust_keras.training import inputs
 
 ATTACK_TARGETS = ("label", "targets", "clean_prediction")
@@ -75,7 +75,7 @@ class AdversarialModel(keras.Model):
 
     def train_step(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Attacks a replica's share of a batch and takes a step: 'loss' and 'labelled_fraction' of the whole batch."""
-        layers: list = []  # Of the pending updates, in order.
+        layers: list[BatchNorm] = []  # Of the pending updates, in order.
         compute: Callable = functools.partial(self._gradients, layers)
         if self.jit_compile or self.accumulation_steps > 1:  # A function of its own is traced once.
             compute = compilation.function(compute, jit_compile=bool(self.jit_compile))
