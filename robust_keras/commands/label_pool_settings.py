@@ -20,7 +20,9 @@ class ConfiguredLabelling(NamedTuple):
     sets: records.Sets
     layout: records.Layout
 
-    def __call__(self, *, classifier, workdir: str, share: records.Share, data_dir: str | None = None) -> list[str]:
+    def __call__(
+        self, *, classifier: Callable, workdir: str, share: records.Share, data_dir: str | None = None
+    ) -> list[str]:
         """See `pseudo_labels.label_pool`."""
         return pseudo_labels.label_pool(
             classifier=classifier, workdir=workdir, share=share, data_dir=data_dir, **self._asdict()
