@@ -1,5 +1,6 @@
 """The settings of the labelling of a pool as gin binds them, `label_pool.sizes` and so on, which become records."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from robust_keras.pseudo_labelling import pseudo_labels, records
