@@ -50,9 +50,9 @@ class Programs(NamedTuple):
         advance: `(x, labels, progress, num_steps) -> stepwise.Progress`.
     """
 
-    run: Callable | None = None
-    begin: Callable | None = None
-    advance: Callable | None = None
+    run: Any = None
+    begin: Any = None
+    advance: Any = None
 
 
 def programs(attack: attacks.Attack, logits_fn: Callable, num_classes: int) -> Programs:
