@@ -7,6 +7,8 @@ in uint32 additions, rotations and exclusive ors, so it is vectorised over the b
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -21,7 +23,7 @@ _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
 
 
-def threefry(key, counter):
+def threefry(key: Sequence[tf.Tensor], counter: Sequence[tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
     """Threefry-2x32-20.
 
     Args:
@@ -42,7 +44,7 @@ def threefry(key, counter):
     return x0, x1
 
 
-def example_seeds(run_seed, step, indices, copies=0):
+def example_seeds(run_seed: int, step: Any, indices: Any, copies: Any = 0) -> tf.Tensor:
     """One seed for each example of a batch.
 
     Args:
@@ -61,7 +63,7 @@ def example_seeds(run_seed, step, indices, copies=0):
     return tf.bitcast(tf.stack(threefry(key, counter), axis=-1), tf.int32)
 
 
-def fold_in(seeds, data):
+def fold_in(seeds: tf.Tensor, data: Any) -> tf.Tensor:
     """New seeds from `seeds` (int32 `[batch, 2]`) and an int, such as a use or a restart's number."""
     key = _split(seeds)
     data = tf.zeros_like(key[0]) + _to_u32(tf.convert_to_tensor(data))
@@ -69,7 +71,7 @@ def fold_in(seeds, data):
     return tf.bitcast(tf.stack(words, axis=-1), tf.int32)
 
 
-def bits(seeds, num):
+def bits(seeds: tf.Tensor, num: int) -> tf.Tensor:
     """`num` random 32-bit words an example: uint32 `[batch, num]`."""
     num_blocks = (num + 1) // 2
     key = tuple(word[:, None] for word in _split(seeds))
@@ -77,7 +79,7 @@ def bits(seeds, num):
     return tf.concat(threefry(key, counter), axis=1)[:, :num]
 
 
-def uniform(seeds, shape, minval=0.0, maxval=1.0):
+def uniform(seeds: tf.Tensor, shape: Sequence[int], minval: float = 0.0, maxval: float = 1.0) -> tf.Tensor:
     """Uniform float32 in [minval, maxval), `[batch, *shape]`, on a grid of 2^-24 of the interval."""
     below = np.nextafter(np.float32(maxval), np.float32(-np.inf))
     num = math.prod(shape)
@@ -85,7 +87,7 @@ def uniform(seeds, shape, minval=0.0, maxval=1.0):
     return tf.reshape(tf.minimum(minval + unit * (maxval - minval), below), (-1, *shape))
 
 
-def normal(seeds, shape):
+def normal(seeds: tf.Tensor, shape: Sequence[int]) -> tf.Tensor:
     """Standard normal float32, `[batch, *shape]`, by inversion."""
     cells = tf.cast(tf.bitwise.right_shift(bits(seeds, math.prod(shape)), _u32(8)), tf.float32)
     # The midpoints of 2^24 cells of (-1, 1), exact in float32; the ends would be infinite.
@@ -95,7 +97,7 @@ def normal(seeds, shape):
     return tf.reshape(values, (-1, *shape))
 
 
-def integers(seeds, num, bound):
+def integers(seeds: tf.Tensor, num: int, bound: Any) -> tf.Tensor:
     """`num` integers an example, uniform in [0, bound): int32 `[batch, num]`. `bound` is a small int (< 2^16)."""
     # The top 16 bits times the bound: no division, and a bias under 2^-16 * bound.
     high = tf.bitwise.right_shift(bits(seeds, num), _u32(16))

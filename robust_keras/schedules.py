@@ -5,11 +5,15 @@ schedule fits a run of any length. The defaults are the paper's values.
 """
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
 
 
-def multistep(step, *, num_steps, base=0.1, drops=(1 / 2, 3 / 4), factor=0.1):
+def multistep(
+    step: Any, *, num_steps: int, base: float = 0.1, drops: Sequence[float] = (1 / 2, 3 / 4), factor: float = 0.1
+) -> tf.Tensor:
     """`base`, multiplied by `factor` at each of the fractions `drops` of `num_steps` steps.
 
     The defaults are the paper's multistep schedule (section 3.1): ten times less half-way, and again at three quarters.
@@ -28,7 +32,7 @@ def multistep(step, *, num_steps, base=0.1, drops=(1 / 2, 3 / 4), factor=0.1):
     return piecewise_constant(step, boundaries=[drop * num_steps for drop in drops], values=values)
 
 
-def cosine(step, *, num_steps, base=0.1):
+def cosine(step: Any, *, num_steps: int, base: float = 0.1) -> tf.Tensor:
     """`base * (1 + cos(pi * step / num_steps)) / 2`: from `base` to 0, without restarts (Loshchilov and Hutter 2017).
 
     Args:
@@ -42,7 +46,7 @@ def cosine(step, *, num_steps, base=0.1):
     return base * (1.0 + tf.cos(math.pi * _fraction(step, num_steps))) / 2.0
 
 
-def exponential(step, *, num_steps, base=0.1, final_factor=0.01):
+def exponential(step: Any, *, num_steps: int, base: float = 0.1, final_factor: float = 0.01) -> tf.Tensor:
     """`base * final_factor ** (step / num_steps)`.
 
     Args:
@@ -58,7 +62,7 @@ def exponential(step, *, num_steps, base=0.1, final_factor=0.01):
     return base * tf.exp(math.log(final_factor) * _fraction(step, num_steps))
 
 
-def warm_up(step, *, num_steps, schedule, fraction):
+def warm_up(step: Any, *, num_steps: int, schedule: Callable, fraction: float) -> tf.Tensor:
     """A linear rise from 0 to the first value of `schedule`, which runs in the steps that are left.
 
     Args:
@@ -84,7 +88,7 @@ def _fraction(step, num_steps):
     return tf.cast(step, tf.float32) / num_steps
 
 
-def piecewise_constant(step, *, boundaries, values):
+def piecewise_constant(step: Any, *, boundaries: Sequence[float], values: Sequence[float]) -> tf.Tensor:
     """`values[k]`, where k counts the `boundaries` that `step` has reached.
 
     Args:

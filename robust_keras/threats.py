@@ -8,7 +8,7 @@ import fractions
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -40,7 +40,7 @@ class Threat(NamedTuple):
     distance: Callable
 
 
-def threat(*, norm, epsilon):
+def threat(*, norm: str, epsilon: str | float) -> Threat:
     """The threat model of perturbations whose `norm` is at most `epsilon`.
 
     Args:
@@ -70,7 +70,7 @@ def threat(*, norm, epsilon):
     )
 
 
-def parse_fraction(value, name):
+def parse_fraction(value: Any, name: str) -> float:
     """The float nearest to a number or to an exact fraction such as '8/255' or '8.8/255'.
 
     Raises:
@@ -117,28 +117,28 @@ def check_images(x: tf.Tensor) -> tf.Tensor:
     return tf.cast(x, tf.float32)
 
 
-def linf_random_start(x, seeds, *, epsilon):
+def linf_random_start(x: tf.Tensor, seeds: tf.Tensor, *, epsilon: float) -> tf.Tensor:
     """Uniform in the cube of half-side `epsilon` around `x`."""
     return _clip(x + noise.uniform(seeds, tuple(x.shape[1:]), -epsilon, epsilon))
 
 
-def linf_steepest_step(gradient):
+def linf_steepest_step(gradient: tf.Tensor) -> tf.Tensor:
     """The gradient's sign."""
     return tf.sign(gradient)
 
 
-def linf_project(x_adv, x, *, epsilon):
+def linf_project(x_adv: tf.Tensor, x: tf.Tensor, *, epsilon: float) -> tf.Tensor:
     """The nearest point of the cube around `x`, within [0, 1]."""
     return _clip(tf.clip_by_value(x_adv, x - epsilon, x + epsilon))
 
 
-def linf_distance(x_adv, x):
+def linf_distance(x_adv: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     """The largest absolute difference: `[batch]`."""
     delta = tf.convert_to_tensor(x_adv - x)
     return tf.reduce_max(tf.abs(delta), axis=_image_axes(delta))
 
 
-def l2_random_start(x, seeds, *, epsilon):
+def l2_random_start(x: tf.Tensor, seeds: tf.Tensor, *, epsilon: float) -> tf.Tensor:
     """Uniform in the Euclidean ball of radius `epsilon` around `x`."""
     shape = tuple(x.shape[1:])
     direction = l2_steepest_step(noise.normal(noise.fold_in(seeds, 0), shape))
@@ -146,7 +146,7 @@ def l2_random_start(x, seeds, *, epsilon):
     return _clip(x + epsilon * unit ** (1.0 / math.prod(shape)) * direction)
 
 
-def l2_steepest_step(gradient):
+def l2_steepest_step(gradient: tf.Tensor) -> tf.Tensor:
     """The gradient divided by its Euclidean norm; zero where it is zero."""
     # Scaled by the largest entry first: squares of tiny gradients would underflow.
     largest = tf.reduce_max(tf.abs(gradient), axis=_image_axes(gradient), keepdims=True)
@@ -154,19 +154,19 @@ def l2_steepest_step(gradient):
     return tf.math.divide_no_nan(scaled, _l2_norm(scaled))
 
 
-def l2_project(x_adv, x, *, epsilon):
+def l2_project(x_adv: tf.Tensor, x: tf.Tensor, *, epsilon: float) -> tf.Tensor:
     """Scaled back to the ball around `x`, then clipped to [0, 1] (which only brings it nearer to `x`)."""
     delta = x_adv - x
     norm = _l2_norm(delta)
     return _clip(x + delta * tf.where(norm > epsilon, tf.math.divide_no_nan(epsilon, norm), 1.0))
 
 
-def l2_distance(x_adv, x):
+def l2_distance(x_adv: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     """The Euclidean distance: `[batch]`."""
     return tf.norm(tf.reshape(x_adv - x, (tf.shape(x)[0], -1)), axis=-1)
 
 
-def l1_random_start(x, seeds, *, epsilon):
+def l1_random_start(x: tf.Tensor, seeds: tf.Tensor, *, epsilon: float) -> tf.Tensor:
     """Uniform in the cross-polytope of radius `epsilon` around `x`."""
     shape = tuple(x.shape[1:])
     # Of num_pixels + 1 exponential numbers, divided by their sum, the first num_pixels are uniform in the simplex.
@@ -176,20 +176,20 @@ def l1_random_start(x, seeds, *, epsilon):
     return _clip(x + epsilon * signs * lengths)
 
 
-def l1_steepest_step(gradient):
+def l1_steepest_step(gradient: tf.Tensor) -> tf.Tensor:
     """The sign of the largest entry, at that entry alone; zero where the gradient is."""
     flat = tf.reshape(gradient, (-1, math.prod(gradient.shape[1:])))
     at_largest = tf.one_hot(tf.argmax(tf.abs(flat), axis=1), flat.shape[1])
     return tf.reshape(at_largest, tf.shape(gradient)) * tf.sign(gradient)
 
 
-def l1_project(x_adv, x, *, epsilon):
+def l1_project(x_adv: tf.Tensor, x: tf.Tensor, *, epsilon: float) -> tf.Tensor:
     """The nearest point, in the Euclidean sense, of the cross-polytope around `x` within [0, 1]; see `l1_nearest`."""
     return _clip(x + l1_nearest(x_adv - x, x, epsilon=epsilon))
 
 
 @compilation.fused
-def l1_nearest(delta, x, *, epsilon):
+def l1_nearest(delta: tf.Tensor, x: tf.Tensor, *, epsilon: float) -> tf.Tensor:
     """The difference nearest to `delta` whose absolute values sum to `epsilon` at most and that keeps `x` in [0, 1].
 
     Every entry shrinks by one amount, stops at zero and is cut at the edge of [0, 1]; the amount is what leaves a total
@@ -221,7 +221,7 @@ def l1_nearest(delta, x, *, epsilon):
     return tf.sign(delta) * tf.clip_by_value(length - tf.where(outside, amount, 0.0), 0.0, room)
 
 
-def l1_distance(x_adv, x):
+def l1_distance(x_adv: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     """The sum of absolute differences: `[batch]`."""
     delta = tf.convert_to_tensor(x_adv - x)
     return tf.reduce_sum(tf.abs(delta), axis=_image_axes(delta))

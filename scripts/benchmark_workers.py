@@ -55,43 +55,18 @@ def run(
         f"train.validate_every = {train_steps}",
         "train.progress = False",
     ]
-
-    def start(name, core, size, cluster=()):
-        environment = {**os.environ, "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
-        environment.pop("TF_CONFIG", None)
-        if cluster:
-            task = {"type": "worker", "index": core}
-            environment["TF_CONFIG"] = json.dumps({"cluster": {"worker": cluster}, "task": task})
-        command = [sys.executable, pathlib.Path(__file__).with_name("train.py"), f"--workdir={workdir / name}"]
-        command += [f"--gin_file={file}" for file in gin_files]
-        command += [f"--gin_param={binding}" for binding in [*bindings, f"BATCH_SIZE = {size}"]]
-        command += [f"--data_dir={data_dir}"] if data_dir else []
-        return subprocess.Popen(
-            command,
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            preexec_fn=lambda: os.sched_setaffinity(0, {core}),
-        )
-
-    def rates(processes, names):
-        for process in processes:
-            _, errors = process.communicate()
-            if process.returncode:
-                raise ValueError(f"Expected a run that ends well. Received: {errors.strip().splitlines()[-1]}")
-        return sum(_rate(workdir / name) for name in names)
-
+    command = [sys.executable, pathlib.Path(__file__).with_name("train.py")]
+    command += [f"--gin_file={file}" for file in gin_files] + [f"--gin_param={binding}" for binding in bindings]
+    command += [f"--data_dir={data_dir}"] if data_dir else []
     rates_apart, rates_together = [], []
     with contextlib.ExitStack() as awake:
         for core in range(2) if keep_awake else ():
             awake.callback(_idle_process(core).kill)
         for pair in range(num_pairs):
-            names = [f"apart-{pair}-{core}" for core in range(2)]
-            apart = rates([start(name, core, batch_size // 2) for core, name in enumerate(names)], names)
-            together_name = f"together-{pair}"
-            cluster = _addresses()
-            together = rates([start(together_name, core, batch_size, cluster) for core in range(2)], [together_name])
+            folders = [workdir / f"apart-{pair}-{core}" for core in range(2)]
+            runs = [_start(command, core, folder, batch_size // 2) for core, folder in enumerate(folders)]
+            apart, folder, cluster = _rate(runs, folders), workdir / f"together-{pair}", _addresses()
+            together = _rate([_start(command, core, folder, batch_size, cluster) for core in range(2)], [folder])
             print(f"apart {apart:.1f} examples/s, together {together:.1f}, ratio {together / apart:.3f}", flush=True)
             rates_apart.append(apart)
             rates_together.append(together)
@@ -99,6 +74,36 @@ def run(
     best = max(rates_together) / max(rates_apart)
     print(f"median ratio {statistics.median(ratios):.3f}, of the best of each {best:.3f}")
     return ratios
+
+
+def _start(command, core, workdir, batch_size, cluster=()):
+    """A training on a core: alone, or as one of the workers at the addresses `cluster`."""
+    environment = {**os.environ, "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
+    environment.pop("TF_CONFIG", None)
+    if cluster:
+        task = {"type": "worker", "index": core}
+        environment["TF_CONFIG"] = json.dumps({"cluster": {"worker": cluster}, "task": task})
+    return subprocess.Popen(
+        [*command, f"--workdir={workdir}", f"--gin_param=BATCH_SIZE = {batch_size}"],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+    )
+
+
+def _rate(processes, workdirs):
+    """Examples per second of all folders, once the processes have ended."""
+    for process in processes:
+        _, errors = process.communicate()
+        if process.returncode:
+            raise ValueError(f"Expected a run that ends well. Received: {errors.strip().splitlines()[-1]}")
+    rate = 0.0
+    for workdir in workdirs:
+        with open(workdir / "metrics.csv") as file:
+            rate += float(list(csv.DictReader(file))[-1]["examples_per_second"])
+    return rate
 
 
 def _idle_process(core):
@@ -117,11 +122,6 @@ def _addresses():
     for s in sockets:
         s.close()
     return addresses
-
-
-def _rate(workdir):
-    with open(workdir / "metrics.csv") as file:
-        return float(list(csv.DictReader(file))[-1]["examples_per_second"])
 
 
 def define_flags(values):

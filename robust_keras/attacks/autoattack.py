@@ -6,14 +6,15 @@ Each function returns attacks with bound arguments, in the order in which they r
 """
 
 import functools
+from collections.abc import Callable, Sequence
 
-from robust_keras import losses
+from robust_keras import losses, threats
 from robust_keras.attacks.apgd import apgd, apgd_targeted
 from robust_keras.attacks.fab import fab
 from robust_keras.attacks.square import square
 
 
-def standard(*, threat):
+def standard(*, threat: threats.Threat) -> tuple[Callable, ...]:
     """The standard version: 'apgd-ce', 'apgd-t', 'fab-t' and 'square', the measure that RobustBench reports.
 
     With L1, APGD-CE restarts five times, APGD-T aims at five classes, and both shrink their radius.
@@ -27,7 +28,7 @@ def standard(*, threat):
     return ce, targeted, _fab_targeted(threat), functools.partial(square, threat=threat)
 
 
-def plus(*, threat):
+def plus(*, threat: threats.Threat) -> tuple[Callable, ...]:
     """The version 'plus': more restarts, and all six attacks."""
     return (
         functools.partial(apgd, threat=threat, num_restarts=5),
@@ -39,7 +40,7 @@ def plus(*, threat):
     )
 
 
-def rand(*, threat):
+def rand(*, threat: threats.Threat) -> tuple[Callable, ...]:
     """The version 'rand', for randomised models: 'apgd-ce' and 'apgd-dlr', each gradient a mean of twenty."""
     return (
         functools.partial(apgd, threat=threat, eot_steps=20),
@@ -47,7 +48,7 @@ def rand(*, threat):
     )
 
 
-def custom(*, threat, attacks):
+def custom(*, threat: threats.Threat, attacks: Sequence[str] | None) -> tuple[Callable, ...]:
     """The version 'custom': attacks by name, in the given order, with the reference implementation's defaults.
 
     Args:
@@ -71,7 +72,9 @@ def custom(*, threat, attacks):
     return tuple(known[name] for name in attacks)
 
 
-def autoattack(*, threat, version="standard", attacks=None):
+def autoattack(
+    *, threat: threats.Threat, version: str = "standard", attacks: Sequence[str] | None = None
+) -> tuple[Callable, ...]:
     """One of the versions above by name.
 
     Args:

@@ -9,7 +9,7 @@ over the queries. Numbers and laws are those of the black-box part of AutoAttack
 import bisect
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -40,7 +40,9 @@ class Draws(NamedTuple):
 
 
 @stepwise.attack
-def square(*, threat, num_queries=5000, num_restarts=1, p_init=0.8):
+def square(
+    *, threat: threats.Threat, num_queries: int = 5000, num_restarts: int = 1, p_init: float = 0.8
+) -> stepwise.Search:
     """Square Attack on the margin, with the window schedule of AutoAttack, which does not scale with `num_queries`.
 
     Step 0 of a run evaluates its start: vertical stripes (Linf) or tiles (L2, L1). Each later step is one query.
@@ -100,7 +102,7 @@ def square(*, threat, num_queries=5000, num_restarts=1, p_init=0.8):
     return stepwise.Search("square", lambda num_classes: num_restarts, num_queries + 1, start, step)
 
 
-def window_sides(height, width, *, num_steps, p_init=0.8, smallest=1):
+def window_sides(height: int, width: int, *, num_steps: int, p_init: float = 0.8, smallest: int = 1) -> list[int]:
     """The side of the window at each step: a list of ints, 0 at the start's step.
 
     Query i (step i + 1) covers a share p of the image: side = round(sqrt(p * height * width)), where p is `p_init`
@@ -116,7 +118,7 @@ def window_sides(height, width, *, num_steps, p_init=0.8, smallest=1):
     return [0] + [side(query) for query in range(num_steps - 1)]
 
 
-def draw(words, side, height, width):
+def draw(words: tf.Tensor, side: tf.Tensor, height: int, width: int) -> Draws:
     """The `Draws` made of random words, uint32 `[batch, 5 + channels]`, for windows of `side`, int32 `[batch]`.
 
     The first row is floor(u * (height - side)) for u uniform in [0, 1), which is never height - side unless that is 0.
@@ -132,14 +134,14 @@ def draw(words, side, height, width):
     )
 
 
-def stripes(seeds, shape, *, epsilon):
+def stripes(seeds: tf.Tensor, shape: Sequence[int], *, epsilon: float) -> tf.Tensor:
     """The start for Linf: columns of -epsilon or epsilon, `[batch, height, width, channels]`."""
     height, width, num_channels = shape
     signs = _sign(noise.bits(seeds, width * num_channels))
     return tf.tile(epsilon * tf.reshape(signs, (-1, 1, width, num_channels)), (1, height, 1, 1))
 
 
-def tiles(seeds, shape, *, epsilon, norm):
+def tiles(seeds: tf.Tensor, shape: Sequence[int], *, epsilon: float, norm: "TileNorm") -> tf.Tensor:
     """The start for L2 and L1: a grid of small `eta`, of whole tiles that fit, `[batch, height, width, channels]`."""
     del epsilon  # The projection sets the length.
     height, width, num_channels = shape
@@ -158,11 +160,11 @@ def tiles(seeds, shape, *, epsilon, norm):
     return tf.pad(grid, [[0, 0], *margins, [0, 0]])
 
 
-def eta(side, norm):
+def eta(side: int, norm: "TileNorm") -> np.ndarray:
     """Two opposite bumps, one above the other, of unit length: float32 `[side, side]` (section 4.3 of the paper)."""
     upper = side // 2
     pattern = np.concatenate([_bump(upper, side, norm), -_bump(side - upper, side, norm)])
-    return np.float32(pattern / np.linalg.norm(pattern.ravel(), norm.order))
+    return (pattern / np.linalg.norm(pattern.ravel(), norm.order)).astype(np.float32)
 
 
 def _bump(rows, columns, norm):
@@ -174,7 +176,9 @@ def _bump(rows, columns, norm):
     return bump / np.linalg.norm(bump.ravel(), norm.order)
 
 
-def linf_proposal(x, x_best, draws, side, sides, *, epsilon):
+def linf_proposal(
+    x: tf.Tensor, x_best: tf.Tensor, draws: Draws, side: tf.Tensor, sides: Sequence[int], *, epsilon: float
+) -> tf.Tensor:
     """`x_best` moved by 2 epsilon, up or down, in one window; projected.
 
     Args:
@@ -195,7 +199,16 @@ def linf_proposal(x, x_best, draws, side, sides, *, epsilon):
     return threats.linf_project(x_best + change, x, epsilon=epsilon)
 
 
-def tile_proposal(x, x_best, draws, side, sides, *, epsilon, norm):
+def tile_proposal(
+    x: tf.Tensor,
+    x_best: tf.Tensor,
+    draws: Draws,
+    side: tf.Tensor,
+    sides: Sequence[int],
+    *,
+    epsilon: float,
+    norm: "TileNorm",
+) -> tf.Tensor:
     """The perturbation of one window mixed with `eta`, with the length that a second window gives up; projected.
 
     Arguments are those of `linf_proposal`, and a `TileNorm`.

@@ -1,9 +1,22 @@
 """Attacks on a surrogate."""
 
+from collections.abc import Callable
+
+import tensorflow as tf
+
 from robust_keras import losses, threats
 
 
-def transfer(logits_fn, x, labels, *, threat, surrogate, attack, seeds):
+def transfer(
+    logits_fn: Callable,
+    x: tf.Tensor,
+    labels: tf.Tensor,
+    *,
+    threat: threats.Threat,
+    surrogate: Callable,
+    attack: Callable,
+    seeds: tf.Tensor,
+) -> tf.Tensor:
     """An attack on another classifier, for one whose own gradients may be masked.
 
     Args:

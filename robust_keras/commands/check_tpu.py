@@ -3,19 +3,17 @@
     python scripts/check_tpu.py --gin_file=gin/at_80mti.gin
     python scripts/check_tpu.py --gin_file=gin/best_wrn70_16.gin --gin_file=gin/eval/aa_mt.gin --num_cores=8
 
-The training step and each attack are lowered for one core's share of a batch, and nothing is run. What a TPU would not
-take, or not take well, goes to stderr, a line each, and the exit code is 1. An evaluation without a recipe of training
-is checked on the network of gin/at.gin.
+The very functions that training and evaluation compile are lowered, for one core's share of a batch: the training step,
+the validation, each attack. Nothing is run. What a TPU would not take, or not take well, goes to stderr, a line each,
+and the exit code is 1. An evaluation without a recipe of training is checked on the network of gin/at.gin.
 """
 
 from robust_keras.commands import launcher  # isort: skip  Before TensorFlow is imported.
 
-import functools
 import inspect
 import math
 import sys
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from absl import flags
 
@@ -27,21 +25,21 @@ _MEMORY_GIB = 16.0
 _SETS = {"cifar10": ((32, 32, 3), 10), "cifar100": ((32, 32, 3), 100), "digits": ((32, 32, 3), 10)}
 
 
-class Part(NamedTuple):
-    """What a core runs at once.
+class _Evaluation(NamedTuple):
+    """Records of the attacks of an evaluation, a baseline too, and images in a batch over all cores."""
 
-    Attributes:
-        name: for people.
-        function: of tensors.
-        arguments: of their shapes; their values don't matter.
-    """
-
-    name: str
-    function: Callable
-    arguments: tuple
+    attacks: tuple
+    batch_size: int
 
 
-def run(*, gin_files, gin_params=(), data_dir=None, num_cores=None, memory_gib=_MEMORY_GIB):
+def run(
+    *,
+    gin_files: list[str],
+    gin_params: tuple | list = (),
+    data_dir: str | None = None,
+    num_cores: int | None = None,
+    memory_gib: float = _MEMORY_GIB,
+) -> list[str]:
     """Lowers what recipes run on a core, and prints what it takes.
 
     Args:
@@ -57,121 +55,89 @@ def run(*, gin_files, gin_params=(), data_dir=None, num_cores=None, memory_gib=_
     Raises:
         ValueError: for bad input, such as a batch that does not spread over the cores in whole groups.
     """
-    train, evaluate = _resolve(gin_files, gin_params)
-    settings = _settings_of_training(train)
-    evaluation = _settings(evaluate) if "attacks" in evaluate.keywords else {}
-    data = _data(settings["data"].keywords, data_dir)
-    spec = settings["batches"](data, seed=0, num_steps=1).element_spec
-    batch_size = spec["image"].shape[0]
-    groups = settings["batches"].keywords.get("group_size") or 1
-    sizes = {"batch": (batch_size, groups), "validation batch": (settings["validation_batch_size"], 1)}
-    if evaluation:
-        sizes["evaluation's batch"] = evaluation["batch_size"], 1
-    num_cores = _cores(num_cores, sizes)
-    batch = _zeros(spec, batch_size // num_cores)
-    step, network = _training_step(settings, data, batch)
-    in_training = [step, *_attacks_of_training(settings, network, batch, num_cores)]
-    print(f"{sum(math.prod(w.shape) for w in network.trainable_weights):,} parameters")
-    print(f"batches of {batch_size} images, {batch_size // num_cores} on each of {num_cores} cores")
-    if flops := _flops(settings, data, batch_size):
-        print(f"{flops:.4g} FLOP a step on all cores, by the architecture")
-    in_evaluation = _attacks_of_evaluation(evaluation, network, data, num_cores) if evaluation else []
-    rows, found, resident = [("on a core", "operations", "FLOP", "GiB", "GiB in tiles")], [], (0, 0)
-    for part in in_training + in_evaluation:
-        # A training run's weights, momentum and averages, arguments of its step, stay.
-        row, problems, arguments = _measure(part, resident if part in in_training else (0, 0), memory_gib)
-        resident = arguments if part is step else resident
-        rows.append(row)
-        found += problems
+    configured, evaluation = _resolve(gin_files, gin_params)
+
     from robust_keras.evaluation import report
+    from robust_keras.tpu_check import parts, readiness
+    from robust_keras.training import program as programs
 
-    print(report.markdown(rows))
-    print(f"{'not ready' if found else 'ready'}: cores of {memory_gib:g} GiB")
-    return found
-
-
-def _measure(part, resident, memory_gib):
-    """A row of the table, findings, and bytes of the arguments, packed and in tiles; `resident` ones stay anyway."""
-    from robust_keras.tpu_check import liveness, lowering, stablehlo
-
-    program = lowering.lower(part.function, *part.arguments)
-    found = [f"{part.name}: {problem}" for problem in lowering.problems(program)]
-    if found:
-        return (part.name, "", "", "", ""), found, (0, 0)
-    flops, is_all = lowering.flops(program.module)
-    num_operations = sum(1 for _ in stablehlo.walk(program.module))
-    memories = [liveness.peak_memory(program.module, padded=padded) for padded in (False, True)]
-    gib = [(m.peak + max(0, there - m.arguments)) / 2**30 for m, there in zip(memories, resident)]
-    if gib[-1] > memory_gib:
-        at = memories[-1].at.source or memories[-1].at.name
-        found.append(f"{part.name}: too large, {gib[-1]:.2f} of {memory_gib:g} GiB on a core, at {at}")
-    row = (
-        part.name,
-        f"{num_operations:,}",
-        f"{flops:.4g}{'' if is_all else ' a turn'}",
-        *(f"{each:.3f}" for each in gib),
+    recipe, layout = configured.recipe, parts.on_one_core(configured.layout)
+    data = _data(recipe.data.keywords, data_dir)
+    batch = recipe.batches(data, seed=0, num_steps=1).element_spec
+    batch_size = batch["image"].shape[0]
+    num_cores = _cores(num_cores, _sizes(batch_size, recipe, layout, evaluation))
+    program = programs.build(recipe, layout, data)
+    print(f"{sum(math.prod(w.shape) for w in program.network.trainable_weights):,} parameters")
+    print(f"batches of {batch_size} images, {batch_size // num_cores} on each of {num_cores} cores")
+    if flops := _flops(recipe, data, batch_size):
+        print(f"{flops:.4g} FLOP a step on all cores, by the architecture")
+    rows, problems = readiness.check(
+        parts.of_training(program, recipe, layout, batch, num_cores=num_cores), memory_gib=memory_gib
     )
-    return row, found, tuple(m.arguments for m in memories)
+    if evaluation is not None:
+        of_evaluation = parts.of_evaluation(
+            program.network,
+            evaluation.attacks,
+            data.labelled.images.shape[1:],
+            data.labelled.num_classes,
+            batch_size=evaluation.batch_size // num_cores,
+        )
+        more = readiness.check(of_evaluation, memory_gib=memory_gib)
+        rows, problems = rows + more.rows, problems + more.problems
+    print(report.markdown([readiness.HEADER, *rows]))
+    print(f"{'not ready' if problems else 'ready'}: cores of {memory_gib:g} GiB")
+    return problems
 
 
-def _resolve(gin_files, gin_params):
-    """The configured `train` and `evaluate`."""
+def _resolve(gin_files: list[str], gin_params: tuple | list) -> tuple[Any, _Evaluation | None]:
+    """The configured training, of gin/at.gin where the recipes are of an evaluation alone, and evaluation, if any.
+
+    Every configurable that recipes may bind is resolved: what none of them reads is refused.
+    """
     from robust_keras.commands import configuration
 
     for files in (gin_files, ["at.gin", *gin_files]):
         configuration.parse(files, gin_params)
-        if configuration.is_bound("label_pool.pool"):  # Of a recipe that labels; only its training.
+        if configuration.is_bound("label_pool.pool"):  # A recipe that labels, of which the training is checked.
             configuration.resolve(configuration.label_pool, is_last=False)
         evaluate = configuration.resolve(configuration.evaluate, is_last=False)
-        if configuration.is_bound("train.model") or "attacks" not in evaluate.keywords:
+        evaluation = _evaluation(evaluate) if "attacks" in evaluate.keywords else None
+        if configuration.is_bound("train.model") or evaluation is None:
             break
-    return configuration.resolve(configuration.train), evaluate
+    return configuration.resolve(configuration.train), evaluation
 
 
-def _settings(configured):
-    """Arguments of a configured function, with its defaults."""
-    parameters = inspect.signature(configured.func).parameters
-    defaults = {k: p.default for k, p in parameters.items() if p.default is not inspect.Parameter.empty}
-    return {**defaults, **configured.keywords}
+def _evaluation(evaluate: Any) -> _Evaluation:
+    from robust_keras.evaluation import plan
+
+    parameters = inspect.signature(evaluate.func).parameters
+    settings = {name: parameter.default for name, parameter in parameters.items()} | evaluate.keywords
+    attacks = plan.make(settings["attacks"], settings["baseline"], settings["threat"]).attacks
+    return _Evaluation(attacks, settings["batch_size"])
 
 
-def _settings_of_training(run):
-    """The settings of a configured run, by name."""
-    recipe, layout = run.recipe, run.layout
-    attack, averaging = recipe.attack, recipe.averaging
-    return {
-        **recipe._asdict(),
-        **recipe.optimizer._asdict(),
-        "attack": attack and attack.attack_fn,
-        "attack_target": attack.target if attack else "label",
-        "attack_batch_norm": attack.batch_norm if attack else "batch",
-        "validation": recipe.validation.correct_fn,
-        "tau": averaging and averaging.tau,
-        "averaging_warm_up": averaging and averaging.warm_up,
-        "accumulation_steps": layout.accumulation_steps,
-        "validation_batch_size": layout.validation_batch_size,
-    }
-
-
-def _data(names, data_dir):
+def _data(names: dict, data_dir: str | None) -> Any:
     """A `training_batches.TrainingData` of black images like those of the sets."""
-    import numpy as np
+    from robust_keras.data import sources
+    from robust_keras.tpu_check import parts
 
-    from robust_keras.data import sources, training_batches
-
-    name = names["dataset"]
+    name, has_extra = names["dataset"], names.get("extra_data") is not None
     if name.partition(":")[0] in _SETS:
-        shape, num_classes = _SETS[name.partition(":")[0]]
-    else:
-        source = sources.load(name, "train", data_dir=data_dir)
-        shape, num_classes = source.images.shape[1:], source.num_classes
-    images, labels = np.zeros((num_classes, *shape), np.uint8), np.arange(num_classes, dtype=np.int32)
-    source = sources.Source(name, images, labels, num_classes)
-    extra = None if names.get("extra_data") is None else source
-    return training_batches.TrainingData(source, source, extra, *sources.channel_statistics(source))
+        return parts.black_images(name, *_SETS[name.partition(":")[0]], has_extra=has_extra)
+    source = sources.load(name, "train", data_dir=data_dir)
+    return parts.black_images(name, source.images.shape[1:], source.num_classes, has_extra=has_extra)
 
 
-def _cores(num_cores, sizes):
+def _sizes(batch_size: int, recipe: Any, layout: Any, evaluation: _Evaluation | None) -> dict[str, tuple[int, int]]:
+    """Images in each kind of batch, and in a group of it that must stay whole."""
+    sizes = {
+        "batch": (batch_size, recipe.batches.keywords.get("group_size") or 1),
+        "validation batch": (layout.validation_batch_size, 1),
+    }
+    return sizes if evaluation is None else {**sizes, "evaluation's batch": (evaluation.batch_size, 1)}
+
+
+def _cores(num_cores: int | None, sizes: dict[str, tuple[int, int]]) -> int:
     """The number of cores: what is asked for, or as many as all batches spread over. `sizes` are (images, group)."""
     if num_cores is None:
         return math.gcd(_CORES, *(size // group for size, group in sizes.values()))
@@ -182,128 +148,20 @@ def _cores(num_cores, sizes):
     return num_cores
 
 
-def _zeros(spec, size):
-    """A batch of `size` examples."""
-    import tensorflow as tf
-
-    return {name: tf.zeros((size, *each.shape[1:]), each.dtype) for name, each in spec.items()}
-
-
-def _training_step(settings, data, batch):
-    """The `Part` of the training step, with optimiser and averaging, and the network."""
-    import keras
-
-    from robust_keras.training import adversarial_model, weight_averaging
-    from robust_keras.training import optimizer as optimizers
-
-    def network():
-        return settings["model"](
-            num_classes=data.labelled.num_classes,
-            mean=data.mean,
-            std=data.std,
-            input_shape=data.labelled.images.shape[1:],
-        )
-
-    keras.config.set_dtype_policy(settings.get("dtype_policy", "float32"))
-    try:
-        trained = network()
-    finally:
-        keras.config.set_dtype_policy("float32")
-    names = inspect.signature(adversarial_model.AdversarialModel).parameters
-    model = adversarial_model.AdversarialModel(trained, **{name: settings[name] for name in names if name in settings})
-    learning_rate = functools.partial(settings["learning_rate"], num_steps=settings["train_steps"])
-    optimizer = optimizers.NesterovSGD(
-        learning_rate, momentum=settings["momentum"], weight_decay=settings["weight_decay"]
-    )
-    optimizer.build(trained.trainable_variables)
-    model.compile(optimizer=optimizer, jit_compile=False)  # All of the step is, and not parts of it.
-    if settings["tau"] is not None:
-        averages = weight_averaging.WeightAveraging(
-            network(), tau=settings["tau"], warm_up=settings["averaging_warm_up"], start_from_model=False
-        )
-        averages.set_model(model)
-    return Part("training step", model.train_step, (batch,)), trained
-
-
-def _attacks_of_training(settings, network, batch, num_cores):
-    """The `Part`s of the training attack, where there is one, and of the validation with its own."""
-    import tensorflow as tf
-
-    from robust_keras.models import normalization
-
-    def training_attack(x, target, seeds):
-        with normalization.batch_norm_mode(settings["attack_batch_norm"]):
-            return settings["attack"](lambda images: network(images, training=True), x, target, seeds=seeds)
-
-    def validation(x, labels, seeds):
-        return settings["validation"](lambda images: network(images, training=False), x, labels, seeds=seeds)
-
-    def zeros(name, size, dtype=None):
-        return tf.zeros((size, *batch[name].shape[1:]), dtype or batch[name].dtype)
-
-    size = len(batch["image"]) // settings.get("accumulation_steps", 1)
-    # A clean prediction is one as the targets are.
-    target = "label" if settings["attack_target"] == "label" else "targets"
-    attacked = zeros("image", size, tf.float32), zeros(target, size), zeros("seeds", size)
-    size = settings["validation_batch_size"] // num_cores
-    validated = zeros("image", size, tf.float32), zeros("label", size), zeros("seeds", size)
-    attack = [] if settings["attack"] is None else [Part("training attack", training_attack, attacked)]
-    return [*attack, Part("validation", validation, validated)]
-
-
-def _attacks_of_evaluation(settings, network, data, num_cores):
-    """The `Part`s of the attacks of an evaluation, as `batching` compiles them."""
-    import tensorflow as tf
-
-    from robust_keras.attacks import stepwise
-
-    batch_size, num_classes = settings["batch_size"] // num_cores, data.labelled.num_classes
-    x = tf.zeros((batch_size, *data.labelled.images.shape[1:]))
-    labels, seeds = tf.zeros(batch_size, tf.int32), tf.zeros((batch_size, 2), tf.int32)
-
-    def logits_fn(images):
-        return tf.cast(network(images, training=False), tf.float32)
-
-    parts = []
-    for attack in [settings["baseline"], *settings["attacks"]]:
-        if attack is None:
-            continue
-        if not hasattr(attack.func, "search"):
-            function = functools.partial(_attack, attack, logits_fn)
-            parts.append(Part(f"attack {attack.func.__name__}", function, (x, labels, seeds)))
-            continue
-        search = attack.func.search(*attack.args, **attack.keywords)
-        begin = functools.partial(stepwise.begin, search)
-        given = (x, labels, tf.zeros((batch_size, num_classes)), seeds, labels)
-        progress = tf.function(begin, autograph=False).get_concrete_function(*given).structured_outputs
-        progress = tf.nest.map_structure(lambda each: tf.zeros(each.shape, each.dtype), progress)
-        advance = functools.partial(stepwise.advance, search, logits_fn)
-        parts.append(Part(f"attack {search.name}, start", begin, given))
-        parts.append(Part(f"attack {search.name}, steps", advance, (x, labels, progress, tf.constant(1))))
-    return parts
-
-
-def _attack(attack, logits_fn, x, labels, seeds):
-    return attack(logits_fn, x, labels, seeds=seeds)
-
-
-def _flops(settings, data, batch_size):
+def _flops(recipe: Any, data: Any, batch_size: int) -> float | None:
     """Operations of a training step by the architecture; None for one that `costs` does not know."""
     from robust_keras.models import wide_resnet
     from robust_keras.study import costs
 
-    model, attack, objective = settings["model"], settings["attack"], settings["objective"].func
-    attack_steps = attack.keywords.get("num_steps") if attack else 0
-    if (
-        model.func is not wide_resnet.wide_resnet
-        or attack_steps is None
-        or objective.__name__ not in costs.OUTER_PASSES
-    ):
+    attack, objective = recipe.attack, recipe.objective.func.__name__
+    attack_steps = attack.attack_fn.keywords.get("num_steps") if attack else 0
+    is_known = recipe.model.func is wide_resnet.wide_resnet and objective in costs.OUTER_PASSES
+    if not is_known or attack_steps is None:
         return None
     size, _, channels = data.labelled.images.shape[1:]
     forward = costs.forward_flops(
-        model.keywords["depth"],
-        model.keywords["width"],
+        recipe.model.keywords["depth"],
+        recipe.model.keywords["width"],
         num_classes=data.labelled.num_classes,
         size=size,
         channels=channels,
@@ -313,8 +171,8 @@ def _flops(settings, data, batch_size):
         batch_size=batch_size,
         num_steps=1,
         attack_steps=attack_steps,
-        objective=objective.__name__,
-        clean_prediction=settings["attack_target"] == "clean_prediction",
+        objective=objective,
+        clean_prediction=attack is not None and attack.target == "clean_prediction",
     )
 
 

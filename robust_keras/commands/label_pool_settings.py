@@ -1,5 +1,6 @@
 """The settings of the labelling of a pool as gin binds them, `label_pool.sizes` and so on, which become records."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from robust_keras.pseudo_labelling import pseudo_labels, records
@@ -20,7 +21,9 @@ class ConfiguredLabelling(NamedTuple):
     sets: records.Sets
     layout: records.Layout
 
-    def __call__(self, *, classifier, workdir: str, share: records.Share, data_dir: str | None = None) -> list[str]:
+    def __call__(
+        self, *, classifier: Callable, workdir: str, share: records.Share, data_dir: str | None = None
+    ) -> list[str]:
         """See `pseudo_labels.label_pool`."""
         return pseudo_labels.label_pool(
             classifier=classifier, workdir=workdir, share=share, data_dir=data_dir, **self._asdict()

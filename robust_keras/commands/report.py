@@ -28,8 +28,12 @@ def run(*, workdirs: Sequence[str], baselines: Sequence[str] = ()) -> None:
 
     compared = report.compare_evaluations(workdirs, baselines) if baselines else {}
     print(report.table(report.read_results([*workdirs, *baselines])))
+    at_chance = report.at_chance([*workdirs, *baselines]) if baselines else []
     for name, found in compared.items():
-        print(f"{name}: {comparison.summary(found)}")
+        told = comparison.summary(found)
+        if name == "robust" and at_chance:
+            told = f"no difference can be told: at chance on clean images {', '.join(at_chance)}"
+        print(f"{name}: {told}")
 
 
 def define_flags(values: flags.FlagValues) -> None:

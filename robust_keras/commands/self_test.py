@@ -15,6 +15,7 @@ import posixpath
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 
 import numpy as np
 from absl import flags
@@ -25,7 +26,7 @@ _TAU = 0.5
 _TOLERANCE = 0.05
 
 
-def run(*, strategy=None, tpu=None, workdir=None):
+def run(*, strategy: str | None = None, tpu: str | None = None, workdir: str | None = None) -> bool:
     """Runs the checks and prints a line for each.
 
     Args:
@@ -44,7 +45,6 @@ def run(*, strategy=None, tpu=None, workdir=None):
     from robust_keras.engines import replicas, strategies
 
     chosen = strategies.strategy(strategy or "auto", tpu=tpu)
-    num_replicas = chosen.num_replicas_in_sync
     with chosen.scope():
         num_processes, process = replicas.num_processes(), replicas.process_index()
 
@@ -62,34 +62,39 @@ def run(*, strategy=None, tpu=None, workdir=None):
             in_use = any(replicas.all_processes(tf.io.gfile.exists(posixpath.join(workdir, "run"))))
         if in_use:
             raise ValueError(f"Expected a new --workdir. Received: {workdir}")
+        num_replicas = chosen.num_replicas_in_sync
         print(
             f"{type(chosen).__name__}, {num_replicas} replicas, {num_processes} processes, TensorFlow {tf.__version__}"
         )
         test = _Test(workdir, num_replicas, {"strategy": strategy, "tpu": tpu}, process, meet)
-        passed = []
-        for check in (test.step, test.averaging, test.checkpoint, test.restore, test.export, test.attack):
-            meet()
-            started = time.perf_counter()
-            try:
-                with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                    found, right = check(), True
-            except Exception as error:  # Whatever a device may raise is what is asked for.
-                found, right = f"{type(error).__name__}: {str(error).splitlines()[0]}", False
-            passed.append(right)
-            seconds = time.perf_counter() - started
-            print(f"{'pass' if right else 'FAIL'}  {check.__name__:<10}  {seconds:5.1f} s  {found}", flush=True)
+        checks = (test.step, test.averaging, test.checkpoint, test.restore, test.export, test.attack)
+        passed = [_passes(check, meet) for check in checks]
     return all(passed)
+
+
+def _passes(check: Callable[[], str], meet: Callable[[], None]) -> bool:
+    """Runs one check and prints its line."""
+    meet()
+    started = time.perf_counter()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            found, right = check(), True
+    except Exception as error:  # Whatever a device may raise is what is asked for.
+        found, right = " ".join([f"{type(error).__name__}:", *str(error).splitlines()[:1]]), False
+    seconds = time.perf_counter() - started
+    print(f"{'pass' if right else 'FAIL'}  {check.__name__:<10}  {seconds:5.1f} s  {found}", flush=True)
+    return right
 
 
 class _Test:
     """The checks: each returns what it found, or raises."""
 
-    def __init__(self, workdir, num_replicas, where, process, meet):
+    def __init__(self, workdir: str, num_replicas: int, where: dict, process: int, meet: Callable[[], None]):
         self._run_path = posixpath.join(workdir, "run")
         self._process, self._meet = process, meet
         self._workdir, self._num_replicas, self._where = workdir, num_replicas, where
 
-    def step(self):
+    def step(self) -> str:
         """The compiled step, against the same step on one device."""
         losses = self._losses(self._train("run", **self._where))
         one = self._losses(self._train(f"one_device_{self._process}", strategy="one"))
@@ -98,7 +103,7 @@ class _Test:
         _expect(difference < _TOLERANCE, f"losses within {_TOLERANCE:.0%} of one device's {one}", losses)
         return f"losses {losses[0]:.4f} to {losses[-1]:.4f}, within {difference:.1e} of one device"
 
-    def averaging(self):
+    def averaging(self) -> str:
         """The averages after each step, from the weights after it."""
         storage = [self._snapshot(step).arrays for step in range(1, _NUM_STEPS + 1)]
         names = [name.removeprefix("momentum/") for name in storage[0] if name.startswith("momentum/")]
@@ -111,14 +116,14 @@ class _Test:
         _expect(largest < 1e-5, "averages within 1e-5 of their recursion", largest)
         return f"{len(names)} averages, within {largest:.1e}"
 
-    def checkpoint(self):
+    def checkpoint(self) -> str:
         """Complete and intact, after every step."""
         sizes = [sum(array.nbytes for array in self._snapshot(step).arrays.values()) for step in (1, _NUM_STEPS)]
         steps = [int(self._snapshot(step).arrays["step"]) for step in range(1, _NUM_STEPS + 1)]
         _expect(steps == list(range(1, _NUM_STEPS + 1)), "a checkpoint of each step", steps)
         return f"{_NUM_STEPS} checkpoints of {sizes[-1] / 2**20:.1f} MiB"
 
-    def restore(self):
+    def restore(self) -> str:
         """A run that goes on from the middle ends where the other did."""
         from robust_keras import storage
 
@@ -133,7 +138,7 @@ class _Test:
         _expect(difference < 1e-3, f"losses of the undisturbed run, {expected}", losses)
         return f"losses within {difference:.1e} of the undisturbed run"
 
-    def export(self):
+    def export(self) -> str:
         """The SavedModel gives the logits of the network."""
         import tensorflow as tf
 
@@ -148,7 +153,7 @@ class _Test:
         _expect(difference < 1e-3 and np.ptp(expected) > 0, "the network's logits", f"a difference of {difference}")
         return f"logits within {difference:.1e}"
 
-    def attack(self):
+    def attack(self) -> str:
         """Attacked images, verified and counted, against the same on one device."""
         from robust_keras.commands import evaluate
 

@@ -221,8 +221,8 @@ def find_extra(name: str, *, data_dir: str | None = None) -> str:
     """
     folder = _data_dir(data_dir)
     kind, colon, path = str(name).partition(":")
-    default = {"carmon": CARMON_FILE, "ddpm": DDPM_FILE}.get(kind)
-    if (not path and (colon or default is None)) or kind not in _FORMATS:
+    default = {"carmon": CARMON_FILE, "ddpm": DDPM_FILE}.get(kind, "")
+    if (not path and (colon or not default)) or kind not in _FORMATS:
         raise ValueError(f"Expected {_EXTRA_SETS}. Received: {name!r}")
     if default is not None and not path:
         path = os.path.join(folder, default)

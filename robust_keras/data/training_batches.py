@@ -188,7 +188,7 @@ def cutmix(images: tf.Tensor, targets: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.
     Returns:
         (images, targets) like those given.
     """
-    num_examples, height, width = (images.shape[axis] for axis in (1, 3, 4))
+    num_examples, (height, width) = images.shape[1], images.shape[3:5]
     # The side of the box before it is cut off at the edges: an area of 1 - lambda, lambda uniform.
     scale = tf.sqrt(1.0 - noise.uniform(noise.fold_in(seeds, 0), ()))
 

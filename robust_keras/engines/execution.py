@@ -52,7 +52,7 @@ def fit(
         ValueError: for a dataset of unknown length without `steps_per_epoch`, or one that ends early.
     """
     num_steps = _length(dataset, steps_per_epoch)
-    callbacks = keras.callbacks.CallbackList(
+    told = keras.callbacks.CallbackList(
         callbacks,
         add_history=True,
         add_progbar=verbose != 0,
@@ -64,17 +64,17 @@ def fit(
     with model.distribute_strategy.scope():
         _prepare(model)
         iterator, logs = iter(dataset), {}
-        callbacks.on_train_begin()
+        told.on_train_begin()
         for epoch in range(initial_epoch, epochs):
             if steps_per_epoch is None:
                 iterator = iter(dataset)
             model.reset_metrics()
-            callbacks.on_epoch_begin(epoch)
-            logs = _epoch(model, functools.partial(_take, iterator, check), num_steps, callbacks, pause_every)
-            callbacks.on_epoch_end(epoch, logs)
+            told.on_epoch_begin(epoch)
+            logs = _epoch(model, functools.partial(_take, iterator, check), num_steps, told, pause_every)
+            told.on_epoch_end(epoch, logs)
             if model.stop_training:
                 break
-        callbacks.on_train_end(logs)
+        told.on_train_end(logs)
     return model.history
 
 

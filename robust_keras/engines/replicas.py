@@ -4,18 +4,20 @@ Functions mean the strategy whose scope they are called in; without one, that is
 """
 
 import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
 
 from robust_keras import compilation
 
 
-def num_processes():
+def num_processes() -> int:
     """How many processes run this program together."""
     return len(_tasks())
 
 
-def process_index():
+def process_index() -> int:
     """Which of them this is, from 0; the first one writes the files."""
     strategy = tf.distribute.get_strategy()
     if not _has_processes(strategy):
@@ -35,7 +37,7 @@ def _has_processes(strategy):
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
 
-def all_processes(number):
+def all_processes(number: float) -> list[float]:
     """The numbers, one of each process, that they call this with at the same point: a list of floats."""
     if num_processes() == 1:
         return [float(number)]
@@ -51,14 +53,14 @@ def _gather(strategy):
     return tf.function(functools.partial(_run_and_gather, strategy, tf.identity), autograph=False)
 
 
-def expect_same(number, directory):
+def expect_same(number: float, directory: str) -> None:
     """Raises ValueError where processes found different snapshots, by number, in what should be one folder."""
     if len(set(found := all_processes(number))) > 1:
         numbers = ", ".join(f"{number:.0f}" for number in found)
         raise ValueError(f"Expected a folder that all processes share. Received: {directory} with snapshots {numbers}")
 
 
-def to_replicas(batch):
+def to_replicas(batch: Any) -> Any:
     """Cuts this process's share of a batch among its replicas, in order.
 
     Args:
@@ -96,7 +98,7 @@ def _cut(batch, k, count, what):
     return tf.nest.map_structure(lambda values: cut(values) if values.shape.rank else values, batch)
 
 
-def over_replicas(fn, *, jit_compile=False):
+def over_replicas(fn: Callable, *, jit_compile: bool = False) -> Callable:
     """Compiles a function of a batch, over all replicas of all processes.
 
     Args:
@@ -157,7 +159,7 @@ def _run_and_gather(strategy, fn, *args):
     return tf.nest.map_structure(whole, strategy.run(on_replica, args=args))
 
 
-def all_reduce(operation, values):
+def all_reduce(operation: str, values: list[tf.Tensor]) -> list[tf.Tensor]:
     """Sums or means over replicas, from inside a replica; between processes in one message.
 
     Args:
@@ -175,7 +177,7 @@ def all_reduce(operation, values):
     return [tf.reshape(piece, value.shape) for piece, value in zip(pieces, values)]
 
 
-def update(assign, variables, *values):
+def update(assign: Callable, variables: Sequence[tf.Variable], *values: Sequence) -> None:
     """Calls `assign(variable, *its values)` on every replica's copy of each variable, from inside a replica.
 
     Args:

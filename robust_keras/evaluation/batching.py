@@ -19,7 +19,7 @@ from robust_keras.attacks import stepwise
 from robust_keras.engines import replicas
 from robust_keras.evaluation.examples import Examples
 
-# Steps between two looks at which examples have fallen: about so many, or one in a hundred of longer runs.
+# Steps between two looks at which examples have fallen: so many, or one in a hundred of longer runs.
 _STEPS = 10
 # Steps of examples that have to be saved by a smaller batch before it is compiled.
 _WORTH_COMPILING = 2000
@@ -50,9 +50,9 @@ class Programs(NamedTuple):
         advance: `(x, labels, progress, num_steps) -> stepwise.Progress`.
     """
 
-    run: Callable | None = None
-    begin: Callable | None = None
-    advance: Callable | None = None
+    run: Any = None
+    begin: Any = None
+    advance: Any = None
 
 
 def programs(attack: attacks.Attack, logits_fn: Callable, num_classes: int) -> Programs:
@@ -115,17 +115,17 @@ class Packing:
     ) -> None:
         """
         Args:
-            attack: the record of a search.
+            attack: the record of a search; of others, ValueError is raised.
             logits_fn: images to logits.
             examples: all of the evaluation.
             indices: int `[n]`, those to attack.
             batches: how.
         """
-        self._search: stepwise.Search = attack.search  # type: ignore[assignment]  # `work_of` has looked.
-        self._indices = np.asarray(indices)
+        if attack.search is None:
+            raise ValueError(f"Expected the record of a search. Received: {attack.name}")
+        self._search, self._indices = attack.search, np.asarray(indices)
         self._examples, self._batches = examples, batches
         self._num_runs = self._search.num_runs(examples.num_classes)
-        self._chunk = chunk(self._search.num_steps)
         self._next = 0  # Into the queue: the first run of every example, then the second of every example, ...
         self._slots = np.zeros((0, 2), np.int64)  # (example, run) of each slot; example -1 is an empty one.
         self._steps = np.zeros(0, np.int64)  # Behind each slot.
@@ -159,14 +159,11 @@ class Packing:
         if not active.any():
             return None
         x, labels, progress = self._batch
-        # A run that ends on the way waits for the next look: `stepwise.advance` leaves it as it is.
-        left = self._search.num_steps - self._steps
-        num_steps = min(self._chunk, int(left[active].max()))
+        num_steps = chunk(self._search.num_steps, self._search.num_steps - int(self._steps[active].max()))
         progress = self._advance(x, labels, progress, tf.constant(num_steps))
         self._batch = x, labels, progress
-        taken = np.where(active, np.minimum(num_steps, left), 0)
-        self._steps += taken
-        self.steps_taken += int(taken.sum())
+        self._steps += num_steps
+        self.steps_taken += num_steps * int(active.sum())
         fallen = np.flatnonzero(active & progress.broken.numpy())
         # Of several runs that broke an example at once, the first counts.
         fallen = fallen[np.argsort(self._slots[fallen, 1], kind="stable")]
@@ -294,15 +291,18 @@ class Batchwise:
         self.steps_taken = int(arrays["taken"])
 
 
-def chunk(num_steps: int) -> int:
-    """Steps of a compiled call: of the numbers near the usual one, that which leaves the fewest idle in the last call.
+def chunk(num_steps: int, left: int) -> int:
+    """Steps of a compiled call: no further than to the end of the run that is nearest to it.
 
-    Runs in the slots are at different steps. If each call ended where the first of them does, calls would become ever
-    shorter as runs fall out of step.
+    All runs pass one such end on their way, which keeps them in step. A call of one step alone costs what others do:
+    where hardly more than a usual call is left, it takes all of it.
+
+    Args:
+        num_steps: of a run.
+        left: of the run that has the fewest left.
     """
     usual = max(_STEPS, num_steps // 100)
-    near = range(usual - usual // 5, usual + usual // 3 + 1)
-    return min(near, key=lambda steps: (-num_steps % steps, abs(steps - usual)))
+    return left if left <= usual + usual // 5 else usual
 
 
 def inputs(examples: Examples, indices: np.ndarray, seed: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:

@@ -55,7 +55,9 @@ class _Variances(NamedTuple):
     rest: float
 
 
-def compare(row, baseline, *, expected=None, confidence=0.95):
+def compare(
+    row: np.ndarray, baseline: np.ndarray, *, expected: float | None = None, confidence: float = 0.95
+) -> Comparison:
     """Compares two configurations by the same images and paired seeds.
 
     Seeds and images are both samples: d[s, i] = row - baseline is a mean plus random effects of the seed, of the image
@@ -80,21 +82,7 @@ def compare(row, baseline, *, expected=None, confidence=0.95):
         ValueError: for arrays that are not bool, differ in shape or have no seed or fewer than two images, and for an
             expected difference or a confidence that is not a number in its range.
     """
-    row, baseline = np.asarray(row), np.asarray(baseline)
-    for name, array in (("row", row), ("baseline", baseline)):
-        if array.dtype != bool:
-            raise ValueError(f"Expected {name} to be a bool array. Received: dtype {array.dtype}")
-        if array.ndim != 2 or array.shape[0] < 1 or array.shape[1] < 2:
-            raise ValueError(
-                f"Expected {name} [num_seeds, num_images] of at least 1 seed and 2 images. Received: {array.shape}"
-            )
-    if row.shape != baseline.shape:
-        raise ValueError(f"Expected row and baseline of one shape. Received: {row.shape} and {baseline.shape}")
-    if expected is not None and not math.isfinite(expected):
-        raise ValueError(f"Expected a finite expected difference or None. Received: {expected}")
-    if not 0 < confidence < 1:
-        raise ValueError(f"Expected a confidence in (0, 1). Received: {confidence}")
-
+    row, baseline = _checked(row, baseline, expected, confidence)
     num_seeds, num_images = row.shape
     d = row.astype(np.float64) - baseline
     difference = float(d.mean())
@@ -109,16 +97,10 @@ def compare(row, baseline, *, expected=None, confidence=0.95):
         needed, not_needed = _needed(_variances(d, scale), difference, num_seeds, num_images, confidence)
     elif num_seeds == 1:
         not_needed = "more seeds would have to agree"
-    if not expected:
-        verdict = "no expectation"
-    elif not is_resolved or num_seeds == 1:
-        verdict = "not resolved"
-    else:
-        verdict = "shown" if (difference > 0) == (expected > 0) else "contradicted"
     return Comparison(
         difference=difference,
         interval=(max(difference - half, -1.0), min(difference + half, 1.0)),
-        verdict=verdict,
+        verdict=_verdict(difference, expected, is_resolved and num_seeds > 1),
         num_seeds=num_seeds,
         num_images=num_images,
         needed=needed,
@@ -128,7 +110,33 @@ def compare(row, baseline, *, expected=None, confidence=0.95):
     )
 
 
-def summary(comparison):
+def _checked(row, baseline, expected, confidence):
+    row, baseline = np.asarray(row), np.asarray(baseline)
+    for name, array in (("row", row), ("baseline", baseline)):
+        if array.dtype != bool:
+            raise ValueError(f"Expected {name} to be a bool array. Received: dtype {array.dtype}")
+        if array.ndim != 2 or array.shape[0] < 1 or array.shape[1] < 2:
+            raise ValueError(
+                f"Expected {name} [num_seeds, num_images] of at least 1 seed and 2 images. Received: {array.shape}"
+            )
+    if row.shape != baseline.shape:
+        raise ValueError(f"Expected row and baseline of one shape. Received: {row.shape} and {baseline.shape}")
+    if expected is not None and not math.isfinite(expected):
+        raise ValueError(f"Expected a finite expected difference or None. Received: {expected}")
+    if not 0 < confidence < 1:
+        raise ValueError(f"Expected a confidence in (0, 1). Received: {confidence}")
+    return row, baseline
+
+
+def _verdict(difference, expected, is_shown):
+    if not expected:
+        return "no expectation"
+    if not is_shown:
+        return "not resolved"
+    return "shown" if (difference > 0) == (expected > 0) else "contradicted"
+
+
+def summary(comparison: Comparison) -> str:
     """A comparison as one line for people, in percentage points."""
     low, high = comparison.interval
     line = (
@@ -141,6 +149,20 @@ def summary(comparison):
         line += f"; about {num_images:,} images and {_count(num_seeds, 'seed')} would"
         line += "" if comparison.verdict == "not resolved" else " tell it from 0"
     return line + (f"; {comparison.not_needed}" if comparison.not_needed else "")
+
+
+def is_at_chance(predictions: np.ndarray, labels: np.ndarray) -> bool:
+    """Whether predictions are right no more often than a guesser is.
+
+    The guesser always names the class that most of these images have, and is as lucky as one in twenty.
+    """
+    chance = np.bincount(labels).max() / len(labels)
+    return bool((predictions == labels).mean() <= luckiest(chance, len(labels)))
+
+
+def luckiest(chance: float, num_images: int) -> float:
+    """The accuracy that one in twenty guessers exceeds, each right on a share `chance` of all images, on so many."""
+    return chance + 1.645 * math.sqrt(chance * (1 - chance) / num_images)
 
 
 def _variances(d, scale_seeds=1.0):

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,7 +40,7 @@ class Examples(NamedTuple):
         return digest.hexdigest()
 
 
-def first(source, num_examples: int | None) -> tuple[np.ndarray, np.ndarray]:
+def first(source: Any, num_examples: int | None) -> tuple[np.ndarray, np.ndarray]:
     """The first images and labels of a source.
 
     Args:

@@ -83,7 +83,6 @@ def flags(figures: dict[str, float | None]) -> list[str]:
         value = figures.get(name, 0.0)
         return value is None or value > limit
 
-    margins = [figures[name] for name in ("margin", "margin_5_steps", "margin_50_steps")]
     no_gradient = exceeds("zero_gradients", 0)
     is_random = exceeds("logits_spread", _SAME_PASS)
     found = {
@@ -91,7 +90,7 @@ def flags(figures: dict[str, float | None]) -> list[str]:
         "zero_gradients": no_gradient or bool(without_gradients(figures)),
         "non_finite_gradients": exceeds("non_finite_gradients", 0),
         "gradient_mismatch": exceeds("gradient_mismatch", 0.1),
-        "loss_did_not_rise": None in margins or _did_not_rise(margins, no_gradient),
+        "loss_did_not_rise": _did_not_rise(figures, no_gradient),
         # Of a randomised model nothing more can be told.
         "batch_dependent_model": exceeds("batch_dependence", _SAME_BATCH) and not is_random,
     }
@@ -103,8 +102,10 @@ def without_gradients(figures: dict[str, float | None]) -> list[str]:
     return [name.removeprefix(_OF_ATTACK) for name, share in figures.items() if name.startswith(_OF_ATTACK) and share]
 
 
-def _did_not_rise(margins, no_gradient):
-    clean, few_steps, many_steps = margins
+def _did_not_rise(figures, no_gradient):
+    clean, few_steps, many_steps = (figures[name] for name in ("margin", "margin_5_steps", "margin_50_steps"))
+    if None in (clean, few_steps, many_steps):
+        return True
     rounding = 1e-5 * max(abs(clean), 1.0)
     if max(abs(few_steps - clean), abs(many_steps - clean)) <= rounding and not no_gradient:
         return False  # A radius of zero.

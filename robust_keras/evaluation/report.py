@@ -1,32 +1,58 @@
 """Tables of evaluations, and how they compare."""
 
 import io
-import json
 import posixpath
+import zipfile
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from robust_keras import storage
 from robust_keras.evaluation import comparison
 
+# What every results.json has, and of which kind, as far as it is read here.
+_KINDS = {
+    "model": dict,
+    "num_examples": int,
+    "norm": str,
+    "epsilon_fraction": str,
+    "attacks": list,
+    "clean_accuracy": float,
+    "robust_accuracy": float,
+    "confidence_interval_95": list,
+}
 
-def read_results(workdirs):
+
+def read_results(workdirs: Sequence[str]) -> list[dict[str, Any]]:
     """The results of finished evaluations: a list of dictionaries, each with its `workdir`.
 
     Raises:
-        ValueError: for a folder without results.json.
+        ValueError: for a folder without results.json, or with one that holds no results.
     """
     results = []
     for workdir in workdirs:
         path = posixpath.join(workdir, "results.json")
-        if not tf.io.gfile.exists(path):
+        found = storage.read_json(path)
+        if found is None:
             raise ValueError(f"Expected the folder of a finished evaluation. Received: {workdir}, without results.json")
-        with tf.io.gfile.GFile(path) as file:
-            results.append({**json.loads(file.read()), "workdir": workdir})
+        if not isinstance(found, dict) or not _is_whole(found):
+            raise ValueError(f"Expected the results of an evaluation in {path}. Received: something else")
+        results.append({**found, "workdir": workdir})
     return results
 
 
-def table(results):
+def _is_whole(found):
+    return (
+        all(isinstance(found.get(name), kind) for name, kind in _KINDS.items())
+        and all(isinstance(attack, dict) and "name" in attack for attack in found["attacks"])
+        and [type(bound) for bound in found["confidence_interval_95"]] == [float, float]
+        and "path" in found["model"]
+    )
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
     """A Markdown table, one row per evaluation. Robust accuracy is an upper bound of the true one."""
     rows = [("model", "examples", "threat model", "attacks", "clean", "robust (upper bound)", "95 % interval")]
     for result in results:
@@ -45,14 +71,22 @@ def table(results):
     return markdown(rows)
 
 
-def examples(workdir):
-    """The arrays of an evaluation's examples but the images."""
-    with tf.io.gfile.GFile(posixpath.join(workdir, "examples.npz"), "rb") as file:
-        with np.load(io.BytesIO(file.read()), allow_pickle=False) as arrays:
+def examples(workdir: str) -> dict[str, np.ndarray]:
+    """The arrays of an evaluation's examples but the images.
+
+    Raises:
+        ValueError: where examples.npz does not hold them.
+    """
+    path = posixpath.join(workdir, "examples.npz")
+    try:
+        with tf.io.gfile.GFile(path, "rb") as file, np.load(io.BytesIO(file.read()), allow_pickle=False) as arrays:
             return {name: arrays[name] for name in ("index", "label", "clean_prediction", "robust")}
+    except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile, tf.errors.NotFoundError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"Expected the examples of an evaluation in {path}. Received: {reason}") from error
 
 
-def markdown(lines):
+def markdown(lines: Sequence[Sequence[str]]) -> str:
     """A Markdown table of lines of text cells, the first of which is the header."""
     widths = [max(map(len, column)) for column in zip(*lines)]
     rows = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |" for line in lines]
@@ -60,7 +94,7 @@ def markdown(lines):
     return "\n".join(rows)
 
 
-def compare_evaluations(workdirs, baselines):
+def compare_evaluations(workdirs: Sequence[str], baselines: Sequence[str]) -> dict[str, comparison.Comparison]:
     """Compares models with others on the same images, pair by pair.
 
     Args:
@@ -86,3 +120,9 @@ def compare_evaluations(workdirs, baselines):
         name: comparison.compare(*(np.stack([is_right(one) for one in side]) for side in sides))
         for name, is_right in right.items()
     }
+
+
+def at_chance(workdirs: Iterable[str]) -> list[str]:
+    """Those of finished evaluations whose model is at chance on clean images: what it withstands says nothing."""
+    found = ((workdir, examples(workdir)) for workdir in workdirs)
+    return [path for path, of in found if comparison.is_at_chance(of["clean_prediction"], of["label"])]

@@ -89,7 +89,9 @@ def _warnings(plan, examples, verdicts, logits_fn):
     baseline_broken = verdicts.broken[0] if plan.has_baseline else None
     found += warnings.of_verdicts(names[plan.first :], broken, standing, baseline_broken)
     found += warnings.of_classes(plan.attacks, examples.num_classes)
-    found += ["straight_through_cast"] if getattr(logits_fn, "straight_through_cast", False) else []
+    if getattr(logits_fn, "straight_through_cast", False):
+        # Differences of less than a byte are rounded away, which contradicts any gradient.
+        found = [*(name for name in found if name != "gradient_mismatch"), "straight_through_cast"]
     if outputs.are_log_probabilities(logits_fn):
         found += ["saturated_probabilities"] if outputs.num_saturated(examples.clean_logits) else []
     elif outputs.is_within_0_1(examples.clean_logits):

@@ -114,9 +114,11 @@ class Verdicts:
         Raises:
             ValueError: for the verdicts of another evaluation, or files that hold none.
         """
-        saved = storage.read_newest(self._directory) if self._directory is not None else None
+        if self._directory is None:
+            return None
+        saved = storage.read_newest(self._directory)
         replicas.expect_same(saved.step if saved else 0, self._directory)
-        if saved is None or self._directory is None:
+        if saved is None:
             return None
         path = posixpath.join(self._directory, f"step-{saved.step:08d}")
         try:

@@ -1,5 +1,7 @@
 """The six activations of the paper's section 4.5.2 and Table 8, as serialisable Keras layers."""
 
+from typing import Any
+
 import keras
 import tensorflow as tf
 
@@ -29,18 +31,21 @@ class Activation(keras.layers.Layer):
         ValueError: for any other name.
     """
 
-    def __init__(self, activation, **kwargs):
+    def __init__(self, activation: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         activation = _SAME.get(activation, activation)
         if activation not in _FUNCTIONS:
             raise ValueError(f"Expected an activation out of {', '.join(NAMES)}. Received: {activation!r}")
         self.activation = activation
 
-    def call(self, x):
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """The activation of each element."""
         return _FUNCTIONS[self.activation](x)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        """The input's."""
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict:
+        """The arguments, as Keras saves them."""
         return {**super().get_config(), "activation": self.activation}

@@ -13,6 +13,8 @@ The mode is a property of a forward pass, not of a layer, so it is a context ent
 
 import contextlib
 import contextvars
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -23,12 +25,12 @@ BATCH_AND_UPDATE = "batch_and_update"  # the batch's statistics, which also upda
 BATCH = "batch"  # the batch's statistics, moving ones untouched
 MOVING = "moving"  # the moving statistics
 
-_mode = contextvars.ContextVar("batch_norm_mode", default=None)
-_pending = contextvars.ContextVar("batch_norm_pending", default=None)
+_mode: contextvars.ContextVar[str | None] = contextvars.ContextVar("batch_norm_mode", default=None)
+_pending: contextvars.ContextVar[list | None] = contextvars.ContextVar("batch_norm_pending", default=None)
 
 
 @contextlib.contextmanager
-def batch_norm_mode(mode):
+def batch_norm_mode(mode: str) -> Iterator[None]:
     """Runs every `BatchNorm` called inside the context in `mode`, whatever their `training` argument.
 
     Args:
@@ -47,7 +49,7 @@ def batch_norm_mode(mode):
 
 
 @contextlib.contextmanager
-def pending_updates():
+def pending_updates() -> Iterator[list]:
     """Inside the context, no moving statistics change: what they are to be updated with is yielded.
 
     A forward pass then changes no variable, so that XLA compiles it under any strategy and parts of a batch can share
@@ -56,7 +58,7 @@ def pending_updates():
     Yields:
         A list of (layer, (mean, variance)) in the order of the updates, float32 `[channels]` each.
     """
-    updates = []
+    updates: list = []
     token = _pending.set(updates)
     try:
         yield updates
@@ -64,7 +66,7 @@ def pending_updates():
         _pending.reset(token)
 
 
-def apply_updates(layers, statistics):
+def apply_updates(layers: Sequence["BatchNorm"], statistics: Sequence) -> None:
     """Makes pending updates, in order, from inside a replica, with the statistics' means over replicas."""
     if layers and tf.distribute.get_strategy().num_replicas_in_sync > 1:
         statistics = tf.nest.pack_sequence_as(statistics, replicas.all_reduce("MEAN", tf.nest.flatten(statistics)))
@@ -91,7 +93,13 @@ class BatchNorm(keras.layers.Layer):
         ValueError: for a batch that is not a whole number of groups.
     """
 
-    def __init__(self, statistics_group_size=None, decay=0.99, epsilon=1e-5, **kwargs):
+    def __init__(
+        self,
+        statistics_group_size: int | None = None,
+        decay: float = 0.99,
+        epsilon: float = 1e-5,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         if statistics_group_size is not None and statistics_group_size < 1:
             raise ValueError(f"Expected statistics_group_size >= 1 or None. Received: {statistics_group_size!r}")
@@ -99,7 +107,8 @@ class BatchNorm(keras.layers.Layer):
         self.decay = decay
         self.epsilon = epsilon
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple) -> None:
+        """Makes scale, offset and moving statistics."""
         num_channels = input_shape[-1]
         # float32 whatever the layer computes in.
         self.scale = self.add_weight(name="scale", shape=(num_channels,), initializer="ones", autocast=False)
@@ -111,7 +120,8 @@ class BatchNorm(keras.layers.Layer):
         )
         self.num_updates = self.add_weight(name="num_updates", shape=(), initializer="zeros", **moving)
 
-    def call(self, x, training=False):
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """The normalised tensor."""
         mode = _mode.get() or (BATCH_AND_UPDATE if training else MOVING)
         if mode == MOVING:
             return self._normalize(x, self.moving_mean.value, self.moving_variance.value)
@@ -120,10 +130,11 @@ class BatchNorm(keras.layers.Layer):
         mean, variance = tf.nn.moments(tf.cast(groups, tf.float32), axes, keepdims=True)
         if mode == BATCH_AND_UPDATE:
             statistics = tuple(tf.reshape(tf.reduce_mean(groups, axis=0), (-1,)) for groups in (mean, variance))
-            if _pending.get() is None:
+            pending = _pending.get()
+            if pending is None:
                 apply_updates([self], [statistics])
             else:
-                _pending.get().append((self, statistics))
+                pending.append((self, statistics))
         return tf.reshape(self._normalize(groups, mean, variance), tf.shape(x))
 
     def _normalize(self, x, mean, variance):
@@ -139,7 +150,7 @@ class BatchNorm(keras.layers.Layer):
             )
         return tf.reshape(x, (-1, size, *x.shape[1:]))
 
-    def update_moving(self, mean, variance):
+    def update_moving(self, mean: tf.Tensor, variance: tf.Tensor) -> None:
         """Moves the statistics towards a batch's, float32 `[channels]` each, the same on all replicas."""
 
         def count(num_updates):
@@ -155,10 +166,12 @@ class BatchNorm(keras.layers.Layer):
         moving = [self.moving_mean.value, self.moving_variance.value]
         replicas.update(move, moving, [mean, variance], [num_updates] * 2)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        """The input's."""
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> dict:
+        """The arguments, as Keras saves them."""
         return {
             **super().get_config(),
             "statistics_group_size": self.statistics_group_size,

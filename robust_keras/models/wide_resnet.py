@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 
 import keras
+import tensorflow as tf
 
 from robust_keras.models.activations import Activation
 from robust_keras.models.normalization import BatchNorm
@@ -116,9 +117,11 @@ class TruncatedNormal(keras.initializers.VarianceScaling):
         self._given_seed = seed
         super().__init__(scale=1.0, mode="fan_in", distribution="truncated_normal", seed=seed)
 
-    def __call__(self, shape, dtype=None):
+    def __call__(self, shape: Sequence[int], dtype: str | None = None) -> tf.Tensor:
+        """Draws an array."""
         fan_in = math.prod(shape[:-1])
         return keras.random.truncated_normal(shape, stddev=1.0 / math.sqrt(fan_in), dtype=dtype, seed=self.seed)
 
-    def get_config(self):
+    def get_config(self) -> dict:
+        """The arguments, as Keras saves them."""
         return {"seed": self._given_seed}

@@ -11,7 +11,6 @@ A pool is scored in chunks, each a file with a marker, and a set is written in p
 there is kept, so each function goes on where it was killed, to the same bytes, and several processes share the work.
 """
 
-import functools
 import posixpath
 import time
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from robust_keras.data import sources
 from robust_keras.engines import replicas, strategies
 from robust_keras.pseudo_labelling import chunks, records, scoring, selection
 from robust_keras.pseudo_labelling.record_sets import Chosen, set_name, write_set
-from robust_keras.pseudo_labelling.records import Layout, Recipe, Sets, Share
+from robust_keras.pseudo_labelling.records import Layout, Recipe, Scoring, Sets, Share
 
 _SECONDS_BETWEEN_LOOKS = 10
 LABELLING = "the labelling of a pool"  # What locks a worker's share of a folder.
@@ -78,18 +77,8 @@ def label_pool(
             logits_fn = load()
             accuracy = _accuracy(logits_fn, test, recipe.scoring.batch_size)
             _check_accuracy(accuracy, num_classes, sets.allow_chance)
-            score_mine = functools.partial(
-                scoring.score,
-                images,
-                logits_fn,
-                directory=scores,
-                test_images=test.images,  # type: ignore[arg-type]  # A labelled set is in memory.
-                classifier={name: value for name, value in identity.items() if name != "path"},
-                settings=recipe.scoring,
-                share=share,
-                progress=layout.progress,
-            )
-            _score_with_others(score_mine, scores, share)
+            settings = recipe.scoring
+            _score_with_others(images, logits_fn, scores, test.images, identity, settings, share, layout.progress)
         found = selection.select(scores, num_classes=num_classes, sizes=sets.sizes)
         manifest = _manifest(recipe, found, {**identity, "test_accuracy": accuracy}, sets.licence)
         return [_write(images, chosen, workdir, manifest, share) for chosen in found.sets.values()]
@@ -152,8 +141,30 @@ def _wait_for_the_first(scores: str, share: Share) -> None:
         time.sleep(_SECONDS_BETWEEN_LOOKS)
 
 
-def _score_with_others(score_mine: Callable[[], None], scores: str, share: Share) -> None:
+def _score_with_others(
+    images: Any,
+    logits_fn: Callable,
+    scores: str,
+    test_images: np.ndarray,
+    identity: dict[str, Any],
+    settings: Scoring,
+    share: Share,
+    progress: bool,
+) -> None:
     """Does this worker's share, and waits until the others have done theirs."""
+
+    def score_mine():
+        scoring.score(
+            images,
+            logits_fn,
+            directory=scores,
+            test_images=test_images,
+            classifier={name: value for name, value in identity.items() if name != "path"},
+            settings=settings,
+            share=share,
+            progress=progress,
+        )
+
     score_mine()
     while absent := chunks.missing(scores):
         workers = sorted({chunk % share.num_workers for chunk in absent})

@@ -2,21 +2,27 @@
 
 import contextlib
 import io
-import json
+import os
 import platform
 import posixpath
+from collections.abc import Mapping
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 import robust_keras
-from robust_keras import storage
+from robust_keras import ownership, storage
+from robust_keras.models import keras_classes
+from robust_keras.models import weights as named_weights
+from robust_keras.saved_models.opening import CARD, UNFINISHED, reason
 
 gfile = tf.io.gfile
-CARD = "model_card.json"
+# Where a run keeps weights: in which folder's newest snapshot, with which prefix to their names.
+_KEPT = {"best": ("best", ""), "last": ("checkpoints", "weights/"), "last_averaged": ("checkpoints", "averages/")}
 
 
-def export(network, directory, *, card):
+def export(network: keras.Model, directory: str | os.PathLike, *, card: Mapping[str, Any]) -> None:
     """Writes a network as a SavedModel with two signatures and a model card.
 
     `serving_default` takes `image`, float32 `[batch, height, width, channels]` in [0, 1]; `serving_uint8` takes bytes.
@@ -26,20 +32,95 @@ def export(network, directory, *, card):
     Args:
         network: a float32 `keras.Model` outside any strategy.
         directory: any `tf.io.gfile` path; an unfinished export in it is replaced.
-        card: a dictionary for the model card; what describes the network and the versions is added.
+        card: for the model card, as JSON can hold it; what describes the network and the versions is added.
 
     Raises:
-        ValueError: where the folder holds a finished export, or something that is not one.
+        ValueError: where the folder holds a finished export, or something that is not one, or another export is at work
+            in it.
     """
     directory = str(directory)
-    card_path, unfinished_path = posixpath.join(directory, CARD), posixpath.join(directory, "unfinished")
     if is_finished(directory):
         raise ValueError(f"Expected a folder without a finished export. Received: {directory}")
-    if gfile.isdir(directory) and gfile.listdir(directory) and not gfile.exists(unfinished_path):
-        raise ValueError(f"Expected an empty or new folder. Received: {directory}")
-    gfile.makedirs(directory)
-    with gfile.GFile(unfinished_path, "w") as file:
-        file.write("This export is under way, or was interrupted.\n")
+    unfinished_path = posixpath.join(directory, UNFINISHED)
+    with ownership.lock(directory, what="an export"):
+        if set(gfile.listdir(directory)) - {ownership.lock_name()} and not gfile.exists(unfinished_path):
+            raise ValueError(f"Expected an empty or new folder. Received: {directory}")
+        storage.write_text(unfinished_path, "This export is under way, or was interrupted.\n")
+        for name in ("variables", "assets"):  # Of an interrupted one.
+            if gfile.isdir(posixpath.join(directory, name)):
+                gfile.rmtree(posixpath.join(directory, name))
+        _write_saved_model(network, directory)
+        storage.write_json(posixpath.join(directory, CARD), _described(network) | dict(card))
+        gfile.remove(unfinished_path)
+
+
+def export_keras(network: keras.Model, path: str) -> None:
+    """Writes a network as a `.keras` file, for fine-tuning; loading it needs this package.
+
+    Raises:
+        ValueError: where the file exists.
+    """
+    if gfile.exists(path):
+        raise ValueError(f"Expected a new file. Received: {path}")
+    network.save(path)
+
+
+def network_of_run(workdir: str, weights: str = "best") -> tuple[keras.Model, dict[str, Any]]:
+    """The network of a training run, and what its model card says of it.
+
+    Args:
+        workdir: the run's folder.
+        weights: 'best' on the validation images so far, or 'last' or 'last_averaged' of the newest checkpoint.
+
+    Returns:
+        (network, card): a float32 `keras.Model` and a dictionary, in which `config` is the run's gin configuration,
+        None where it was started from Python.
+
+    Raises:
+        ValueError: where the run has no such weights, or they are not those of its architecture.
+    """
+    if weights not in _KEPT:
+        raise ValueError(f"Expected weights out of {', '.join(_KEPT)}. Received: {weights!r}")
+    folder, prefix = _KEPT[weights]
+    snapshot = storage.read_newest(posixpath.join(workdir, folder))
+    if snapshot is None or not any(name.startswith(prefix) for name in snapshot.arrays):
+        raise ValueError(f"Expected a run that has {weights} weights. Received: {workdir}")
+    description = dict(snapshot.info["description"])
+    try:
+        network = keras.models.model_from_json(
+            description.pop("architecture"), custom_objects=keras_classes.custom_objects()
+        )
+    except (ValueError, TypeError, ImportError) as error:
+        raise ValueError(
+            "Expected a network of classes that are registered, with their module imported. "
+            f"Received: {workdir} ({reason(error)})"
+        ) from error
+    arrays = {name.removeprefix(prefix): array for name, array in snapshot.arrays.items() if name.startswith(prefix)}
+    named_weights.assign(network, arrays)
+    if weights != "best":
+        description["weights"] = {"last": "raw", "last_averaged": "averaged"}[weights]
+    # The newest checkpoint also knows the last validation.
+    validation = {name: snapshot.info[name] for name in ("best", "last_validation") if name in snapshot.info}
+    config = storage.read_text(posixpath.join(workdir, "config.gin")) or None
+    return network, {"step": snapshot.step, **description, "validation": validation, "config": config}
+
+
+def is_finished(directory: str | os.PathLike) -> bool:
+    """Whether the folder holds a finished export."""
+    return gfile.exists(posixpath.join(str(directory), CARD))
+
+
+def versions() -> dict[str, str]:
+    """Versions of what numbers depend on, by package."""
+    return {
+        "robust_keras": robust_keras.__version__,
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _write_saved_model(network: keras.Model, directory: str) -> None:
     shape = network.input_shape[1:]
     archive = keras.export.ExportArchive()
     archive.track(network)
@@ -55,7 +136,12 @@ def export(network, directory, *, card):
     )
     with contextlib.redirect_stdout(io.StringIO()):  # Keras 3.5 has no other way to keep it quiet.
         archive.write_out(directory)
-    described = {
+
+
+def _described(network: keras.Model) -> dict[str, Any]:
+    """What a model card says of any network."""
+    shape = network.input_shape[1:]
+    return {
         "name": network.name,
         "num_parameters": sum(int(tf.size(w.value)) for w in network.trainable_weights),
         "num_classes": network.output_shape[-1],
@@ -65,67 +151,4 @@ def export(network, directory, *, card):
         },
         "output": {"logits": f"float32 {['batch', network.output_shape[-1]]}"},
         "versions": versions(),
-    }
-    with gfile.GFile(card_path, "w") as file:
-        file.write(json.dumps(described | card, indent=2) + "\n")
-    gfile.remove(unfinished_path)
-
-
-def export_keras(network, path):
-    """Writes a network as a `.keras` file, for fine-tuning; loading it needs this package.
-
-    Raises:
-        ValueError: where the file exists.
-    """
-    if gfile.exists(path):
-        raise ValueError(f"Expected a new file. Received: {path}")
-    network.save(path)
-
-
-def network_of_run(workdir, weights="best"):
-    """The network of a training run, and what its model card says of it.
-
-    Args:
-        workdir: the run's folder.
-        weights: 'best' on the validation images so far, or 'last' or 'last_averaged' of the newest checkpoint.
-
-    Returns:
-        (network, card): a float32 `keras.Model` and a dictionary.
-
-    Raises:
-        ValueError: where the run has no such weights.
-    """
-    folder, prefix = {
-        "best": ("best", ""),
-        "last": ("checkpoints", "weights/"),
-        "last_averaged": ("checkpoints", "averages/"),
-    }[weights]
-    snapshot = storage.read_newest(posixpath.join(workdir, folder))
-    if snapshot is None or not any(name.startswith(prefix) for name in snapshot.arrays):
-        raise ValueError(f"Expected a run that has {weights} weights. Received: {workdir}")
-    description = dict(snapshot.info["description"])
-    network = keras.models.model_from_json(description.pop("architecture"))
-    for variable in network.weights:
-        variable.assign(snapshot.arrays[prefix + variable.path])
-    if weights != "best":
-        description["weights"] = {"last": "raw", "last_averaged": "averaged"}[weights]
-    with gfile.GFile(posixpath.join(workdir, "config.gin")) as file:
-        config = file.read()
-    # The newest checkpoint also knows the last validation.
-    validation = {name: snapshot.info[name] for name in ("best", "last_validation") if name in snapshot.info}
-    return network, {"step": snapshot.step, **description, "validation": validation, "config": config}
-
-
-def is_finished(directory):
-    """Whether the folder holds a finished export."""
-    return gfile.exists(posixpath.join(str(directory), CARD))
-
-
-def versions():
-    """Versions of what numbers depend on, by package."""
-    return {
-        "robust_keras": robust_keras.__version__,
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-        "python": platform.python_version(),
     }

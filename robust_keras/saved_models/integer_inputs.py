@@ -7,6 +7,7 @@ float32, up to the model's own cast to floats: given whole numbers, the copy com
 import posixpath
 import tempfile
 from collections import defaultdict
+from typing import Any
 
 import tensorflow as tf
 from absl import logging
@@ -50,7 +51,7 @@ class _Unsupported(ValueError):
     """An operation that computes with the integers."""
 
 
-def load_with_float_input(path: str, signature: str):
+def load_with_float_input(path: str, signature: str) -> Any:
     """Loads a SavedModel whose input in a signature, one integer tensor, has become float32.
 
     Args:

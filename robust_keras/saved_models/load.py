@@ -1,6 +1,7 @@
 """Any saved classifier as a function from images in [0, 1] to logits."""
 
 import hashlib
+import os
 import posixpath
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,17 +9,17 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from robust_keras import storage
-from robust_keras.saved_models.opening import UNFINISHED, load_keras, open_model
+from robust_keras import ownership, storage
+from robust_keras.models import weights as named_weights
+from robust_keras.saved_models.opening import CARD, UNFINISHED, load_keras, open_model
 
 gfile = tf.io.gfile
-CARD = "model_card.json"
 # Files in a model's folder that are no part of the model.
-_NOT_THE_MODEL = {CARD, UNFINISHED, "in_use.json"}
+_NOT_THE_MODEL = {CARD, UNFINISHED, ownership.lock_name()}
 
 
 def load_logits_fn(
-    path: str,
+    path: str | os.PathLike,
     *,
     input_range: Sequence[float] = (0.0, 1.0),
     input_layout: str = "NHWC",
@@ -29,7 +30,8 @@ def load_logits_fn(
 
     Pixels are rounded to the nearest integer for a model that takes integers, and the gradient passes the rounding and
     the model's own cast as if they were not there (a straight-through estimator, Bengio et al. 2013,
-    https://arxiv.org/abs/1308.3432). A model of a fixed batch size gets any batch in parts of that size.
+    https://arxiv.org/abs/1308.3432). A model of a fixed batch size gets any batch, in
+    parts of that size.
 
     Args:
         path: a SavedModel's folder or a `.keras` file.
@@ -41,21 +43,15 @@ def load_logits_fn(
 
     Returns:
         A function: float32 images NHWC in [0, 1] to float32 logits `[batch, num_classes]`, through which gradients
-        flow. Its attributes are `name`, the path; `outputs`, as given; `input_range`, as it is applied; `batch_size`,
-        that of the model, or None where it is free; and `straight_through_cast`, whether the model takes integers and
-        gradients pass its cast.
+        flow. Its attributes are `name`, the path; `outputs`, as given; `input_range`, as it is applied; and
+        `straight_through_cast`, whether the model takes integers and gradients pass its cast.
 
     Raises:
         ValueError: for a path that holds no model, one that takes anything but one batch of images, an input range
             that it cannot take, or no output that can be told to be the logits.
     """
-    if input_layout not in ("NHWC", "NCHW"):
-        raise ValueError(f"Expected an input layout out of NHWC, NCHW. Received: {input_layout!r}")
-    if outputs not in ("logits", "probabilities"):
-        raise ValueError(f"Expected outputs out of logits, probabilities. Received: {outputs!r}")
     low, high = input_range
-    if not low < high:
-        raise ValueError(f"Expected an input range as low,high with low < high. Received: {low},{high}")
+    _check_reading(low, high, input_layout, outputs)
     path = str(path)
     model = open_model(path)
     if model.dtype.is_integer:
@@ -75,13 +71,12 @@ def load_logits_fn(
         return tf.math.log(tf.maximum(y, np.finfo(np.float32).tiny)) if outputs == "probabilities" else y
 
     logits_fn.name, logits_fn.outputs = path, outputs
-    logits_fn.input_range, logits_fn.batch_size = (low, high), batch_size
-    logits_fn.straight_through_cast = model.is_straight_through
+    logits_fn.input_range, logits_fn.straight_through_cast = (low, high), model.is_straight_through
     return logits_fn
 
 
-def load_weights(path: str) -> dict[str, np.ndarray]:
-    """The weights of a network that this package made, NumPy arrays by name.
+def load_weights(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """The weights of a network that this package made, NumPy arrays by their `models.weights.names`.
 
     Args:
         path: folder of a training run, whose best weights so far are taken, or a `.keras` file.
@@ -91,14 +86,14 @@ def load_weights(path: str) -> dict[str, np.ndarray]:
     """
     path = str(path)
     if path.endswith(".keras") and gfile.exists(path):
-        return {weight.path: weight.numpy() for weight in load_keras(path).weights}
+        return {name: weight.numpy() for name, weight in named_weights.by_name(load_keras(path)).items()}
     snapshot = storage.read_newest(posixpath.join(path, "best"))
     if snapshot is None:
         raise ValueError(f"Expected the folder of a run that has best weights, or a .keras file. Received: {path}")
     return snapshot.arrays
 
 
-def fingerprint(path: str) -> str:
+def fingerprint(path: str | os.PathLike) -> str:
     """SHA-256 of a canonical manifest of a model's files: each line `<sha256>  <relative path>`, sorted by path.
 
     The model card is no part of it, nor is where a folder lies and how it is named; a file's own name is.
@@ -120,6 +115,15 @@ def fingerprint(path: str) -> str:
         ]
     manifest = "".join(f"{storage.sha256(file)}  {name}\n" for name, file in sorted(files))
     return hashlib.sha256(manifest.encode()).hexdigest()
+
+
+def _check_reading(low: float, high: float, input_layout: str, outputs: str) -> None:
+    if input_layout not in ("NHWC", "NCHW"):
+        raise ValueError(f"Expected an input layout out of NHWC, NCHW. Received: {input_layout!r}")
+    if outputs not in ("logits", "probabilities"):
+        raise ValueError(f"Expected outputs out of logits, probabilities. Received: {outputs!r}")
+    if not low < high:
+        raise ValueError(f"Expected an input range as low,high with low < high. Received: {low},{high}")
 
 
 def _integer_range(low: float, high: float, dtype: tf.DType) -> tuple[float, float]:

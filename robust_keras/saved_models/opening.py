@@ -12,8 +12,8 @@ from robust_keras.models import keras_classes
 from robust_keras.saved_models import integer_inputs
 
 gfile = tf.io.gfile
-# What an export writes first, and removes last.
-UNFINISHED = "unfinished"
+# What an export writes last, and what it writes first and then removes.
+CARD, UNFINISHED = "model_card.json", "unfinished"
 
 
 class Opened(NamedTuple):
@@ -60,12 +60,16 @@ def load_keras(path: str) -> keras.Model:
             path, custom_objects=keras_classes.custom_objects(), compile=False, safe_mode=True
         )
     except (ValueError, TypeError, KeyError, AttributeError, ImportError, zipfile.BadZipFile) as error:
-        # Keras adds the configuration of all around it.
-        reason = str(error).rpartition("Exception encountered: ")[2].split("Full object config:")[0]
         raise ValueError(
             "Expected a .keras file of classes that Keras and this package have; a SavedModel, as model.export() "
-            f"writes it, needs none. Received: {path} ({' '.join(reason.split())[:300]})"
+            f"writes it, needs none. Received: {path} ({reason(error)})"
         ) from error
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, on one line, without the configuration of all around it that Keras adds."""
+    text = str(error).rpartition("Exception encountered: ")[2].split("Full object config:")[0]
+    return " ".join(text.split())[:300]
 
 
 def _open_keras(path: str) -> Opened:
@@ -102,10 +106,8 @@ def _open_saved_model(path: str) -> Opened:
     dtype, is_straight_through = spec.dtype, False
     if spec.dtype.is_integer and (floats := integer_inputs.load_with_float_input(path, "serving_default")):
         loaded, is_straight_through, dtype = floats, True, tf.float32
-    signature = loaded.signatures["serving_default"]
 
-    def call(x):
-        return signature(**{name: tf.cast(x, dtype)})
+    def call(x):  # A SavedModel's variables live as long as the loaded object.
+        return loaded.signatures["serving_default"](**{name: tf.cast(x, dtype)})
 
-    call.loaded = loaded  # type: ignore[attr-defined]  # Its variables live as long as the loaded object.
     return Opened(call, spec.shape, spec.dtype, is_straight_through)

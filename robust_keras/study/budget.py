@@ -14,7 +14,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from robust_keras import ownership, storage
-from robust_keras.study import costs, planning, tables
+from robust_keras.evaluation import comparison
+from robust_keras.study import costs, planning
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 # What is advised is above what was reckoned, so that a second measurement comes to the same end.
@@ -185,7 +186,7 @@ def _shortened(
 def all_at_chance(plan: planning.Plan, jobs: Mapping[str, planning.Job], models: Sequence[Model]) -> bool:
     """Whether no model is above chance on its validation images: nothing can be told by comparing such networks."""
     return not any(
-        model.clean > tables.luckiest(1 / job.num_classes, plan.validation_images(job.validation_images))
+        model.clean > comparison.luckiest(1 / job.num_classes, plan.validation_images(job.validation_images))
         for model in models
         for job in (jobs[model.name],)
     )

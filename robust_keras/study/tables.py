@@ -2,7 +2,6 @@
 
 import csv
 import io
-import math
 import posixpath
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -28,8 +27,8 @@ class Measured(NamedTuple):
         clean: accuracy in percent, like the next two.
         pgd40: under PGD-40; None where the evaluation had no baseline.
         robust: under all attacks.
-        is_at_chance: whether no more clean images are right than `is_at_chance` calls chance: it has learned nothing,
-            and what it withstands says nothing.
+        is_at_chance: whether no more clean images are right than a guesser's, see `comparison.is_at_chance`: it has
+            learned nothing, and what it withstands says nothing.
         stands: bool `[num_examples]`, which examples are right under all attacks.
         curve: rows of the run's metrics.csv with a validation: dictionaries of floats.
     """
@@ -69,20 +68,6 @@ class StudyRow(NamedTuple):
         return comparison.summary(self.compared) if self.compared else ""
 
 
-def is_at_chance(predictions: np.ndarray, labels: np.ndarray) -> bool:
-    """Whether predictions are right no more often than a guesser is.
-
-    The guesser always names the class that most of these images have, and is as lucky as one in twenty.
-    """
-    chance = np.bincount(labels).max() / len(labels)
-    return bool((predictions == labels).mean() <= luckiest(chance, len(labels)))
-
-
-def luckiest(chance: float, num_images: int) -> float:
-    """The accuracy that one in twenty guessers exceeds, each right on a share `chance` of all images, on so many."""
-    return chance + 1.645 * math.sqrt(chance * (1 - chance) / num_images)
-
-
 def read_measured(evaluation: str, *, seed: int, training: str) -> Measured:
     """What a finished evaluation and its training run have on disk.
 
@@ -108,7 +93,7 @@ def read_measured(evaluation: str, *, seed: int, training: str) -> Measured:
         clean=100 * results["clean_accuracy"],
         pgd40=None if pgd40 is None else 100 * pgd40,
         robust=100 * results["robust_accuracy"],
-        is_at_chance=is_at_chance(examples["clean_prediction"], examples["label"]),
+        is_at_chance=comparison.is_at_chance(examples["clean_prediction"], examples["label"]),
         stands=examples["robust"],
         curve=curve,
     )

@@ -50,7 +50,7 @@ class Memory(NamedTuple):
     at: stablehlo.Operation
 
 
-def peak_memory(module, *, padded=False):
+def peak_memory(module: stablehlo.Module, *, padded: bool = False) -> Memory:
     """The memory of a program, see above.
 
     Args:
@@ -73,14 +73,14 @@ def peak_memory(module, *, padded=False):
     return Memory(peak, analysis.total(arguments), at)
 
 
-def packed_bytes(tensor):
+def packed_bytes(tensor: stablehlo.Tensor) -> int:
     """Bytes of a `stablehlo.Tensor` without padding."""
     if tensor.size is None:
         raise ValueError(f"Expected values of known sizes. Received: {tensor}")
     return tensor.size * tensor.bits // 8
 
 
-def tiled_bytes(tensor):
+def tiled_bytes(tensor: stablehlo.Tensor) -> int:
     """Bytes of a `stablehlo.Tensor` in whole tiles of 8 by 128 words of 32 bits."""
     packed, bits = packed_bytes(tensor), tensor.bits
     sublanes, lanes = _TILE[0] * max(1, 32 // bits), _TILE[1]

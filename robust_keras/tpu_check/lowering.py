@@ -12,7 +12,8 @@ does, the program is searched for the rest.
 import math
 import os
 import re
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
@@ -44,7 +45,7 @@ class Program(NamedTuple):
     operations: dict
 
 
-def lower(fn, *args):
+def lower(fn: Callable, *args: Any) -> Program:
     """Traces a function and makes its StableHLO.
 
     Args:
@@ -62,7 +63,7 @@ def lower(fn, *args):
         raise ValueError(f"Expected TensorFlow 2.19 or newer, which makes StableHLO. Received: {tf.__version__}")
     # Of arguments that are tensors XLA would know the values, and take shapes that depend on them.
     specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in map(tf.convert_to_tensor, tf.nest.flatten(args))]
-    compiled = compilation.function(lambda *flat: fn(*tf.nest.pack_sequence_as(args, flat)), jit_compile=True)
+    compiled: Any = compilation.function(lambda *flat: fn(*tf.nest.pack_sequence_as(args, flat)), jit_compile=True)
     try:
         operations = dict(_operations(compiled.get_concrete_function(*specs).graph))
     except tf.errors.OperatorNotAllowedInGraphError as error:
@@ -75,7 +76,7 @@ def lower(fn, *args):
     return Program(stablehlo.parse(text), (), operations)
 
 
-def problems(program):
+def problems(program: Program) -> list[str]:
     """What keeps a program from a TPU, or from running well there.
 
     These are: what TensorFlow's bridge refuses; shapes that depend on values, with a bound or without; lists that have
@@ -91,7 +92,7 @@ def problems(program):
     """
     if program.module is None:
         return list(program.refusals)
-    found = {}
+    found: dict[tuple, str] = {}
     for k, tensor in enumerate(program.module.functions["main"].arguments.values()):
         for what, is_one in _FAULTS.items():
             if is_one(tensor):
@@ -107,7 +108,7 @@ def problems(program):
     return list(found.values())
 
 
-def flops(module):
+def flops(module: stablehlo.Module) -> tuple[int, bool]:
     """Floating-point operations of a program's convolutions and matrix products: (flops, whether that is all).
 
     A multiplication and an addition are two. Products with the zeros around an image count, as in `costs`; those with
@@ -117,7 +118,7 @@ def flops(module):
     return _block_flops(module, module.functions["main"], {})
 
 
-def trip_count(module, block, loop):
+def trip_count(module: stablehlo.Module, block: stablehlo.Block, loop: stablehlo.Operation) -> int | None:
     """How often a loop of a block runs, where it counts by ones from a constant to a constant; else None."""
     outside, body = stablehlo.definitions(block), stablehlo.definitions(loop.regions[1])
     starts = [_constant(outside, name) for name in loop.operands]

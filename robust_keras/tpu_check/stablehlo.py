@@ -9,6 +9,7 @@ of programs that are not valid, as some of changing shapes; of these it reads wh
 
 import math
 import re
+from collections.abc import Iterator
 from typing import NamedTuple
 
 _BITS = re.compile(r"(\d+)$")
@@ -99,7 +100,7 @@ class Module(NamedTuple):
     donated: dict
 
 
-def parse(text):
+def parse(text: str) -> Module:
     """Reads the text of a program: a `Module`, without what nothing depends on, which no compiler keeps either."""
     lines = text.splitlines()
     locations = dict(line.split(" = ", 1) for line in lines if line.startswith("#loc"))
@@ -152,7 +153,9 @@ def parse(text):
     return Module(functions, donated)
 
 
-def walk(module, block=None, tensors=None):
+def walk(
+    module: Module, block: Block | None = None, tensors: dict[str, Tensor] | None = None
+) -> Iterator[tuple[Operation, list[Tensor]]]:
     """All operations of a block, of what is inside of them and of what they call, in order, with their operands' types.
 
     Args:
@@ -174,12 +177,12 @@ def walk(module, block=None, tensors=None):
             yield from walk(module, region, tensors)
 
 
-def definitions(block):
+def definitions(block: Block) -> dict[str, Operation]:
     """The operation that makes a value, by the value's name."""
     return {name: operation for operation in block.operations for name in operation.results}
 
 
-def is_view(operation):
+def is_view(operation: Operation) -> bool:
     """Whether an operation hands its operand on, as it is or with another shape."""
     if operation.name == "stablehlo.convert":
         return "->" not in operation.text  # One type.
@@ -189,14 +192,14 @@ def is_view(operation):
     return operation.name in _VIEWS or operation.name == "mhlo.copy"
 
 
-def seen_through(made, name):
+def seen_through(made: dict[str, Operation], name: str) -> str:
     """The value that a value is a view of; `made` are `definitions`."""
     while (operation := made.get(name)) is not None and is_view(operation):
         name = operation.operands[0]
     return name
 
 
-def unchanged(loop):
+def unchanged(loop: Operation) -> set[int]:
     """The positions of the values that every turn of a loop hands on as they are."""
     body = loop.regions[1]
     made = definitions(body)
@@ -204,9 +207,12 @@ def unchanged(loop):
     return {k for k, (name, returned) in enumerate(pairs) if seen_through(made, returned) == name}
 
 
-def callee(operation):
+def callee(operation: Operation) -> str:
     """The name of the function, or of the kernel, that a call calls."""
-    return _CALLEE.search(operation.text)[1]
+    found = _CALLEE.search(operation.text)
+    if found is None:
+        raise ValueError(f"Expected a call. Received: {operation.text}")
+    return found[1]
 
 
 def _prune(block):

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from robust_keras import compilation, losses, noise
 from robust_keras.engines import execution, replicas
-from robust_keras.models.normalization import BATCH, apply_updates, batch_norm_mode, pending_updates
+from robust_keras.models.normalization import BATCH, BatchNorm, apply_updates, batch_norm_mode, pending_updates
 from robust_keras.training import inputs
 
 ATTACK_TARGETS = ("label", "targets", "clean_prediction")
@@ -57,7 +57,7 @@ class AdversarialModel(keras.Model):
         self.attack_batch_norm = attack_batch_norm
         self.accumulation_steps = accumulation_steps
         # Functions of the step that `train_step` calls after the optimiser.
-        self.after_update = []
+        self.after_update: list[Callable] = []
         self.built = True
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
@@ -75,8 +75,8 @@ class AdversarialModel(keras.Model):
 
     def train_step(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Attacks a replica's share of a batch and takes a step: 'loss' and 'labelled_fraction' of the whole batch."""
-        layers = []  # Of the pending updates, in order.
-        compute = functools.partial(self._gradients, layers)
+        layers: list[BatchNorm] = []  # Of the pending updates, in order.
+        compute: Callable = functools.partial(self._gradients, layers)
         if self.jit_compile or self.accumulation_steps > 1:  # A function of its own is traced once.
             compute = compilation.function(compute, jit_compile=bool(self.jit_compile))
         num_parts = self.accumulation_steps

@@ -6,6 +6,7 @@ clean one only if it needs it, and chooses the mode of `BatchNorm` in each: one 
 """
 
 import math
+from collections.abc import Callable
 
 import tensorflow as tf
 
@@ -13,19 +14,25 @@ from robust_keras.losses import as_labels, cross_entropy, kl_divergence
 from robust_keras.models.normalization import BATCH, BATCH_AND_UPDATE, batch_norm_mode
 
 
-def adversarial_training(logits_fn, x, x_adv, labels, targets):
+def adversarial_training(
+    logits_fn: Callable, x: tf.Tensor, x_adv: tf.Tensor, labels: tf.Tensor, targets: tf.Tensor
+) -> tf.Tensor:
     """Cross-entropy on the adversarial images (Madry et al. 2017; the paper's equation 3)."""
     with batch_norm_mode(BATCH_AND_UPDATE):
         return cross_entropy(logits_fn(x_adv), targets)
 
 
-def standard_training(logits_fn, x, x_adv, labels, targets):
+def standard_training(
+    logits_fn: Callable, x: tf.Tensor, x_adv: tf.Tensor, labels: tf.Tensor, targets: tf.Tensor
+) -> tf.Tensor:
     """Cross-entropy on the clean images: plain, non-robust training. Needs no attack."""
     with batch_norm_mode(BATCH_AND_UPDATE):
         return cross_entropy(logits_fn(x), targets)
 
 
-def trades(logits_fn, x, x_adv, labels, targets, *, beta=6.0):
+def trades(
+    logits_fn: Callable, x: tf.Tensor, x_adv: tf.Tensor, labels: tf.Tensor, targets: tf.Tensor, *, beta: float = 6.0
+) -> tf.Tensor:
     """TRADES: be right on the clean images, and predict the same on the adversarial ones (Zhang et al. 2019).
 
     `cross_entropy(f(x), targets) + beta * D_KL(p || q)` with `p = softmax(f(x))` and `q = softmax(f(x_adv))`. Gradients
@@ -54,7 +61,9 @@ def trades(logits_fn, x, x_adv, labels, targets, *, beta=6.0):
     return cross_entropy(clean_logits, targets) + beta * kl_divergence(adv_logits, tf.nn.softmax(clean_logits))
 
 
-def mart(logits_fn, x, x_adv, labels, targets, *, beta=6.0):
+def mart(
+    logits_fn: Callable, x: tf.Tensor, x_adv: tf.Tensor, labels: tf.Tensor, targets: tf.Tensor, *, beta: float = 6.0
+) -> tf.Tensor:
     """MART, misclassification-aware adversarial training (Wang et al. 2020).
 
     `cross_entropy(f(x_adv), targets) - log(1 - max_{k != y} q_k) + beta * D_KL(p || q) * (1 - p_y)` with

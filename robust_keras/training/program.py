@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -124,7 +124,7 @@ def _network(recipe: Recipe, data: TrainingData, dtype_policy: str = "float32") 
 
 
 def _compiled(network: keras.Model, learning_rate: Callable, recipe: Recipe, layout: Layout) -> AdversarialModel:
-    attack = {}
+    attack: dict[str, Any] = {}
     if recipe.attack is not None:
         attack_fn, attack_target, attack_batch_norm = recipe.attack
         attack = {"attack": attack_fn, "attack_target": attack_target, "attack_batch_norm": attack_batch_norm}

@@ -17,10 +17,8 @@ from robust_keras.training.metrics_log import MetricsLog
 from robust_keras.training.records import Cadence
 from robust_keras.training.run_state import NonFiniteLoss, RunState
 from robust_keras.training.snapshots import Snapshots
-from robust_keras.training.termination import Terminated, Termination
+from robust_keras.training.termination import Termination
 from robust_keras.training.validation import Validator
-
-__all__ = ["NonFiniteLoss", "RunRecorder", "Terminated"]
 
 
 class RunRecorder(keras.callbacks.Callback):
@@ -125,12 +123,12 @@ class RunRecorder(keras.callbacks.Callback):
             mininterval=0.5 if interactive else 30.0,
         )
 
-    def on_train_batch_end(self, batch: int, logs: Mapping | None = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: Mapping) -> None:
         """Validates, logs and saves as due after a step.
 
         Raises:
             NonFiniteLoss: where its loss, or a weight that is to be saved, is not finite.
-            Terminated: after a signal, once a snapshot is written.
+            termination.Terminated: after a signal, once a snapshot is written.
         """
         failures.work_begins()  # A setting that cannot be traced has shown by now.
         step = self._start_step + batch + 1

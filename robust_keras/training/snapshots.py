@@ -45,7 +45,7 @@ class Snapshots:
         replicas.expect_same(snapshot.step if snapshot else 0, self.path)
         return snapshot
 
-    def save(self, step: int, arrays: Mapping, info: dict, best_weights: Mapping[str, np.ndarray]) -> None:
+    def save(self, step: int, arrays: Mapping, info: dict, best_weights: dict[str, np.ndarray]) -> None:
         """Starts to write a snapshot, once the one before is written; where that failed, writes this one at once.
 
         Args:
@@ -78,7 +78,7 @@ class Snapshots:
             writing, self._writing = self._writing, None
             writing.result()
 
-    def write_best(self, best: dict, weights: Mapping[str, np.ndarray]) -> None:
+    def write_best(self, best: dict, weights: dict[str, np.ndarray]) -> None:
         """Writes the best weights, found by the validation `best`, {'step', 'metrics'}; older ones go."""
         info = {"best": best, "description": self._description}
         storage.write(self.best_path, best["step"], weights, info, keep=1)

@@ -5,6 +5,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 from robust_keras.engines import replicas
 
@@ -30,7 +31,7 @@ class Termination:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        previous = {number: signal.getsignal(number) for number in _SIGNALS}
+        previous: dict[int, Any] = {number: signal.getsignal(number) for number in _SIGNALS}
 
         def stop(number: int, frame: FrameType | None) -> None:
             if number == signal.SIGINT and self._received == signal.SIGINT:

@@ -67,7 +67,7 @@ def train(
     Raises:
         ValueError: for settings or data that do not fit together, before training starts; for a folder in use.
         recorder.NonFiniteLoss: where the loss is not finite; that step is never saved.
-        recorder.Terminated: after SIGTERM or SIGINT, once a snapshot is written.
+        termination.Terminated: after SIGTERM or SIGINT, once a snapshot is written.
     """
     _check_settings(recipe, layout, cadence)
     strategy = strategies.strategy(layout.strategy, tpu=layout.tpu)  # Processes meet before anything else.

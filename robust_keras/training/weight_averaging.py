@@ -6,7 +6,7 @@ import tensorflow as tf
 from robust_keras.engines import replicas
 
 
-def averaging_decay(step, *, tau, warm_up=True):
+def averaging_decay(step: tf.Tensor | int, *, tau: float, warm_up: bool = True) -> tf.Tensor:
     """The decay at `step` (0 at the first): tau, or with warm-up min(tau, (1 + step) / (10 + step))."""
     step = tf.cast(step, tf.float32)
     return tf.minimum(tau, (1.0 + step) / (10.0 + step)) if warm_up else tf.constant(tau, tf.float32)
@@ -35,7 +35,7 @@ class WeightAveraging(keras.callbacks.Callback):
         ValueError: for a `tau` outside [0, 1).
     """
 
-    def __init__(self, twin, *, tau, warm_up=True, start_from_model=True):
+    def __init__(self, twin: keras.Model, *, tau: float, warm_up: bool = True, start_from_model: bool = True) -> None:
         super().__init__()
         if not 0 <= tau < 1:
             raise ValueError(f"Expected an averaging decay rate tau in [0, 1), or None for none. Received: {tau!r}")
@@ -44,7 +44,8 @@ class WeightAveraging(keras.callbacks.Callback):
         self.warm_up = warm_up
         self.start_from_model = start_from_model
 
-    def set_model(self, model):
+    def set_model(self, model: keras.Model) -> None:
+        """Makes the update a part of the model's training step."""
         super().set_model(model)
         if self.start_from_model:
             self.twin.set_weights(model.network.get_weights())

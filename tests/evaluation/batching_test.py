@@ -201,40 +201,40 @@ def test_no_work_for_what_has_fallen():
 
 
 def test_steps_of_examples_out_of_step():
-    # Of 25 steps, a look comes after 13. Slots hold 0 and 1 for 13 steps: 0 falls. Then 2 for 13, and 1 for its last 12,
-    # after which it waits; then 2 alone for its last 12.
+    # A look comes after ten steps, or as soon as a run ends. Slots hold 0 and 1 for 10 steps: 0 falls. Then 2 and 1 for
+    # 10, and for the last 5 of 1; then 2 alone for its last 10.
     work = make([(0, 3), (NEVER, 0), (NEVER, 0)], scripted(num_steps=25), batch_size=2)
     taken = [0]
     while work.advance() is not None:
         taken.append(work.steps_taken)
-    assert taken == [0, 26, 51, 63]
+    assert taken == [0, 20, 40, 50, 60]
 
 
 @pytest.mark.parametrize(
-    "num_steps, steps",
-    # Fixed-point FAB, APGD, MultiTargeted, Square, and short ones.
-    [(100, 10), (101, 8), (201, 12), (5001, 41), (1, 8), (12, 12), (25, 13), (20, 10)],
+    "num_steps, left, expected",
+    # FAB, APGD and Square near their ends, and runs that are short or of odd numbers of steps.
+    [(100, 10, 10), (101, 11, 11), (101, 1, 1), (5001, 51, 51), (5001, 61, 50), (5, 5, 5), (12, 12, 12), (13, 13, 10)],
 )
-def test_a_chunk_leaves_few_steps_idle(num_steps, steps):
-    assert batching.chunk(num_steps) == steps
+def test_a_call_takes_all_that_is_left_where_that_is_hardly_more(num_steps, left, expected):
+    assert batching.chunk(num_steps, left) == expected
 
 
-@pytest.mark.parametrize("num_steps", [25, 101])
-def test_calls_do_not_become_shorter_as_runs_fall_out_of_step(num_steps):
+@pytest.mark.parametrize("num_steps, sizes", [(100, {10}), (101, {10, 11}), (201, {10, 11})])
+def test_calls_do_not_become_short_as_runs_end(num_steps, sizes):
     random = np.random.default_rng(0)
-    falls = [(0, int(step)) for step in random.integers(0, 2 * num_steps, 60)]
-    work = make(falls, scripted(num_steps=num_steps, num_runs=2), batch_size=8)
-    chunks, whole = [], work._advance
+    falls = [(0, int(step)) for step in random.integers(0, num_steps, 20)] + [(NEVER, 0)] * 5
+    work, called = make(falls, scripted(num_steps)), []
+    whole = work._advance
 
     def advance(x, labels, progress, steps):
-        chunks.append(int(steps))
+        called.append(int(steps))
         return whole(x, labels, progress, steps)
 
     work._advance = advance
     run(work)
-    # But for the very last ones.
-    usual = batching.chunk(num_steps)
-    assert len(chunks) > 20 and set(chunks[:-1]) == {usual} and chunks[-1] <= usual
+    assert set(called) == sizes
+    # Nothing is computed that does not count.
+    assert work.steps_taken <= 4 * sum(called)
 
 
 def test_steps_are_few_where_examples_fall_early():
@@ -315,7 +315,7 @@ def test_resumed_at_every_point(batch_size):
     falls = [(0, 0), (NEVER, 0), (0, 24), (1, 3), ((0, 24), (1, 0)), (NEVER, 0)]
     saved, _ = assert_resumable(functools.partial(make, falls, scripted(num_runs=2), batch_size=batch_size))
     if batch_size == 3:  # Also where the batch had shrunk.
-        assert [len(arrays["slots"]) for arrays in saved] == [0] + [3] * 5 + [1]
+        assert [len(arrays["slots"]) for arrays in saved] == [0] + [3] * 7 + [1] * 2
 
 
 def test_resumed_on_another_number_of_replicas(mirrored):
@@ -359,7 +359,7 @@ def apgd_work(tiny, batch_size=4, **settings):
 
 
 def test_apgd_resumed_at_every_point(tiny):
-    saved, news = assert_resumable(functools.partial(apgd_work, tiny, num_steps=30))
+    saved, news = assert_resumable(functools.partial(apgd_work, tiny))
     fallen = np.concatenate([indices for indices, _ in news])
     assert 2 <= len(fallen) <= 8
     assert {len(arrays["slots"]) for arrays in saved} > {0, 4}

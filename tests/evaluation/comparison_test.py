@@ -296,3 +296,24 @@ def test_imports_no_tensorflow():
     nodes = ast.walk(ast.parse(pathlib.Path(comparison.__file__).read_text()))
     names = {n.module if isinstance(n, ast.ImportFrom) else n.names[0].name for n in nodes if hasattr(n, "names")}
     assert names == {"math", "typing", "numpy", "scipy"}
+
+
+@pytest.mark.parametrize(
+    "right, at_chance",
+    [
+        # Of 100 labels in ten classes, a guesser gets 10 +- 3; one in twenty gets 15 or more.
+        (14, True),
+        (15, False),
+        (90, False),
+    ],
+)
+def test_what_chance_is(right, at_chance):
+    labels = np.arange(100) % 10
+    predictions = np.where(np.arange(100) < right, labels, (labels + 1) % 10)
+    assert comparison.is_at_chance(predictions, labels) == at_chance
+
+
+def test_naming_the_most_frequent_class_is_no_more_than_chance():
+    labels = np.r_[np.zeros(60, int), np.arange(40) % 10]
+    assert comparison.is_at_chance(np.zeros(100, int), labels)
+    assert not comparison.is_at_chance(labels, labels)

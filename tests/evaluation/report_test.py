@@ -58,6 +58,42 @@ def test_unfinished_evaluation(tmp_path):
         reporting.read_results([str(tmp_path)])
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        "3",
+        "{}",
+        json.dumps({**FIRST, "attacks": [3]}),
+        json.dumps({**FIRST, "confidence_interval_95": [0.1]}),
+        json.dumps({**FIRST, "clean_accuracy": "high"}),
+        json.dumps({**FIRST, "model": {}}),
+    ],
+)
+def test_what_is_no_results_is_one_line_that_names_the_file(tmp_path, text):
+    path = tmp_path / "results.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"^Expected .* in {path}. Received: [^\n]+$"):
+        reporting.read_results([str(tmp_path)])
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "other names", "text"])
+def test_what_is_no_examples_is_one_line_that_names_the_file(tmp_path, damage):
+    (workdir,) = evaluations(tmp_path, [[True, False]], [[True, True]], np.arange(2))
+    path = tmp_path / "0" / "examples.npz"
+    if damage == "missing":
+        path.unlink()
+    elif damage == "truncated":
+        path.write_bytes(path.read_bytes()[:200])
+    elif damage == "other names":
+        np.savez(path, index=0)
+    else:
+        path.write_text("index")
+    with pytest.raises(ValueError, match=f"^Expected the examples of an evaluation in {path}. Received: [^\n]+$"):
+        reporting.examples(workdir)
+
+
 def evaluations(folder, robust, clean, index):
     """Folders of evaluations, one for each line of bool `[seeds, images]`."""
     for seed, (stands, is_right) in enumerate(zip(robust, clean)):
@@ -96,3 +132,16 @@ def test_evaluations_are_compared_pair_by_pair_on_the_same_images(monkeypatch, c
     moved = evaluations(tmp_path / "moved", worse, same, np.arange(1, 301))
     with pytest.raises(ValueError, match="Received: others in .*moved"):
         reporting.compare_evaluations(ours, moved)
+
+
+def test_nothing_is_told_of_a_model_at_chance(monkeypatch, capsys, tmp_path):
+    images = np.arange(300)
+    right, guessed = (images < 200)[None], (images < 31)[None]
+    ours = evaluations(tmp_path / "ours", right, right, images)
+    others = evaluations(tmp_path / "others", guessed, guessed, images)
+    assert reporting.at_chance([*ours, *others]) == others
+    monkeypatch.setattr("sys.argv", ["report", f"--workdir={ours[0]}", f"--baseline={others[0]}"])
+    report.command()
+    said = capsys.readouterr().out
+    assert f"robust: no difference can be told: at chance on clean images {others[0]}\n" in said
+    assert "clean: +56.3 points" in said

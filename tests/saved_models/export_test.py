@@ -1,4 +1,4 @@
-"""Exports: SavedModels that need only TensorFlow, `.keras` files, and networks out of a run."""
+"""Exports: SavedModels that need only TensorFlow, and `.keras` files."""
 
 import json
 import os
@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from robust_keras import storage
 from robust_keras.models import activations, normalization, wide_resnet
 from robust_keras.saved_models import export, load
 
@@ -251,6 +250,38 @@ def test_an_export_interrupted_in_its_variables_is_replaced(tmp_path, monkeypatc
     assert_exports_over(linear, directory)
 
 
+def test_an_unfinished_export_of_release_0_1_is_replaced(tmp_path, linear):
+    """It had this file, and a SavedModel in two parts."""
+    (tmp_path / "unfinished").write_text("This export is under way, or was interrupted.\n")
+    (tmp_path / "variables").mkdir()
+    (tmp_path / "variables" / "variables.data-00001-of-00002").write_bytes(b"half")
+    assert_exports_over(linear, tmp_path)
+    assert {path.name for path in tmp_path.rglob("*.data*")} == {"variables.data-00000-of-00001"}
+    assert not (tmp_path / "unfinished").exists() and not (tmp_path / "in_use.json").exists()
+
+
+def test_another_export_at_work_is_refused(tmp_path, linear):
+    program = """
+import sys, time
+from robust_keras import ownership
+with ownership.lock(sys.argv[1], what="an export"):
+    print("locked", flush=True)
+    time.sleep(300)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout.readline() == "locked\n"
+            with pytest.raises(ValueError, match="in use by process .* an export"):
+                export.export(linear, tmp_path, card={})
+        finally:
+            other.kill()
+    # What a killed process has left behind is in nobody's way.
+    export.export(linear, tmp_path, card={})
+    assert export.is_finished(tmp_path)
+
+
 def test_keras_file(tmp_path, resnet, images):
     path = str(tmp_path / "model.keras")
     export.export_keras(resnet, path)
@@ -269,51 +300,3 @@ def test_keras_file(tmp_path, resnet, images):
     with pytest.raises(ValueError, match=f"new file. Received: {path}"):
         export.export_keras(resnet, path)
     assert pathlib.Path(path).read_bytes() == before
-
-
-# Networks out of a run.
-
-
-@pytest.fixture
-def run(tmp_path, linear):
-    """A run's folder: every weight is 1 in the best snapshot, 2 in the newest, 3 in its average."""
-    description = {"architecture": linear.to_json(), "weights": "averaged", "dataset": "digits"}
-    best = {"step": 40, "metrics": {"val_robust_averaged": 0.5}}
-    last = {"step": 60, "metrics": {"val_robust_averaged": 0.4}}
-
-    def filled(prefix, value):
-        return {f"{prefix}{w.path}": np.full(w.shape, value, np.float32) for w in linear.weights}
-
-    workdir = tmp_path / "run"
-    storage.write(workdir / "best", 40, filled("", 1), {"best": best, "description": description})
-    arrays = {"step": np.int64(60), **filled("weights/", 2), **filled("averages/", 3), **filled("momentum/", 4)}
-    info = {"rows": [], "best": best, "last_validation": last, "description": description}
-    storage.write(workdir / "checkpoints", 60, {**arrays, **filled("best/", 1)}, info)
-    (workdir / "config.gin").write_text("TAU = 0.995\n")
-    return str(workdir)
-
-
-@pytest.mark.parametrize(
-    "weights, value, step, kind",
-    [("best", 1, 40, "averaged"), ("last", 2, 60, "raw"), ("last_averaged", 3, 60, "averaged")],
-)
-def test_network_of_a_run(run, weights, value, step, kind):
-    network, card = export.network_of_run(run, weights)
-    for weight in network.weights:
-        np.testing.assert_array_equal(weight.numpy(), np.full(weight.shape, value))
-    assert (card["step"], card["weights"], card["dataset"]) == (step, kind, "digits")
-    assert card["config"] == "TAU = 0.995\n" and card["validation"]["best"]["step"] == 40
-    assert "architecture" not in card
-    json.dumps(card)
-
-
-def test_network_of_a_run_without_such_weights(run, tmp_path):
-    with pytest.raises(ValueError, match=f"best weights. Received: {tmp_path}"):
-        export.network_of_run(str(tmp_path))
-    checkpoints = os.path.join(run, "checkpoints")
-    newest = storage.read_newest(checkpoints)
-    arrays = {name: array for name, array in newest.arrays.items() if not name.startswith("averages/")}
-    storage.write(checkpoints, 60, arrays, newest.info)
-    with pytest.raises(ValueError, match="last_averaged weights"):
-        export.network_of_run(run, "last_averaged")
-    export.network_of_run(run, "last")

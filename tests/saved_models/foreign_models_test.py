@@ -76,14 +76,14 @@ def images():
     return np.random.default_rng(2).integers(0, 256, (10, *SHAPE)).astype(np.uint8)
 
 
-def evaluate(logits_fn, images, labels, num_classes=NUM_CLASSES, threat=LINF):
+def evaluate(logits_fn, images, labels, num_classes=NUM_CLASSES, threat=LINF, diagnose=False):
     source = sources.Source("made", images, np.asarray(labels, np.int32), num_classes)
     few = [
         functools.partial(apgd.apgd, threat=threat, num_steps=5),
         functools.partial(square.square, threat=threat, num_queries=10),
     ]
     return evaluation.evaluate(
-        logits_fn, source, attacks=few, threat=threat, batch_size=10, individual=True, diagnose=False, progress=False
+        logits_fn, source, attacks=few, threat=threat, batch_size=10, individual=True, diagnose=diagnose, progress=False
     )
 
 
@@ -115,6 +115,23 @@ def test_a_foreign_model_is_attacked_as_if_it_were_ours(tmp_path, images, live, 
     # The logarithm of a probability keeps its gradient where it is not saturated.
     assert ("saturated_examples" in results) == (kind == "probabilities")
     assert results.get("saturated_examples", 0) == 0
+
+
+def test_a_model_that_takes_integers_is_attacked_as_if_it_took_floats(tmp_path, images, live):
+    network = Foreign()
+    spec = tf.TensorSpec((None, *SHAPE), tf.uint8, name="pixels")
+    serve = tf.function(lambda x: {"out": network.logits(tf.cast(x, tf.float32) / 255.0)}, input_signature=[spec])
+    tf.saved_model.save(network, str(tmp_path / "model"), signatures={"serving_default": serve})
+    logits_fn = load.load_logits_fn(tmp_path / "model")
+    labels = np.argmax(network.logits(images / np.float32(255)), -1)
+    results, examples = evaluate(logits_fn, images, labels, diagnose=True)
+    on_floats = live.results["attacks"][0]["examples_broken"]
+    assert results["attacks"][0]["examples_broken"] >= on_floats - 1 >= 2
+    # Differences of less than a byte are rounded away: that they contradict the gradient is no news.
+    assert results["diagnosis"]["gradient_mismatch"] > 0.1 and results["diagnosis"]["zero_gradients"] == 0.0
+    assert "straight_through_cast" in results["warnings"] and "gradient_mismatch" not in results["warnings"]
+    whole = np.round(examples["adversarial"] * 255) / np.float32(255)
+    np.testing.assert_array_equal(np.argmax(network.logits(whole), -1) == labels, examples["robust"])
 
 
 @pytest.mark.parametrize("kind", ["bytes", "NCHW", "probabilities", "several"])

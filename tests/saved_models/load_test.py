@@ -214,7 +214,6 @@ def of_fixed_batch(tmp_path_factory, linear):
 @pytest.mark.parametrize("batch", [1, 4, 6, 8])
 def test_any_batch_in_parts_of_the_models_own(of_fixed_batch, linear, kind, size, batch):
     logits_fn = load.load_logits_fn(of_fixed_batch[size, kind])
-    assert logits_fn.batch_size == size
     x = tf.constant(np.random.default_rng(batch).random((batch, 4, 4, 3)), tf.float32)
     expected_fn = linear_logits if kind == "SavedModel" else linear
     assert_logits(logits_fn, x, expected_fn)
@@ -223,10 +222,6 @@ def test_any_batch_in_parts_of_the_models_own(of_fixed_batch, linear, kind, size
     assert compiled.get_concrete_function().output_shapes == (batch, 3)
     # A batch of unknown size.
     assert_logits(tf.function(logits_fn, input_signature=[tf.TensorSpec((None, 4, 4, 3))]), x, expected_fn)
-
-
-def test_a_free_batch_says_so(others):
-    assert load.load_logits_fn(others["features"]).batch_size is None
 
 
 # Outputs that are no logits.

@@ -53,27 +53,6 @@ def test_nothing_is_told_of_a_network_at_chance(tmp_path, who):
     assert lines["Cosine", "cifar10"]["images_needed"] != "" and "at chance" not in text
 
 
-@pytest.mark.parametrize(
-    "right, at_chance",
-    [
-        # Of 100 labels in ten classes, a guesser gets 10 +- 3; one in twenty gets 15 or more.
-        (14, True),
-        (15, False),
-        (90, False),
-    ],
-)
-def test_what_chance_is(right, at_chance):
-    labels = np.arange(100) % 10
-    predictions = np.where(np.arange(100) < right, labels, (labels + 1) % 10)
-    assert tables.is_at_chance(predictions, labels) == at_chance
-
-
-def test_naming_the_most_frequent_class_is_no_more_than_chance():
-    labels = np.r_[np.zeros(60, int), np.arange(40) % 10]
-    assert tables.is_at_chance(np.zeros(100, int), labels)
-    assert not tables.is_at_chance(labels, labels)
-
-
 def test_numbers_of_others_are_marked(tmp_path):
     chosen = rows.select(MANIFEST, table=5, setting="cifar10")
     lines, text = written(tmp_path, {}, 5, chosen)

@@ -100,7 +100,7 @@ def test_a_network_whose_layers_have_no_names_of_their_own_trains(tmp_path):
 
 
 def test_a_run_holds_its_network_and_its_twin_and_no_other_weights(tmp_path):
-    shapes = tiny_run(tmp_path / "other", **FEW).best
+    shapes = nested(num_classes=4)
     initial = [np.zeros(weight.shape, np.float32) for weight in shapes.weights]
     references = [weakref.ref(array) for array in initial]
     given = dict(zip(weights.names(shapes), initial, strict=True))
@@ -119,7 +119,7 @@ def test_a_run_holds_its_network_and_its_twin_and_no_other_weights(tmp_path):
 
     before |= alive()
     settings = {"validation": correct, "initial_weights": lambda: {name: given.pop(name) for name in list(given)}}
-    tiny_run(tmp_path / "run", **FEW, **settings)
+    tiny_run(tmp_path / "run", model=nested, **FEW, **settings)
     assert found == [(2, 0)]
 
 

@@ -51,7 +51,7 @@ def test_sigterm_stops_a_validation_which_is_caught_up_on(monkeypatch, capsys, u
 
     monkeypatch.setattr(recording.RunRecorder, "_validate_now", disturbed)
     for _ in range(2):  # While it is caught up on, too.
-        with pytest.raises(recording.Terminated, match=f"saved at step {step}"):
+        with pytest.raises(termination.Terminated, match=f"saved at step {step}"):
             tiny_run(tmp_path)
         assert storage.read_newest(tmp_path / "checkpoints").step == step
         assert [row["step"] for row in rows(tmp_path)] == [str(k) for k in range(1, step)]
@@ -73,7 +73,7 @@ def test_either_signal_saves_and_stops(monkeypatch, undisturbed, tmp_path, numbe
 
     before = signal.getsignal(number)
     monkeypatch.setattr(recording.RunRecorder, "_should_stop", at_step_2)
-    with pytest.raises(recording.Terminated, match=f"Stopped by {number.name}; saved at step 2"):
+    with pytest.raises(termination.Terminated, match=f"Stopped by {number.name}; saved at step 2"):
         tiny_run(tmp_path)
     assert signal.getsignal(number) is before
     assert storage.read_newest(tmp_path / "checkpoints").step == 2
@@ -123,7 +123,7 @@ def test_what_was_saved_stays_while_a_validation_is_caught_up_on(monkeypatch, un
         write(written, step, *args)
 
     monkeypatch.setattr(recording.RunRecorder, "_validate_now", disturbed)
-    with pytest.raises(recording.Terminated, match="saved at step 3"):
+    with pytest.raises(termination.Terminated, match="saved at step 3"):
         tiny_run(tmp_path, checkpoint_every=100)
     monkeypatch.setattr(recording.RunRecorder, "_validate_now", validate)
     written = (tmp_path / "checkpoints" / "step-00000003.npz").stat().st_mtime_ns
@@ -160,7 +160,7 @@ def test_sigterm_waits_for_the_snapshot_under_way_and_writes_no_other(monkeypatc
 
     monkeypatch.setattr(storage, "write", slow)
     monkeypatch.setattr(recording.RunRecorder, "_should_stop", at_step_4)
-    with pytest.raises(recording.Terminated, match=f"saved at step {4 if fails else 3}"):
+    with pytest.raises(termination.Terminated, match=f"saved at step {4 if fails else 3}"):
         tiny_run(tmp_path)
     assert steps == ([3, 4] if fails else [3])
     monkeypatch.undo()

@@ -20,7 +20,6 @@ Raises:
 import contextlib
 import math
 import os
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -46,17 +45,10 @@ def load_npz(path: str) -> tuple[np.ndarray, np.ndarray]:
 def npz(path: str, *, image_shape: tuple | None, num_classes: int | None, cache_dir: str | None) -> Opened:
     """An npz file of `image` uint8 `[N, height, width, channels]`, or floats k/255, and `label`, integers `[N]`."""
     labelled = num_classes is not None
-    members: tuple[Any, ...] = _npz_members(path, labelled)
-    image, label = members
+    image, label = _npz_members(path, labelled)
     check_shape(image.shape[1:], image_shape, path)
-    wanted = [image, label] if labelled else [image]
-    if image.dtype == np.uint8 and all(member.offset is not None for member in wanted):
-        local: Any = local_path(path)
-        # A cache_dir that is not local is none for this.
-        note = os.path.join(shards.place(path, cache_dir and local_path(cache_dir)), "checked.json")
-        archives.verify(local, wanted, note)
-        images = MappedImages([Part(local, image.offset, image.shape[0])], image.shape[1:])
-        return images, np.memmap(local, label.dtype, "r", label.offset, label.shape[:1]) if labelled else None
+    if (found := _mapped(path, image, label if labelled else None, cache_dir)) is not None:
+        return found
 
     def blocks(folder, first):
         num_rows = max(1, _BLOCK_BYTES // (math.prod(image.shape[1:]) * image.dtype.itemsize))
@@ -113,9 +105,9 @@ def images(path: str, *, image_shape: tuple | None, num_classes: int | None, cac
     """A folder of image files, or of sub-folders of them, each a class: see `pictures.list_folder`."""
     labelled = num_classes is not None
     files, labels = pictures.list_folder(path)
-    if labelled and labels is None:
+    if num_classes is not None and labels is None:
         raise ValueError(f"Expected a sub-folder of images for each class in {path}; {HOW_TO_LABEL}. Received: none")
-    if labelled and labels is not None and labels[-1] + 1 != num_classes:
+    if num_classes is not None and labels is not None and labels[-1] + 1 != num_classes:
         raise ValueError(f"Expected {num_classes} classes, each a sub-folder of {path}. Received: {labels[-1] + 1}")
 
     def blocks(folder, first):
@@ -149,8 +141,7 @@ def check_form(
 
     Labels may be None, `[N]`, or `[N, 1]` as `keras.datasets` has them.
     """
-    shape: tuple = images.shape
-    received: Any
+    shape = images.shape
     if len(shape) != 4 or 0 in shape:
         expected, received = f"{image_key!r} of shape [N, height, width, channels]", shape
     elif shape[1] in (1, 3) and shape[3] not in (1, 3):
@@ -218,6 +209,21 @@ def _npz_members(path: str, labelled: bool) -> tuple[archives.Member, archives.M
         label = None
     check_form(image, label, "image", "label", path)
     return image, label
+
+
+def _mapped(path: str, image: archives.Member, label: archives.Member | None, cache_dir: str | None) -> Opened | None:
+    """Images, and labels if they are wanted, mapped where they lie; None where they cannot be."""
+    local, wanted = local_path(path), [image] if label is None else [image, label]
+    if local is None or image.offset is None or image.dtype != np.uint8:
+        return None
+    if label is not None and label.offset is None:
+        return None
+    # A cache_dir that is not local is none for this.
+    note = os.path.join(shards.place(path, cache_dir and local_path(cache_dir)), "checked.json")
+    archives.verify(local, wanted, note)
+    images = MappedImages([Part(local, image.offset, image.shape[0])], image.shape[1:])
+    labels = None if label is None else np.memmap(local, label.dtype, "r", label.offset, label.shape[:1])
+    return images, labels
 
 
 def _converted(path, files, blocks, image_shape, labelled, cache_dir, total=None):

@@ -6,6 +6,7 @@ Images are decoded as they are, to the channels and the orientation that they ar
 import functools
 import os
 from collections.abc import Callable, Generator, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -104,7 +105,7 @@ def _images(folder, files):
 
 
 @functools.lru_cache(maxsize=8)
-def compiled(function: Callable, **options) -> Callable:
+def compiled(function: Callable, **options: Any) -> Callable:
     """A function of strings, which is traced once and not for each file."""
     strings = tf.TensorSpec([None], tf.string)
     return tf.function(functools.partial(function, **options), input_signature=[strings], autograph=False)

@@ -158,7 +158,7 @@ def converted(
             with open(os.path.join(where, _MARKER), "w") as file:
                 file.write(json.dumps(marker, indent=1))
             os.remove(os.path.join(folder, _UNFINISHED))
-            return _open(where, marker)
+    return _open(where, marker)
 
 
 def _announce(source: str, folder: str, num_done: int) -> None:
@@ -286,11 +286,12 @@ def _open(where: str, marker: dict) -> tuple[MappedImages, np.ndarray | None]:
     parts = []
     for k, count in enumerate(marker["num_images"]):
         path = _images_path(folder, k)
-        *found, offset = npy_files.header(path)
-        if found != [(count, *shape), np.dtype(np.uint8), False]:
+        found = npy_files.header(path)
+        if found != ((count, *shape), np.dtype(np.uint8), False, found.offset):
             raise ValueError(f"Expected {count} images of shape {shape}. Received: {path}")
-        parts.append(Part(path, offset, count))
-    images, labels = MappedImages(parts, shape), None
+        parts.append(Part(path, found.offset, count))
+    images = MappedImages(parts, shape)
+    labels: np.ndarray | None = None
     if marker["labelled"]:
         path = os.path.join(folder, _LABELS)
         header = npy_files.header(path)

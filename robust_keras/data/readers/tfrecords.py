@@ -45,7 +45,7 @@ def check_complete(paths: Sequence[str]) -> None:
     Raises:
         ValueError: for missing parts.
     """
-    parts: dict[tuple, set[int]] = {}
+    parts: dict[tuple[str, str, str], set[int]] = {}
     for path in paths:
         if match := _PART.search(path):
             parts.setdefault((path[: match.start()], match[2], path[match.end() :]), set()).add(int(match[1]))
