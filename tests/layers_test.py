@@ -3,6 +3,7 @@
 import ast
 import functools
 import pathlib
+import re
 
 import pytest
 
@@ -188,6 +189,38 @@ def test_gin_folder_is_no_package():
     # It would shadow gin-config.
     assert list((ROOT / "gin").rglob("*.gin"))
     assert not list((ROOT / "gin").rglob("*.py"))
+
+
+def private_interfaces(source):
+    """What a source uses of other packages that they call private."""
+    others = {name.split(".")[0] for name in imports("", source)} | {
+        alias.asname for node in nodes(source) if isinstance(node, (ast.Import, ast.ImportFrom)) for alias in node.names
+    }
+    names = {ast.unparse(node) for node in nodes(source) if isinstance(node, ast.Attribute)} | imports("", source)
+    public = r"__(name|doc|file|version)__|_(fields|field_defaults|asdict|replace)"  # The latter of a NamedTuple.
+    private = re.compile(rf"([\w.]*\.)?(src|(?!({public})(\.|$))_\w+)(\.[\w.]*)?")
+    return sorted(name for name in names if name.split(".")[0] in others - {"robust_keras"} and private.fullmatch(name))
+
+
+def test_no_private_interface_of_another_package_is_used():
+    assert {module: found for module, source in SOURCES.items() if (found := private_interfaces(source))} == {}
+
+
+@pytest.mark.parametrize(
+    "source, found",
+    [
+        (
+            "import tensorflow as tf\ntf.__internal__.tracking.x()",
+            ["tf.__internal__", "tf.__internal__.tracking", "tf.__internal__.tracking.x"],
+        ),
+        ("import gin\ngin.config._CONFIG", ["gin.config._CONFIG"]),
+        ("import pickle\nclass A(pickle._Unpickler): pass", ["pickle._Unpickler"]),
+        ("from keras.src import backend", ["keras.src.backend"]),
+        ("import tensorflow as tf\nself._x = tf.__version__", []),
+    ],
+)
+def test_private_interfaces_are_seen(source, found):
+    assert private_interfaces(source) == found
 
 
 # The checks see what they are there for.

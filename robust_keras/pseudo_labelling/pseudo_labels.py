@@ -145,7 +145,7 @@ def _score_with_others(
     images: Any,
     logits_fn: Callable,
     scores: str,
-    test_images: np.ndarray,
+    test_images: Any,
     identity: dict[str, Any],
     settings: Scoring,
     share: Share,

@@ -39,12 +39,12 @@ class Tensor(NamedTuple):
     element: str
 
     @property
-    def size(self):
+    def size(self) -> int | None:
         """Elements; None where it is not known."""
         return None if None in self.shape else math.prod(self.shape)
 
     @property
-    def bits(self):
+    def bits(self) -> int:
         """Of an element as it lies in memory: no less than a byte."""
         found = _BITS.search(self.element.strip("<>").removesuffix(">"))
         width = int(found[1]) if found else 32

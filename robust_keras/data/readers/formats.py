@@ -20,6 +20,7 @@ Raises:
 import contextlib
 import math
 import os
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -141,7 +142,8 @@ def check_form(
 
     Labels may be None, `[N]`, or `[N, 1]` as `keras.datasets` has them.
     """
-    shape = images.shape
+    shape: tuple = images.shape
+    received: Any
     if len(shape) != 4 or 0 in shape:
         expected, received = f"{image_key!r} of shape [N, height, width, channels]", shape
     elif shape[1] in (1, 3) and shape[3] not in (1, 3):
@@ -222,7 +224,7 @@ def _mapped(path: str, image: archives.Member, label: archives.Member | None, ca
     note = os.path.join(shards.place(path, cache_dir and local_path(cache_dir)), "checked.json")
     archives.verify(local, wanted, note)
     images = MappedImages([Part(local, image.offset, image.shape[0])], image.shape[1:])
-    labels = None if label is None else np.memmap(local, label.dtype, "r", label.offset, label.shape[:1])
+    labels = None if label is None else np.memmap(local, label.dtype, "r", label.offset or 0, label.shape[:1])
     return images, labels
 
 

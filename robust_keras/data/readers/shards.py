@@ -286,10 +286,10 @@ def _open(where: str, marker: dict) -> tuple[MappedImages, np.ndarray | None]:
     parts = []
     for k, count in enumerate(marker["num_images"]):
         path = _images_path(folder, k)
-        found = npy_files.header(path)
-        if found != ((count, *shape), np.dtype(np.uint8), False, found.offset):
+        header = npy_files.header(path)
+        if header[:3] != ((count, *shape), np.dtype(np.uint8), False):
             raise ValueError(f"Expected {count} images of shape {shape}. Received: {path}")
-        parts.append(Part(path, found.offset, count))
+        parts.append(Part(path, header.offset, count))
     images = MappedImages(parts, shape)
     labels: np.ndarray | None = None
     if marker["labelled"]:
