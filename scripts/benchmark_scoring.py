@@ -27,7 +27,7 @@ def run(*, num_images, workdir, dataset="cifar10", data_dir=None, batch_size=256
 
     from robust_keras.data import sources
     from robust_keras.models import wide_resnet
-    from robust_keras.pseudo_labelling import records, scoring
+    from robust_keras.pseudo_labelling import recipes, scoring
 
     train, test = (sources.load(dataset, split, data_dir=data_dir) for split in ("train", "test"))
     path = os.path.join(workdir, "tiny_images.bin")
@@ -63,7 +63,7 @@ def run(*, num_images, workdir, dataset="cifar10", data_dir=None, batch_size=256
     before = speed_alone()
     pool = sources.open_pool(f"tiny_images:{path}", image_shape=(32, 32, 3))
     started = time.perf_counter()
-    settings = records.Scoring(batch_size=batch_size)
+    settings = recipes.Scoring(batch_size=batch_size)
     scoring.score(
         pool, logits_fn, directory=os.path.join(workdir, "scores"), test_images=test.images, settings=settings
     )

@@ -14,7 +14,7 @@ import keras
 import pytest
 from absl import flags
 
-from robust_keras.commands import configuration, launcher
+from robust_keras.commands import configuration, exit_codes
 from robust_keras.evaluation import warnings
 from robust_keras.saved_models import export
 from robust_keras.study import rows
@@ -203,7 +203,7 @@ def test_the_design_page_shows_every_folder_and_module_of_the_ground_floor():
 
 def test_exit_codes_are_the_launchers():
     codes = {int(code) for code in re.findall(r"^\| (\d+) \|", PAGES["docs/training.md"], re.M)}
-    assert codes == {launcher.FAILED, launcher.USAGE, launcher.NON_FINITE_LOSS, launcher.TERMINATED}
+    assert codes == {exit_codes.FAILED, exit_codes.USAGE, exit_codes.NON_FINITE_LOSS, exit_codes.TERMINATED}
 
 
 def test_console_commands_are_installed():

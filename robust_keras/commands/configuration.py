@@ -25,9 +25,10 @@ from robust_keras.data import augmentation, training_batches
 from robust_keras.engines import strategies
 from robust_keras.evaluation import evaluate as evaluation
 from robust_keras.models import wide_resnet
-from robust_keras.pseudo_labelling import records as labelling_records
+from robust_keras.pseudo_labelling import recipes as labelling_recipes
 from robust_keras.saved_models import load
-from robust_keras.training import objectives, records
+from robust_keras.training import objectives
+from robust_keras.training import recipes as training_recipes
 
 # Of each configurable, the parameters that may change when a run is resumed: they do not identify it.
 MAY_CHANGE: dict[str, frozenset[str]] = {}
@@ -97,9 +98,11 @@ for _function in (step_rules.steepest, autoattack.autoattack, load.load_logits_f
 gin.external_configurable(step_rules.by_norm, name="adam", module="robust_keras")
 
 _register(_partial(training_batches.training_data), ["data_dir"], may_change=["cache_dir"])
-train = _register(train_settings.train, may_change=(*records.Layout._fields, *records.Cadence._fields))
+train = _register(
+    train_settings.train, may_change=(*training_recipes.Layout._fields, *training_recipes.Cadence._fields)
+)
 label_pool = _register(
-    label_pool_settings.label_pool, may_change=(*labelling_records.Sets._fields, *labelling_records.Layout._fields)
+    label_pool_settings.label_pool, may_change=(*labelling_recipes.Sets._fields, *labelling_recipes.Layout._fields)
 )
 evaluate = _register(
     _partial(evaluation.evaluate),

@@ -3,26 +3,26 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from robust_keras.pseudo_labelling import pseudo_labels, records
+from robust_keras.pseudo_labelling import pseudo_labels, recipes
 
-_SCORING, _LAYOUT, _SETS = records.Scoring(), records.Layout(), records.Sets._field_defaults
+_SCORING, _LAYOUT, _SETS = recipes.Scoring(), recipes.Layout(), recipes.Sets._field_defaults
 
 
 class ConfiguredLabelling(NamedTuple):
     """The labelling of a pool that only wants its classifier and its folder.
 
     Attributes:
-        recipe: a `records.Recipe`.
-        sets: a `records.Sets`.
-        layout: a `records.Layout`.
+        recipe: a `recipes.Recipe`.
+        sets: a `recipes.Sets`.
+        layout: a `recipes.Layout`.
     """
 
-    recipe: records.Recipe
-    sets: records.Sets
-    layout: records.Layout
+    recipe: recipes.Recipe
+    sets: recipes.Sets
+    layout: recipes.Layout
 
     def __call__(
-        self, *, classifier: Callable, workdir: str, share: records.Share, data_dir: str | None = None
+        self, *, classifier: Callable, workdir: str, share: recipes.Share, data_dir: str | None = None
     ) -> list[str]:
         """See `pseudo_labels.label_pool`."""
         return pseudo_labels.label_pool(
@@ -46,9 +46,9 @@ def label_pool(
     tpu: str | None = _LAYOUT.tpu,
 ) -> ConfiguredLabelling:
     """The labelling that these settings are; `pseudo_labelling.records` says what each means."""
-    scoring = records.Scoring(near_duplicate, batch_size, chunk_size)
+    scoring = recipes.Scoring(near_duplicate, batch_size, chunk_size)
     return ConfiguredLabelling(
-        recipe=records.Recipe(pool, test_set, scoring),
-        sets=records.Sets(sizes, licence, allow_chance),
-        layout=records.Layout(strategy, tpu, cache_dir, progress),
+        recipe=recipes.Recipe(pool, test_set, scoring),
+        sets=recipes.Sets(sizes, licence, allow_chance),
+        layout=recipes.Layout(strategy, tpu, cache_dir, progress),
     )

@@ -11,20 +11,17 @@ from typing import Any, NoReturn
 
 from absl import flags
 
+from robust_keras.commands import exit_codes
+
 # Convolutions on AVX2 machines are 1.4 to 2 times faster with it; it is off by default there.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
-FAILED = 1  # an error in the middle of a run, a lost process, or a file; started again, the command goes on
-USAGE = 2  # bad input; nothing was trained or attacked
-NON_FINITE_LOSS = 3
-TERMINATED = 75  # saved and stopped on a termination signal; the same command goes on
 
 
 def launch(
     main: Callable[[flags.FlagValues], None], define_flags: Callable[[flags.FlagValues], None], description: str
 ) -> None:
-    """Parses the command line, runs `main(values)`, and exits with 0, or with a line on stderr and a code from above.
+    """Parses the command line, runs `main(values)`, and exits with 0, or with a line on stderr and one of `exit_codes`.
 
     Args:
         main: takes the `absl.flags.FlagValues`.
@@ -41,7 +38,7 @@ def launch(
         if rest:
             raise flags.Error(f"Expected flags only. Received: {' '.join(rest)}")
     except flags.Error as error:
-        _exit(USAGE, _one_line(error))
+        _exit(exit_codes.USAGE, _one_line(error))
 
     previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
@@ -55,7 +52,7 @@ def launch(
     try:
         _run(main, values)
     except _Stopped as error:
-        _exit(TERMINATED, str(error))
+        _exit(exit_codes.TERMINATED, str(error))
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -71,9 +68,9 @@ def _run(main: Callable[[flags.FlagValues], None], values: flags.FlagValues) -> 
     try:
         main(values)
     except run_state.NonFiniteLoss as error:
-        _exit(NON_FINITE_LOSS, _one_line(error))
+        _exit(exit_codes.NON_FINITE_LOSS, _one_line(error))
     except termination.Terminated as error:
-        _exit(TERMINATED, _one_line(error))
+        _exit(exit_codes.TERMINATED, _one_line(error))
     except Exception as error:
         told = None if os.environ.get("ROBUST_KERAS_TRACEBACK") else _told(error)
         if told is None:
@@ -91,19 +88,22 @@ def _told(error: Exception) -> tuple[int, str] | None:
     path = failures.traceback_path(error)
     kept = f"; the traceback is in {path}" if path else ""
     if isinstance(error, sources.DataUnavailable) and not path:
-        return USAGE, str(error)  # It may hold commands, one on a line.
+        return exit_codes.USAGE, str(error)  # It may hold commands, one on a line.
     if isinstance(error, ValueError) and not path:
-        return USAGE, _one_line(error)
+        return exit_codes.USAGE, _one_line(error)
     if isinstance(error, (OSError, tf.errors.OpError)):
         reason = next(iter(str(getattr(error, "message", error)).splitlines()), type(error).__name__)
         of_files = (OSError, tf.errors.PermissionDeniedError, tf.errors.UnimplementedError, tf.errors.NotFoundError)
         if isinstance(error, (*of_files, tf.errors.ResourceExhaustedError)):
-            return FAILED, f"Expected files and memory as the command needs them. Received: {_one_line(reason)}{kept}"
+            return (
+                exit_codes.FAILED,
+                f"Expected files and memory as the command needs them. Received: {_one_line(reason)}{kept}",
+            )
         if "TF_CONFIG" in os.environ:
             again = "start all of them again to go on"
-            return FAILED, f"Expected all processes to answer. Received: {_one_line(reason)}; {again}{kept}"
+            return exit_codes.FAILED, f"Expected all processes to answer. Received: {_one_line(reason)}; {again}{kept}"
     name = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-    return (FAILED, f"{name}{_one_line(error)}{kept}") if path else None
+    return (exit_codes.FAILED, f"{name}{_one_line(error)}{kept}") if path else None
 
 
 def define_strategy(values: flags.FlagValues) -> None:

@@ -72,7 +72,7 @@ def run(
     configured = _resolved(gin_files, [*gin_params, *bindings], trains=saved_model is None)
 
     from robust_keras import failures, ownership
-    from robust_keras.pseudo_labelling import pseudo_labels, records
+    from robust_keras.pseudo_labelling import pseudo_labels, recipes
 
     if saved_model is None:
         classifier = _trained_classifier(configured, data_dir=data_dir, workdir=workdir, trains=worker == 0)
@@ -82,7 +82,7 @@ def run(
     with failures.running(workdir, process=worker), lock:
         if worker == 0:
             _claim(workdir, configured.config)
-        share = records.Share(worker, num_workers)
+        share = recipes.Share(worker, num_workers)
         return configured.label_pool(classifier=classifier, workdir=workdir, data_dir=data_dir, share=share)
 
 

@@ -8,7 +8,7 @@ Every row is trained, evaluated with AA+MT and compared with its baseline, which
 and the same command goes on where it was. Tables 9, 6, 7 and 8 are drawn as well: they are Figures 2 to 5.
 """
 
-from robust_keras.commands import launcher  # isort: skip  Before TensorFlow is imported.
+from robust_keras.commands import exit_codes, launcher  # isort: skip  Before TensorFlow is imported.
 
 import functools
 import posixpath
@@ -196,7 +196,7 @@ def main(values: flags.FlagValues) -> None:
         places = {"workdir": values.workdir, "data_dir": values.data_dir}
         paths = run(**rows, **scale, **places, budget=values.budget, started=_STARTED)
         if not paths:
-            sys.exit(launcher.FAILED)
+            sys.exit(exit_codes.FAILED)
 
 
 def command() -> None:

@@ -3,27 +3,27 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from robust_keras.training import records
+from robust_keras.training import recipes
 from robust_keras.training import train as training
 
-_LAYOUT, _CADENCE = records.Layout(), records.Cadence()
-_ATTACK, _OPTIMIZER = records.InnerAttack._field_defaults, records.Optimizer._field_defaults
-_AVERAGING, _VALIDATION = records.Averaging._field_defaults, records.Validation._field_defaults
-_RECIPE = records.Recipe._field_defaults
+_LAYOUT, _CADENCE = recipes.Layout(), recipes.Cadence()
+_ATTACK, _OPTIMIZER = recipes.InnerAttack._field_defaults, recipes.Optimizer._field_defaults
+_AVERAGING, _VALIDATION = recipes.Averaging._field_defaults, recipes.Validation._field_defaults
+_RECIPE = recipes.Recipe._field_defaults
 
 
 class ConfiguredRun(NamedTuple):
     """A training run that only wants its folder: `run(workdir=..., data_dir=...)`.
 
     Attributes:
-        recipe: a `records.Recipe`.
-        layout: a `records.Layout`.
-        cadence: a `records.Cadence`.
+        recipe: a `recipes.Recipe`.
+        layout: a `recipes.Layout`.
+        cadence: a `recipes.Cadence`.
     """
 
-    recipe: records.Recipe
-    layout: records.Layout
-    cadence: records.Cadence
+    recipe: recipes.Recipe
+    layout: recipes.Layout
+    cadence: recipes.Cadence
 
     def __call__(self, *, workdir: str, data_dir: str | None = None) -> training.TrainedModel:
         """See `training.train.train`."""
@@ -62,20 +62,20 @@ def train(
     num_checkpoints: int = _CADENCE.num_checkpoints,
     progress: bool = _CADENCE.progress,
 ) -> ConfiguredRun:
-    """The run that these settings are; `training.records` says what each means."""
-    layout = records.Layout(strategy, tpu, accumulation_steps, steps_per_execution, jit_compile, validation_batch_size)
-    cadence = records.Cadence(validate_every, checkpoint_every, log_every, num_checkpoints, progress)
-    recipe = records.Recipe(
+    """The run that these settings are; `training.recipes` says what each means."""
+    layout = recipes.Layout(strategy, tpu, accumulation_steps, steps_per_execution, jit_compile, validation_batch_size)
+    cadence = recipes.Cadence(validate_every, checkpoint_every, log_every, num_checkpoints, progress)
+    recipe = recipes.Recipe(
         data=data,
         model=model,
         batches=batches,
         objective=objective,
-        attack=None if attack is None else records.InnerAttack(attack, attack_target, attack_batch_norm),
-        optimizer=records.Optimizer(learning_rate, momentum, weight_decay),
-        validation=records.Validation(validation, best_by),
+        attack=None if attack is None else recipes.InnerAttack(attack, attack_target, attack_batch_norm),
+        optimizer=recipes.Optimizer(learning_rate, momentum, weight_decay),
+        validation=recipes.Validation(validation, best_by),
         train_steps=train_steps,
         seed=seed,
-        averaging=None if tau is None else records.Averaging(tau, averaging_warm_up),
+        averaging=None if tau is None else recipes.Averaging(tau, averaging_warm_up),
         dtype_policy=dtype_policy,
         initial_weights=initial_weights,
     )

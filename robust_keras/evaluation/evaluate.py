@@ -12,7 +12,7 @@ from tqdm import tqdm
 from robust_keras import failures, losses, ownership, threats
 from robust_keras.attacks.attack import Attack
 from robust_keras.engines import replicas
-from robust_keras.evaluation import batching, examples, gradient_masking, outputs, results, verdicts, verification
+from robust_keras.evaluation import batching, examples, gradient_masking, outputs, results, saved_state, verification
 from robust_keras.evaluation import plan as plans
 
 # The diagnosis looks at so many examples, or at a batch of them where that is more.
@@ -93,7 +93,7 @@ def evaluate(
     batches = batching.Batches(batch_size, seed, jit_compile, getattr(logits_fn, "batch_size", None) is None)
     predict_fn = replicas.over_replicas(logits_fn)
     seen = _look(logits_fn, predict_fn, *examples.first(source, num_examples), batch_size, allow_chance)
-    found = verdicts.Verdicts(*plan.size(seen), save_directory, plan.identity(seen, model_identity), save_every)
+    found = saved_state.Verdicts(*plan.size(seen), save_directory, plan.identity(seen, model_identity), save_every)
     judge = verification.Judge(predict_fn, seen.images, seen.labels, threat, batch_size)
     with _locked(save_directory):
         _attack(outputs.attackable(logits_fn, seen.clean_logits), plan, seen, found, judge, batches, diagnose, progress)

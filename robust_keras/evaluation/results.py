@@ -8,7 +8,7 @@ import numpy as np
 from robust_keras.evaluation import gradient_masking, outputs, warnings
 from robust_keras.evaluation.examples import Examples
 from robust_keras.evaluation.plan import Plan
-from robust_keras.evaluation.verdicts import Verdicts
+from robust_keras.evaluation.saved_state import Verdicts
 
 
 class Evaluation(NamedTuple):

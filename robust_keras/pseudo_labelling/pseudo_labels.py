@@ -22,9 +22,9 @@ import tensorflow as tf
 from robust_keras import losses, ownership
 from robust_keras.data import sources
 from robust_keras.engines import replicas, strategies
-from robust_keras.pseudo_labelling import chunks, records, scoring, selection
+from robust_keras.pseudo_labelling import chunks, recipes, scoring, selection
+from robust_keras.pseudo_labelling.recipes import Layout, Recipe, Scoring, Sets, Share
 from robust_keras.pseudo_labelling.record_sets import Chosen, set_name, write_set
-from robust_keras.pseudo_labelling.records import Layout, Recipe, Scoring, Sets, Share
 
 _SECONDS_BETWEEN_LOOKS = 10
 LABELLING = "the labelling of a pool"  # What locks a worker's share of a folder.
@@ -48,10 +48,10 @@ def label_pool(
             all else has been checked; `load()` is its logits_fn, made in the scope, and the identity is JSON, with a
             `path` that may change.
         workdir: any `tf.io.gfile` path.
-        recipe: what is labelled, a `records.Recipe`.
-        sets: which sets are wanted, a `records.Sets`.
-        layout: where, a `records.Layout`.
-        share: of the work, a `records.Share`; all workers wait until the whole pool is scored.
+        recipe: what is labelled, a `recipes.Recipe`.
+        sets: which sets are wanted, a `recipes.Sets`.
+        layout: where, a `recipes.Layout`.
+        share: of the work, a `recipes.Share`; all workers wait until the whole pool is scored.
         data_dir: see `sources.load`.
 
     Returns:
@@ -62,7 +62,7 @@ def label_pool(
             worker's share; see also `score`, `select` and `write_set`.
     """
     strategy = strategies.strategy(layout.strategy, tpu=layout.tpu)
-    records.check(recipe.scoring, share, strategy.num_replicas_in_sync)
+    recipes.check(recipe.scoring, share, strategy.num_replicas_in_sync)
     with strategy.scope():
         _check_alone()
         test = sources.load(recipe.test_set, "test", data_dir=data_dir)

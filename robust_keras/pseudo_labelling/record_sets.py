@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from robust_keras import ownership, storage
 from robust_keras.data.readers.tfds_sets import why
-from robust_keras.pseudo_labelling.records import Share
+from robust_keras.pseudo_labelling.recipes import Share
 
 SCORE = "log-odds of the predicted class, log p - log(1 - p): ordered as its probability p, which would round to 1"
 MANIFEST = "manifest.json"

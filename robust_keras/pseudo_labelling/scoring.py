@@ -13,8 +13,8 @@ from tqdm import tqdm
 from robust_keras import compilation, failures
 from robust_keras.engines import replicas
 from robust_keras.pseudo_labelling import chunks, duplicates
+from robust_keras.pseudo_labelling.recipes import Scoring, Share, check
 from robust_keras.pseudo_labelling.record_sets import checksums
-from robust_keras.pseudo_labelling.records import Scoring, Share, check
 
 _STORED = ("label", "score", "crc32", "duplicate_of", "is_exact")
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from robust_keras.study import planning
 from robust_keras.study import rows as study
-from robust_keras.training import records
+from robust_keras.training import recipes
 
 # gin files and bindings to the run that they configure: it has a `recipe` and a `cadence`, as `training.records` says.
 Resolve = Callable[[Sequence[str], Sequence[str]], Any]
@@ -106,5 +106,5 @@ def _configuration(
     return Configuration(files, bindings, job, data["dataset"], data["extra_data"], evaluated)
 
 
-def _moves_from_the_clean_prediction(recipe: records.Recipe) -> bool:
+def _moves_from_the_clean_prediction(recipe: recipes.Recipe) -> bool:
     return recipe.attack is not None and recipe.attack.target == "clean_prediction"

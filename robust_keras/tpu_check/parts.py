@@ -17,7 +17,7 @@ from robust_keras.attacks.attack import Attack
 from robust_keras.data import sources, training_batches
 from robust_keras.evaluation import batching
 from robust_keras.training.program import Program
-from robust_keras.training.records import Layout, Recipe
+from robust_keras.training.recipes import Layout, Recipe
 
 
 class Part(NamedTuple):

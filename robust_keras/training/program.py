@@ -13,7 +13,7 @@ from robust_keras.engines import strategies
 from robust_keras.models import weights
 from robust_keras.training.adversarial_model import AdversarialModel
 from robust_keras.training.optimizer import NesterovSGD
-from robust_keras.training.records import Layout, Recipe
+from robust_keras.training.recipes import Layout, Recipe
 from robust_keras.training.validation import Validator
 from robust_keras.training.weight_averaging import WeightAveraging
 

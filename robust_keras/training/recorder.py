@@ -13,10 +13,10 @@ from tqdm import tqdm
 from robust_keras import failures, storage
 from robust_keras.engines import replicas
 from robust_keras.training.best_weights import BestWeights
+from robust_keras.training.checkpoints import Snapshots
 from robust_keras.training.metrics_log import MetricsLog
-from robust_keras.training.records import Cadence
+from robust_keras.training.recipes import Cadence
 from robust_keras.training.run_state import NonFiniteLoss, RunState
-from robust_keras.training.snapshots import Snapshots
 from robust_keras.training.termination import Termination
 from robust_keras.training.validation import Validator
 

@@ -12,12 +12,12 @@ from robust_keras.data.training_batches import TrainingData
 from robust_keras.engines import replicas, strategies
 from robust_keras.models import weights
 from robust_keras.training import inputs
+from robust_keras.training.checkpoints import Snapshots
 from robust_keras.training.metrics_log import MetricsLog
 from robust_keras.training.program import Program, build, network_of
+from robust_keras.training.recipes import Cadence, Layout, Recipe
 from robust_keras.training.recorder import RunRecorder
-from robust_keras.training.records import Cadence, Layout, Recipe
 from robust_keras.training.run_state import state_of
-from robust_keras.training.snapshots import Snapshots
 
 # Others would need loss scaling, or narrow weights.
 DTYPE_POLICIES = ("float32", "mixed_bfloat16")

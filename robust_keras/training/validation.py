@@ -9,7 +9,7 @@ import tensorflow as tf
 from robust_keras import noise
 from robust_keras.data import sources
 from robust_keras.engines import replicas
-from robust_keras.training import records
+from robust_keras.training import recipes
 
 
 class Validator:
@@ -40,7 +40,7 @@ class Validator:
         network: keras.Model,
         twin: keras.Model | None,
         source: sources.Source,
-        validation: records.Validation,
+        validation: recipes.Validation,
         *,
         batch_size: int,
         seed: int,

@@ -9,7 +9,7 @@ import tensorflow as tf
 from robust_keras import storage
 from robust_keras.data import sources
 from robust_keras.pseudo_labelling import chunks, duplicates, record_sets, scoring, selection
-from robust_keras.pseudo_labelling.records import Scoring, Share
+from robust_keras.pseudo_labelling.recipes import Scoring, Share
 
 NUM_CLASSES = 4
 SHAPE = (8, 8, 3)

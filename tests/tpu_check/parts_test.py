@@ -13,28 +13,28 @@ from robust_keras.data import training_batches
 from robust_keras.evaluation import batching
 from robust_keras.evaluation.evaluate import correct_under_attack
 from robust_keras.tpu_check import lowering, parts, readiness
-from robust_keras.training import adversarial_model, objectives, records, validation, weight_averaging
+from robust_keras.training import adversarial_model, objectives, recipes, validation, weight_averaging
 from robust_keras.training import program as programs
 
 LINF = threats.threat(norm="Linf", epsilon="8/255")
 PGD = functools.partial(pgd.pgd, threat=LINF, loss_fn=losses.cross_entropy, step_size="2/255", num_steps=1)
-LAYOUT = records.Layout(validation_batch_size=8)
+LAYOUT = recipes.Layout(validation_batch_size=8)
 DATA = parts.black_images("made", (8, 8, 3), 4, has_extra=False)
 
 
 @pytest.fixture
 def recipe(make_tiny_model):
-    return records.Recipe(
+    return recipes.Recipe(
         data=lambda data_dir: DATA,
         model=lambda **given: make_tiny_model(statistics_group_size=4),
         batches=functools.partial(training_batches.batches, batch_size=16, group_size=4),
         objective=objectives.adversarial_training,
-        attack=records.InnerAttack(PGD),
-        optimizer=records.Optimizer(lambda step, num_steps: tf.constant(0.1)),
-        validation=records.Validation(functools.partial(correct_under_attack, attack=PGD)),
+        attack=recipes.InnerAttack(PGD),
+        optimizer=recipes.Optimizer(lambda step, num_steps: tf.constant(0.1)),
+        validation=recipes.Validation(functools.partial(correct_under_attack, attack=PGD)),
         train_steps=10,
         seed=0,
-        averaging=records.Averaging(0.9),
+        averaging=recipes.Averaging(0.9),
     )
 
 
@@ -102,7 +102,7 @@ def test_a_change_of_the_training_attack_shows(recipe):
     def attack(logits_fn, x, targets, *, seeds):
         return on_the_host(PGD(logits_fn, x, targets, seeds=seeds))
 
-    changed = recipe._replace(attack=records.InnerAttack(attack))
+    changed = recipe._replace(attack=recipes.InnerAttack(attack))
     assert problems(of_training(changed), "training step", "training attack") == ["training step", "training attack"]
 
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from robust_keras import storage
 from robust_keras.models import weights
-from robust_keras.training import program, records
+from robust_keras.training import program, recipes
 from tests.models.weights_test import nested
 from tests.training.train_test import tiny_data, tiny_run, tiny_settings
 
@@ -133,4 +133,4 @@ def test_what_is_built_is_what_a_run_trains(tmp_path):
         for ours, theirs in zip(*(network.weights for network in networks), strict=True):
             np.testing.assert_allclose(ours.numpy(), theirs.numpy(), atol=1e-6)
     assert built.validator.on_replica.keys() == {"", "_averaged"}
-    assert isinstance(run.layout, records.Layout)
+    assert isinstance(run.layout, recipes.Layout)

@@ -13,8 +13,8 @@ from absl import logging
 
 from robust_keras import storage
 from robust_keras.evaluation import evaluate
+from robust_keras.training import checkpoints, termination
 from robust_keras.training import recorder as recording
-from robust_keras.training import snapshots, termination
 from tests.training.train_test import NUM_STEPS, tiny_run
 
 
@@ -106,7 +106,7 @@ def test_signals_are_heard_by_the_main_thread_alone():
 
 def test_what_was_saved_stays_while_a_validation_is_caught_up_on(monkeypatch, undisturbed, tmp_path):
     """SIGKILL right after it: with one snapshot, and none to fall back to."""
-    validate, write = recording.RunRecorder._validate_now, snapshots.Snapshots._write
+    validate, write = recording.RunRecorder._validate_now, checkpoints.Snapshots._write
 
     class Killed(BaseException):
         pass
@@ -126,12 +126,12 @@ def test_what_was_saved_stays_while_a_validation_is_caught_up_on(monkeypatch, un
         tiny_run(tmp_path, checkpoint_every=100)
     monkeypatch.setattr(recording.RunRecorder, "_validate_now", validate)
     written = (tmp_path / "checkpoints" / "step-00000003.npz").stat().st_mtime_ns
-    monkeypatch.setattr(snapshots.Snapshots, "_write", killed)
+    monkeypatch.setattr(checkpoints.Snapshots, "_write", killed)
     with pytest.raises(Killed):
         tiny_run(tmp_path, checkpoint_every=100)
     assert (tmp_path / "checkpoints" / "step-00000003.npz").stat().st_mtime_ns == written
     assert storage.read_newest(tmp_path / "checkpoints").step == 3
-    monkeypatch.setattr(snapshots.Snapshots, "_write", write)
+    monkeypatch.setattr(checkpoints.Snapshots, "_write", write)
     tiny_run(tmp_path, checkpoint_every=100)
     assert_same_run(tmp_path, undisturbed)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from robust_keras import storage
-from robust_keras.evaluation import verdicts
+from robust_keras.evaluation import saved_state
 
 BYTES = np.array([100, 128, 129, 140, 250], np.uint8)
 
@@ -43,16 +43,16 @@ def assert_filled(found):
 
 
 def test_the_image_of_the_attack_that_counts():
-    found = verdicts.Verdicts(2, 5)
+    found = saved_state.Verdicts(2, 5)
     fill(found)
     assert_filled(found)
     found.save({"nowhere": np.zeros(3)})  # Nothing to save to.
-    assert verdicts.Verdicts(2, 5).restore() is None
+    assert saved_state.Verdicts(2, 5).restore() is None
 
 
 def test_round_trip(tmp_path):
     directory = str(tmp_path / "state")
-    found = verdicts.Verdicts(2, 5, directory)
+    found = saved_state.Verdicts(2, 5, directory)
     assert found.restore() is None
     found.seconds[0], found.attacked[:] = 1.25, [5, 4]
     found.notes["diagnosis"] = {"zero_gradients": 0.5}
@@ -60,7 +60,7 @@ def test_round_trip(tmp_path):
     work = {"steps": np.arange(4), "progress/000": np.float32([0.1, np.nan, np.inf]), "flag": np.array([True, False])}
     found.save(work)
 
-    again = verdicts.Verdicts(2, 5, directory)
+    again = saved_state.Verdicts(2, 5, directory)
     restored = again.restore()
     assert restored.keys() == work.keys()
     for name, array in work.items():
@@ -74,7 +74,7 @@ def test_round_trip(tmp_path):
     # It goes on: what restore returns can be filled and saved in turn.
     again.add(np.array([0]), proposed([97]), np.array([True]), np.array([False]))
     again.save({})
-    third = verdicts.Verdicts(2, 5, directory)
+    third = saved_state.Verdicts(2, 5, directory)
     assert third.restore() == {}
     np.testing.assert_array_equal(third.broken[1], [1, 0, 0, 1, 1])
     adversarial = third.adversarial(make_images(), np.array([1, 0, -1, 0, 1]))
@@ -82,7 +82,7 @@ def test_round_trip(tmp_path):
 
 
 def test_pieces_are_written_once(tmp_path):
-    found = verdicts.Verdicts(2, 5, str(tmp_path))
+    found = saved_state.Verdicts(2, 5, str(tmp_path))
     fill(found)
     found.save({})
     pieces = sorted(name for name in os.listdir(tmp_path) if name.startswith("adversarial"))
@@ -98,12 +98,12 @@ def test_pieces_are_written_once(tmp_path):
 @pytest.mark.parametrize("damage", ["truncated", "altered", "no marker", "half a marker"])
 def test_a_damaged_save_falls_back_to_the_one_before_it(tmp_path, damage):
     directory = str(tmp_path)
-    found = verdicts.Verdicts(2, 5, directory)
+    found = saved_state.Verdicts(2, 5, directory)
     fill(found)
     found.save({"steps": np.array(1)})
     found.add(np.array([0]), proposed([93]), np.array([True]), np.array([True]))
     found.save({"steps": np.array(2)})
-    assert verdicts.Verdicts(2, 5, directory).restore()["steps"] == 2
+    assert saved_state.Verdicts(2, 5, directory).restore()["steps"] == 2
     data, marker = (tmp_path / sorted(tmp_path.glob(f"step-*{end}"))[-1] for end in (".npz", ".json"))
     content = data.read_bytes()
     if damage == "truncated":
@@ -114,13 +114,13 @@ def test_a_damaged_save_falls_back_to_the_one_before_it(tmp_path, damage):
         marker.unlink()
     else:
         marker.write_text(marker.read_text()[:20])
-    again = verdicts.Verdicts(2, 5, directory)
+    again = saved_state.Verdicts(2, 5, directory)
     assert again.restore()["steps"] == 1
     assert_filled(again)
     # The image that the lost save had is found again, another one at that.
     again.add(np.array([0]), proposed([94]), np.array([True]), np.array([True]))
     again.save({"steps": np.array(2)})
-    third = verdicts.Verdicts(2, 5, directory)
+    third = saved_state.Verdicts(2, 5, directory)
     assert third.restore()["steps"] == 2
     np.testing.assert_array_equal(
         third.adversarial(make_images(), np.array([1, -1, -1, -1, -1])), proposed([94, 128, 129, 140, 250])
@@ -128,18 +128,18 @@ def test_a_damaged_save_falls_back_to_the_one_before_it(tmp_path, damage):
 
 
 def test_only_damaged_saves(tmp_path):
-    found = verdicts.Verdicts(1, 5, str(tmp_path))
+    found = saved_state.Verdicts(1, 5, str(tmp_path))
     found.save({})
     (data,) = tmp_path.glob("step-*.npz")
     data.write_bytes(b"")
-    again = verdicts.Verdicts(1, 5, str(tmp_path))
+    again = saved_state.Verdicts(1, 5, str(tmp_path))
     assert again.restore() is None
     assert not again.broken.any() and again.position == 0
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "other names", "other examples", "text"])
 def test_a_damaged_file_of_images_is_named(tmp_path, damage):
-    found = verdicts.Verdicts(2, 5, str(tmp_path))
+    found = saved_state.Verdicts(2, 5, str(tmp_path))
     fill(found)
     found.save({})
     path = tmp_path / "adversarial-000001.npz"
@@ -155,21 +155,21 @@ def test_a_damaged_file_of_images_is_named(tmp_path, damage):
     else:
         path.write_text("position")
     with pytest.raises(ValueError, match=f"images that were found so far in {path}. Received: [^\n]*$"):
-        verdicts.Verdicts(2, 5, str(tmp_path)).restore()
+        saved_state.Verdicts(2, 5, str(tmp_path)).restore()
 
 
 @pytest.mark.parametrize("info", [{}, {"position": 0}, {"position": "x", "num_pieces": 0, "notes": {}}])
 def test_a_snapshot_of_something_else_is_named(tmp_path, info):
     storage.write(str(tmp_path), 1, {"broken": np.zeros((2, 5))}, info)
     with pytest.raises(ValueError, match=f"state of an evaluation. Received: {tmp_path}/step-00000001[^\n]*$"):
-        verdicts.Verdicts(2, 5, str(tmp_path)).restore()
+        saved_state.Verdicts(2, 5, str(tmp_path)).restore()
 
 
 def test_identities(tmp_path):
     identity = {"images": "a", "attacks": [["pgd", {"num_steps": (3, 4)}]]}
-    verdicts.Verdicts(2, 5, str(tmp_path), identity).save({})
+    saved_state.Verdicts(2, 5, str(tmp_path), identity).save({})
     for same in (identity, {}, {"images": "a", "model": "m"}, {"attacks": [["pgd", {}]]}):
-        assert verdicts.Verdicts(2, 5, str(tmp_path), same).restore() == {}
+        assert saved_state.Verdicts(2, 5, str(tmp_path), same).restore() == {}
     for other in ({"images": "b"}, {"attacks": []}, {"attacks": [["pgd", {"num_steps": [3, 5]}]]}):
         with pytest.raises(ValueError, match=f"that of other {next(iter(other))}$"):
-            verdicts.Verdicts(2, 5, str(tmp_path), other).restore()
+            saved_state.Verdicts(2, 5, str(tmp_path), other).restore()
