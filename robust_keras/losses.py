@@ -79,7 +79,7 @@ def dlr(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
     if logits.shape[-1] < 3:
         return margin(logits, targets)
     highest = tf.math.top_k(logits, 3).values
-    return margin(logits, targets) / (highest[:, 0] - highest[:, 2] + 1e-12)
+    return margin(logits, targets) / (highest[:, 0] - highest[:, 2] + _floor(logits))
 
 
 def targeted_margin(logits: tf.Tensor, targets: tf.Tensor, target_classes: tf.Tensor) -> tf.Tensor:
@@ -118,7 +118,7 @@ def targeted_dlr(logits: tf.Tensor, targets: tf.Tensor, target_classes: tf.Tenso
     if logits.shape[-1] < 4:
         return numerator
     highest = tf.math.top_k(logits, 4).values
-    return numerator / (highest[:, 0] - 0.5 * (highest[:, 2] + highest[:, 3]) + 1e-12)
+    return numerator / (highest[:, 0] - 0.5 * (highest[:, 2] + highest[:, 3]) + _floor(logits))
 
 
 def is_wrong(logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
@@ -154,6 +154,17 @@ def as_probabilities(targets: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     return tf.one_hot(labels, logits.shape[-1], dtype=tf.float32)
 
 
+def as_targets(targets: tf.Tensor) -> tf.Tensor:
+    """What a loss takes: labels as `as_labels` has them, or probabilities as they are."""
+    targets = tf.convert_to_tensor(targets)
+    return targets if targets.dtype.is_floating and targets.shape.rank != 1 else as_labels(targets)
+
+
+def nan_is_lowest(loss: tf.Tensor) -> tf.Tensor:
+    """A loss that can be compared: any number is higher than what is none."""
+    return tf.where(tf.math.is_nan(loss), -float("inf"), loss)
+
+
 def as_labels(targets: tf.Tensor) -> tf.Tensor:
     """`targets` as class indices; the most probable class of probabilities.
 
@@ -177,6 +188,12 @@ def as_labels(targets: tf.Tensor) -> tf.Tensor:
         "Expected labels, integers [batch] or [batch, 1], or probabilities, floats [batch, num_classes]. "
         f"Received: {dtype.name} {shape}"
     )
+
+
+def _floor(logits):
+    """What keeps a difference of logits from 0, `[batch]`: 1e-12, as upstream has it, and less for tiny logits."""
+    largest = tf.reduce_max(tf.abs(tf.stop_gradient(logits)), axis=-1)
+    return 1e-12 * tf.clip_by_value(largest * 2.0**10, 2.0**-60, 1.0)
 
 
 def _labels_of(logits, targets):

@@ -8,12 +8,14 @@ import fractions
 import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import tensorflow as tf
 
 from robust_keras import compilation, noise
 
+# Radii beyond these are meant to be fractions of 255.
+_LARGEST = {"Linf": 1.0, "L2": 3072**0.5 / 2, "L1": 3072 / 2}
 # What images may leave [0, 1] by, as those of a resampling do.
 _ROUNDING = 1e-6
 
@@ -40,7 +42,7 @@ class Threat(NamedTuple):
     distance: Callable
 
 
-def threat(*, norm: str, epsilon: str | float) -> Threat:
+def threat(*, norm: str, epsilon: float | str) -> Threat:
     """The threat model of perturbations whose `norm` is at most `epsilon`.
 
     Args:
@@ -51,13 +53,21 @@ def threat(*, norm: str, epsilon: str | float) -> Threat:
         A `Threat`.
 
     Raises:
-        ValueError: for an unknown norm, or a radius that is no number, negative or not finite.
+        ValueError: for an unknown norm, or a radius that is no number, negative, not finite, or too large to be meant:
+            more than the whole range in Linf, and in L2 and L1 more than half the diagonal of 32 x 32 x 3 pixels, 27.7
+            and 1536, from where on every such image may be turned grey.
     """
     if norm not in _NORMS:
         raise ValueError(f"Expected a norm out of {', '.join(_NORMS)}. Received: {norm!r}")
     radius = parse_fraction(epsilon, "epsilon")
     if radius < 0:
         raise ValueError(f"Expected a radius epsilon >= 0. Received: {epsilon!r}")
+    if radius > _LARGEST[norm]:
+        meant = "" if "/" in str(epsilon) else f", such as '{epsilon}/255'"
+        raise ValueError(
+            f"Expected a radius epsilon in units of the pixel range [0, 1]{meant}, of at most {_LARGEST[norm]:g} in "
+            f"{norm}. Received: {epsilon!r}"
+        )
     random_start, steepest_step, project, distance = _NORMS[norm]
     return Threat(
         norm=norm,
@@ -70,7 +80,7 @@ def threat(*, norm: str, epsilon: str | float) -> Threat:
     )
 
 
-def parse_fraction(value: Any, name: str) -> float:
+def parse_fraction(value: float | str, name: str) -> float:
     """The float nearest to a number or to an exact fraction such as '8/255' or '8.8/255'.
 
     Raises:
@@ -89,20 +99,21 @@ def parse_fraction(value: Any, name: str) -> float:
     return number
 
 
-def check_images(x: tf.Tensor) -> tf.Tensor:
+def check_images(x: tf.Tensor, threat: Threat | None = None) -> tf.Tensor:
     """Images as attacks take them: float32 `[batch, ...]` in [0, 1].
 
     Values are looked at where there are any, so not while a program is traced.
 
     Args:
         x: floats `[batch, ...]`.
+        threat: what they are to be attacked within, if that is to be looked at too.
 
     Returns:
         float32 like `x`.
 
     Raises:
-        ValueError: for integers, a tensor of one axis, and values that are no finite numbers or are outside [0, 1] by
-            more than rounding (1e-6).
+        ValueError: for integers, a tensor of one axis, values that are no finite numbers or are outside [0, 1] by
+            more than rounding (1e-6), and a radius that is more than the diameter of [0, 1]^d in the norm.
     """
     x = tf.convert_to_tensor(x)
     if not x.dtype.is_floating:
@@ -114,6 +125,13 @@ def check_images(x: tf.Tensor) -> tf.Tensor:
         # The comparison fails for NaN too, which either end may hide.
         if not (low >= -_ROUNDING and high <= 1.0 + _ROUNDING) or not tf.reduce_all(tf.math.is_finite(x)):
             raise ValueError(f"Expected finite images in [0, 1]. Received: values from {low:.6g} to {high:.6g}")
+    if threat is not None and None not in x.shape[1:].as_list() and isinstance(threat.epsilon, float):
+        diameter = math.prod(x.shape[1:]) ** {"Linf": 0.0, "L2": 0.5, "L1": 1.0}[threat.norm]
+        if threat.epsilon > diameter:
+            raise ValueError(
+                f"Expected a radius of at most {diameter:g}, the diameter in {threat.norm} of images of shape "
+                f"{tuple(x.shape[1:])}. Received: {threat.epsilon_fraction}"
+            )
     return tf.cast(x, tf.float32)
 
 
@@ -183,13 +201,22 @@ def l1_steepest_step(gradient: tf.Tensor) -> tf.Tensor:
     return tf.reshape(at_largest, tf.shape(gradient)) * tf.sign(gradient)
 
 
+def l1_sparse_step(gradient: tf.Tensor, share: float = 0.01) -> tf.Tensor:
+    """The signs of the largest `share` of the entries, of unit norm together (Tramèr & Boneh 2019, algorithm 1)."""
+    size = tf.abs(gradient)
+    num_pixels = math.prod(gradient.shape[1:])
+    rank = tf.fill(tf.shape(gradient)[:1], min(int((1.0 - share) * num_pixels), num_pixels - 1))
+    signs = tf.where(size >= order_statistic(size, rank), tf.sign(gradient), 0.0)
+    return tf.math.divide_no_nan(signs, tf.reduce_sum(tf.abs(signs), _image_axes(signs), keepdims=True))
+
+
 def l1_project(x_adv: tf.Tensor, x: tf.Tensor, *, epsilon: float) -> tf.Tensor:
     """The nearest point, in the Euclidean sense, of the cross-polytope around `x` within [0, 1]; see `l1_nearest`."""
     return _clip(x + l1_nearest(x_adv - x, x, epsilon=epsilon))
 
 
 @compilation.fused
-def l1_nearest(delta: tf.Tensor, x: tf.Tensor, *, epsilon: float) -> tf.Tensor:
+def l1_nearest(delta: tf.Tensor, x: tf.Tensor, *, epsilon: float | tf.Tensor) -> tf.Tensor:
     """The difference nearest to `delta` whose absolute values sum to `epsilon` at most and that keeps `x` in [0, 1].
 
     Every entry shrinks by one amount, stops at zero and is cut at the edge of [0, 1]; the amount is what leaves a total
@@ -219,6 +246,41 @@ def l1_nearest(delta: tf.Tensor, x: tf.Tensor, *, epsilon: float) -> tf.Tensor:
     zero = tf.zeros_like(high)
     amount = tf.while_loop(lambda *state: state[-1], newton, (zero, zero, high, True), maximum_iterations=50)[0]
     return tf.sign(delta) * tf.clip_by_value(length - tf.where(outside, amount, 0.0), 0.0, room)
+
+
+def inwards(gradient: tf.Tensor, x_adv: tf.Tensor, threat: Threat) -> tf.Tensor:
+    """In L1, `gradient` but for entries that lead out of [0, 1], on which a step of few pixels would be lost."""
+    if threat.norm != "L1":
+        return gradient
+    outwards = ((x_adv >= 1.0) & (gradient > 0.0)) | ((x_adv <= 0.0) & (gradient < 0.0))
+    return tf.where(outwards, 0.0, gradient)
+
+
+@compilation.fused
+def order_statistic(sizes: tf.Tensor, rank: tf.Tensor) -> tf.Tensor:
+    """The value with `rank` (int32 `[batch]`) values before it in rising order: `[batch, 1, ...]`, of `sizes` >= 0."""
+    # Non-negative floats are ordered as their bits are: the value is found bit by bit, without sorting.
+    bits = tf.bitcast(sizes, tf.int32)
+    rank = tf.reshape(rank, (-1,) + (1,) * (sizes.shape.rank - 1))
+
+    def lower(i, value):
+        candidate = value + tf.bitwise.left_shift(1, 30 - i)
+        num_below = tf.reduce_sum(tf.cast(bits < candidate, tf.int32), axis=_image_axes(sizes), keepdims=True)
+        return i + 1, tf.where(num_below <= rank, candidate, value)
+
+    value = tf.while_loop(lambda i, _: i < 31, lower, (tf.constant(0), tf.zeros_like(rank)), maximum_iterations=31)[1]
+    return tf.bitcast(value, tf.float32)
+
+
+def ordinary_scale(sizes: tf.Tensor, *, at_least: float) -> tf.Tensor:
+    """The power of two that brings positive numbers next to 1; 1 for 0, and for what is from `at_least` to 2^40.
+
+    To multiply by it is exact, so that what is of ordinary size stays as it is to the bit, and what is tiny or huge can
+    be squared.
+    """
+    exponent = tf.bitwise.right_shift(tf.bitcast(sizes, tf.int32), 23)  # With the bias of 127.
+    scale = tf.bitcast(tf.bitwise.left_shift(tf.maximum(254 - exponent, 1), 23), tf.float32)
+    return tf.where(((sizes >= at_least) & (sizes <= 2.0**40)) | tf.equal(sizes, 0.0), 1.0, scale)
 
 
 def l1_distance(x_adv: tf.Tensor, x: tf.Tensor) -> tf.Tensor:

@@ -1,3 +1,4 @@
+import functools
 import math
 import pathlib
 
@@ -224,6 +225,23 @@ def test_dlr_does_not_change_with_scale_and_shift(num_classes):
         np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-4)
     # What it is there for: the margin and the cross-entropy do change.
     assert np.all(np.abs(losses.margin(64.0 * logits, labels)) > 10 * np.abs(losses.margin(logits, labels)))
+
+
+@pytest.mark.parametrize("num_classes", [4, 10])
+@pytest.mark.parametrize("scale", [1e-12, 1e6])
+def test_dlr_of_tiny_and_huge_logits(num_classes, scale):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(50, num_classes)).astype(np.float32)
+    labels, classes = rng.integers(0, num_classes, 50), rng.integers(0, num_classes, 50)
+    for loss in (losses.dlr, functools.partial(losses.targeted_dlr, target_classes=classes)):
+        np.testing.assert_allclose(loss(scale * logits, labels), loss(logits, labels), rtol=1e-5)
+        actual, expected = (gradient(functools.partial(loss, targets=labels), z)[0] for z in (scale * logits, logits))
+        np.testing.assert_allclose(scale * actual, expected, rtol=1e-4, atol=1e-4)
+    # Of logits that are all one, the loss is 0 and shows where to go.
+    zeros = np.zeros((2, num_classes), np.float32)
+    np.testing.assert_array_equal(losses.dlr(zeros, [0, 1]), [0.0, 0.0])
+    slope = gradient(lambda z: losses.dlr(z, [0, 1]), zeros)[0].numpy()
+    assert np.all(np.isfinite(slope)) and slope[0, 0] < 0 and slope[1, 1] < 0
 
 
 @pytest.mark.parametrize(

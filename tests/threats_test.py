@@ -347,6 +347,38 @@ def test_negative_radius(epsilon):
         threats.threat(norm="L2", epsilon=epsilon)
 
 
+@pytest.mark.parametrize(
+    "norm, epsilon, message",
+    [
+        ("Linf", 8, "such as '8/255', of at most 1 in Linf. Received: 8$"),
+        ("Linf", 1.5, "such as '1.5/255', of at most 1 "),
+        ("Linf", "300/255", r"pixel range \[0, 1\], of at most 1 in Linf. Received: '300/255'"),
+        ("L2", 128, "such as '128/255', of at most 27.7128 in L2. Received: 128$"),
+        ("L1", 3060, "such as '3060/255', of at most 1536 in L1. Received: 3060$"),
+    ],
+)
+def test_a_radius_that_cannot_be_meant(norm, epsilon, message):
+    with pytest.raises(ValueError, match=message):
+        threats.threat(norm=norm, epsilon=epsilon)
+    largest = {"Linf": 1.0, "L2": 27, "L1": 1500}[norm]
+    assert threats.threat(norm=norm, epsilon=largest).epsilon == largest
+
+
+@pytest.mark.parametrize("norm, epsilon, diameter", [("Linf", 1.0, 1), ("L2", 4.5, 4.24264), ("L1", 18.5, 18)])
+def test_a_radius_beyond_the_images_diameter(norm, epsilon, diameter):
+    x = tf.fill((2, 3, 2, 3), 0.5)
+    threat = threats.threat(norm=norm, epsilon=epsilon)
+    threats.check_images(x, threats.threat(norm=norm, epsilon=diameter - 0.001))
+    if norm == "Linf":  # Which `threat` refuses itself.
+        threats.check_images(x, threat)
+        return
+    message = rf"at most {diameter:g}, the diameter in {norm} of images of shape \(3, 2, 3\). Received: {epsilon}"
+    with pytest.raises(ValueError, match=message):
+        threats.check_images(x, threat)
+    with pytest.raises(ValueError, match=message):
+        tf.function(lambda x: threats.check_images(x, threat))(x)
+
+
 @pytest.mark.parametrize("norm", ["linf", "L3", "", None, 2])
 def test_unknown_norm(norm):
     with pytest.raises(ValueError, match=r"Linf.*L2.* Received: "):
@@ -388,3 +420,39 @@ def test_images_are_made_float32():
     np.testing.assert_array_equal(program(tf.fill((2, 3), 255.0)), np.full((2, 3), 255.0))
     with pytest.raises(ValueError, match="uint8"):
         program(tf.zeros((2, 3), tf.uint8))
+
+
+def test_l1_sparse_step_takes_the_largest_hundredth():
+    gradient = np.random.default_rng(0).normal(size=(3, 10, 10, 4)).astype(np.float32)
+    step = threats.l1_sparse_step(tf.constant(gradient)).numpy().reshape(3, -1)
+    flat = gradient.reshape(3, -1)
+    expected = np.zeros_like(flat)
+    for row, values in zip(expected, flat):
+        largest = np.argsort(-np.abs(values))[:4]
+        row[largest] = np.sign(values[largest]) / 4
+    np.testing.assert_allclose(step, expected, rtol=1e-6)
+    # Of few pixels it takes one, as the steepest step does, and of no gradient none.
+    few = tf.constant(gradient[:, :2, :2])
+    np.testing.assert_array_equal(threats.l1_sparse_step(few), threats.l1_steepest_step(few))
+    np.testing.assert_array_equal(threats.l1_sparse_step(0.0 * few), tf.zeros_like(few))
+
+
+def test_inwards():
+    x_adv = image(0.0, 0.0, 1.0, 1.0, 0.5)
+    gradient = image(-1.0, 2.0, 3.0, -4.0, 5.0)
+    expected = {"L1": [0.0, 2.0, 0.0, -4.0, 5.0]}
+    for norm in NORMS:
+        inwards = threats.inwards(gradient, x_adv, threats.threat(norm=norm, epsilon=0.5))
+        np.testing.assert_array_equal(flat(inwards), expected.get(norm, flat(gradient)))
+
+
+@pytest.mark.parametrize("largest", [2e-38, 1e-30, 1e-11, 3e-4, 1e-3, 1.0, 7e5, 1e12, 2e12, 1e30, 3e38])
+def test_ordinary_scale_is_a_power_of_two(largest):
+    size = tf.constant(largest, tf.float32)
+    scale = float(threats.ordinary_scale(size, at_least=2.0**-10))
+    assert np.log2(scale) == np.round(np.log2(scale))
+    if 2.0**-10 <= largest <= 2.0**40:
+        assert scale == 1.0
+    else:
+        assert 0.99 <= scale * largest <= 4.0
+    assert float(threats.ordinary_scale(tf.constant(0.0), at_least=2.0**-10)) == 1.0

@@ -5,6 +5,7 @@ Croce & Hein 2020 (https://arxiv.org/abs/2003.01690, algorithm 1) for Linf and L
 points the two break the same examples.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,21 +13,38 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from robust_keras import compilation, losses, noise, threats
+from robust_keras import losses, noise, threats
 from robust_keras.attacks import stepwise
+
+
+class _Ascent(NamedTuple):
+    """What is ascended, and how: the settings of `apgd`, and
+
+    loss_fn: `(logits, labels, target_classes) -> [batch]`.
+    rank: `(run) -> rank` of the target class of a run, by falling clean logits.
+    """
+
+    loss_fn: Callable
+    rank: Callable
+    threat: threats.Threat
+    num_steps: int
+    num_restarts: int
+    eot_steps: int
+    rho: float
+    shrinking_radius: bool
 
 
 @stepwise.attack
 def apgd(
     *,
-    threat,
-    loss_fn=losses.cross_entropy,
-    num_steps=100,
-    num_restarts=1,
-    eot_steps=1,
-    rho=0.75,
-    shrinking_radius=False,
-):
+    threat: threats.Threat,
+    loss_fn: Callable = losses.cross_entropy,
+    num_steps: int = 100,
+    num_restarts: int = 1,
+    eot_steps: int = 1,
+    rho: float = 0.75,
+    shrinking_radius: bool = False,
+) -> stepwise.Search:
     """APGD on an untargeted loss: 'apgd-ce' with `cross_entropy`, 'apgd-dlr' with `dlr`.
 
     Args:
@@ -42,24 +60,25 @@ def apgd(
         ValueError: for counts under 1, or a shrinking radius with a norm other than L1 or fewer than three steps.
     """
     name = getattr(loss_fn, "func", loss_fn).__name__
-    return _search(
-        name={"cross_entropy": "apgd-ce"}.get(name, f"apgd-{name}"),
-        num_runs=lambda num_classes: num_restarts,
-        loss_fn=lambda logits, labels, target_classes: loss_fn(logits, labels),
-        rank=tf.zeros_like,
-        threat=threat,
-        num_steps=num_steps,
-        num_restarts=num_restarts,
-        eot_steps=eot_steps,
-        rho=rho,
-        shrinking_radius=shrinking_radius,
-    )
+
+    def untargeted(logits, labels, target_classes):
+        return loss_fn(logits, labels)
+
+    ascent = _Ascent(untargeted, tf.zeros_like, threat, num_steps, num_restarts, eot_steps, rho, shrinking_radius)
+    return _search({"cross_entropy": "apgd-ce"}.get(name, f"apgd-{name}"), ascent, lambda num_classes: num_restarts)
 
 
 @stepwise.attack
 def apgd_targeted(
-    *, threat, num_targets=9, num_steps=100, num_restarts=1, eot_steps=1, rho=0.75, shrinking_radius=False
-):
+    *,
+    threat: threats.Threat,
+    num_targets: int = 9,
+    num_steps: int = 100,
+    num_restarts: int = 1,
+    eot_steps: int = 1,
+    rho: float = 0.75,
+    shrinking_radius: bool = False,
+) -> stepwise.Search:
     """APGD on the targeted DLR loss, 'apgd-t': one target after the other, in falling order of their clean logits.
 
     Args:
@@ -76,18 +95,15 @@ def apgd_targeted(
     """
     if num_targets < 1:
         raise ValueError(f"Expected num_targets >= 1. Received: {num_targets}")
-    return _search(
-        name="apgd-t",
-        num_runs=lambda num_classes: min(num_targets, num_classes - 1) * num_restarts,
-        loss_fn=losses.targeted_dlr,
-        rank=lambda run: run // num_restarts,
-        threat=threat,
-        num_steps=num_steps,
-        num_restarts=num_restarts,
-        eot_steps=eot_steps,
-        rho=rho,
-        shrinking_radius=shrinking_radius,
-    )
+
+    def rank(run):
+        return run // num_restarts
+
+    def num_runs(num_classes):
+        return min(num_targets, num_classes - 1) * num_restarts
+
+    settings = (threat, num_steps, num_restarts, eot_steps, rho, shrinking_radius)
+    return _search("apgd-t", _Ascent(losses.targeted_dlr, rank, *settings), num_runs)
 
 
 class _Norm(NamedTuple):
@@ -114,80 +130,86 @@ class _Norm(NamedTuple):
     reset: Callable
 
 
-def _search(*, name, num_runs, loss_fn, rank, threat, num_steps, num_restarts, eot_steps, rho, shrinking_radius):
-    if min(num_steps, num_restarts, eot_steps) < 1:
+def _search(name, ascent, num_runs):
+    counts = ascent.num_steps, ascent.num_restarts, ascent.eot_steps
+    if min(counts) < 1:
         raise ValueError(
-            f"Expected num_steps, num_restarts and eot_steps >= 1. Received: {num_steps}, {num_restarts}, {eot_steps}"
+            f"Expected num_steps, num_restarts and eot_steps >= 1. Received: {', '.join(map(str, counts))}"
         )
-    if shrinking_radius and threat.norm != "L1":
-        raise ValueError(f"Expected the norm L1 with shrinking_radius. Received: {threat.norm}")
-    if shrinking_radius and num_steps < 3:
-        raise ValueError(f"Expected num_steps >= 3 with shrinking_radius. Received: {num_steps}")
-    norm = _NORMS[threat.norm]
-    plan = _plan(norm, threat.epsilon, num_steps, shrinking_radius)
-
-    def start(x, labels, clean_logits, seeds, run):
-        x_adv = norm.start(x, norm.draw(seeds, tuple(x.shape[1:])), float(plan.epsilon[0]))
-        zeros = tf.zeros_like(x[:, 0, 0, 0])
-        image = tf.zeros_like(x)
-        return {
-            "x_adv": x_adv,
-            "previous": x_adv,
-            "gradient": image,
-            "x_best": x_adv,
-            "gradient_best": image,
-            "loss_best": zeros,
-            "loss_best_at_checkpoint": zeros,
-            "loss": zeros,
-            "num_rises": zeros,
-            "was_reduced": tf.zeros_like(zeros, tf.bool),
-            "step_size": zeros,
-            "target_classes": stepwise.target_class(clean_logits, labels, rank(run)),
-            **norm.reset(x, x_adv, shrinking_radius),
-        }
-
-    def step(logits_fn, x, labels, state, k):
-        now = _Plan(*(tf.gather(tf.constant(column), tf.minimum(k, len(column) - 1)) for column in plan))
-        step_size_0 = norm.scale * now.epsilon
-        # Where a run begins, its gradient is zero: the point stays where it is, or is brought within a smaller radius.
-        x_adv = norm.move(x, state, stepwise.expand(now.epsilon, x), stepwise.expand(now.momentum, x))
-        logits, loss, gradient = _evaluate(
-            logits_fn, x_adv, lambda logits: loss_fn(logits, labels, state["target_classes"]), eot_steps
-        )
-        begins = now.begins
-        better = begins | (loss > state["loss_best"])
-        fresh = norm.reset(x, x_adv, shrinking_radius)
-        state = {
-            **{key: tf.where(begins, fresh[key], state[key]) for key in fresh},
-            "target_classes": state["target_classes"],
-            "x_adv": x_adv,
-            "previous": state["x_adv"],
-            "gradient": gradient,
-            "x_best": stepwise.choose(better, x_adv, state["x_best"]),
-            "gradient_best": stepwise.choose(better, gradient, state["gradient_best"]),
-            "loss_best": tf.where(better, loss, state["loss_best"]),
-            "loss_best_at_checkpoint": tf.where(begins, loss, state["loss_best_at_checkpoint"]),
-            # The reference compares the first loss of a run with zero.
-            "loss": tf.where(begins, 0.0, loss),
-            "num_rises": tf.where(begins, 0.0, state["num_rises"] + tf.cast(loss > state["loss"], tf.float32)),
-            "was_reduced": begins | state["was_reduced"],
-            "step_size": tf.where(begins, step_size_0, state["step_size"]),
-        }
-        adapted, goes_back = norm.adapt(x, state, step_size_0, now.window, rho)
-        check = now.window > 0
-        state.update({key: tf.where(check, value, state[key]) for key, value in adapted.items()})
-        goes_back = check & goes_back
-        state["x_adv"] = stepwise.choose(goes_back | now.ends, state["x_best"], x_adv)
-        state["gradient"] = stepwise.choose(goes_back, state["gradient_best"], gradient)
-        if shrinking_radius:
-            state["gradient"] = stepwise.choose(now.ends, tf.zeros_like(x), state["gradient"])
-        return state, x_adv, now.counts & losses.is_wrong(logits, labels)
+    if ascent.shrinking_radius and ascent.threat.norm != "L1":
+        raise ValueError(f"Expected the norm L1 with shrinking_radius. Received: {ascent.threat.norm}")
+    if ascent.shrinking_radius and ascent.num_steps < 3:
+        raise ValueError(f"Expected num_steps >= 3 with shrinking_radius. Received: {ascent.num_steps}")
+    plan = _plan(_NORMS[ascent.threat.norm], ascent.threat.epsilon, ascent.num_steps, ascent.shrinking_radius)
 
     def first_loss_fn(logits, labels):
-        first = stepwise.target_class(tf.stop_gradient(logits), labels, rank(tf.zeros_like(labels)))
-        return loss_fn(logits, labels, first)
+        first = stepwise.target_class(tf.stop_gradient(logits), labels, ascent.rank(tf.zeros_like(labels)))
+        return ascent.loss_fn(logits, labels, first)
 
+    start, step = (functools.partial(function, ascent, plan) for function in (_start, _step))
     return stepwise.Search(name, num_runs, len(plan.epsilon), start, step, first_loss_fn)
+
+
+def _start(ascent, plan, x, labels, clean_logits, seeds, run):
+    norm = _NORMS[ascent.threat.norm]
+    x_adv = norm.start(x, norm.draw(seeds, tuple(x.shape[1:])), float(plan.epsilon[0]))
+    zeros = tf.zeros_like(x[:, 0, 0, 0])
+    image = tf.zeros_like(x)
+    return {
+        "x_adv": x_adv,
+        "previous": x_adv,
+        "gradient": image,
+        "x_best": x_adv,
+        "gradient_best": image,
+        "loss_best": zeros,
+        "loss_best_at_checkpoint": zeros,
+        "loss": zeros,
+        "num_rises": zeros,
+        "was_reduced": tf.zeros_like(zeros, tf.bool),
+        "step_size": zeros,
+        "target_classes": stepwise.target_class(clean_logits, labels, ascent.rank(run)),
+        **norm.reset(x, x_adv, ascent.shrinking_radius),
+    }
+
+
+def _step(ascent, plan, logits_fn, x, labels, state, k):
+    norm = _NORMS[ascent.threat.norm]
+    now = _Plan(*(tf.gather(tf.constant(column), tf.minimum(k, len(column) - 1)) for column in plan))
+    # Where a run begins, its gradient is zero: the point stays where it is, or is brought within a smaller radius.
+    x_adv = norm.move(x, state, stepwise.expand(now.epsilon, x), stepwise.expand(now.momentum, x))
+    logits, loss, gradient = _evaluate(
+        logits_fn, x_adv, lambda logits: ascent.loss_fn(logits, labels, state["target_classes"]), ascent.eot_steps
+    )
+    fresh = norm.reset(x, x_adv, ascent.shrinking_radius) | {"step_size": norm.scale * now.epsilon}
+    state = _take_note(state, x_adv, loss, gradient, now.begins)
+    state |= {key: tf.where(now.begins, fresh[key], state[key]) for key in fresh}
+    adapted, goes_back = norm.adapt(x, state, norm.scale * now.epsilon, now.window, ascent.rho)
+    check = now.window > 0
+    state |= {key: tf.where(check, value, state[key]) for key, value in adapted.items()}
+    goes_back = check & goes_back
+    state["x_adv"] = stepwise.choose(goes_back | now.ends, state["x_best"], x_adv)
+    state["gradient"] = stepwise.choose(goes_back, state["gradient_best"], gradient)
+    if ascent.shrinking_radius:
+        state["gradient"] = stepwise.choose(now.ends, tf.zeros_like(x), state["gradient"])
+    return state, x_adv, now.counts & losses.is_wrong(logits, labels)
+
+
+def _take_note(state, x_adv, loss, gradient, begins):
+    """The state after the evaluation of a point, before step sizes are adapted."""
+    better = begins | (loss > state["loss_best"])
+    return state | {
+        "x_adv": x_adv,
+        "previous": state["x_adv"],
+        "gradient": gradient,
+        "x_best": stepwise.choose(better, x_adv, state["x_best"]),
+        "gradient_best": stepwise.choose(better, gradient, state["gradient_best"]),
+        "loss_best": tf.where(better, loss, state["loss_best"]),
+        "loss_best_at_checkpoint": tf.where(begins, loss, state["loss_best_at_checkpoint"]),
+        # The reference compares the first loss of a run with zero.
+        "loss": tf.where(begins, 0.0, loss),
+        "num_rises": tf.where(begins, 0.0, state["num_rises"] + tf.cast(loss > state["loss"], tf.float32)),
+        "was_reduced": begins | state["was_reduced"],
+    }
 
 
 class _Plan(NamedTuple):
@@ -220,16 +242,18 @@ def _plan(norm, epsilon, num_steps, shrinking_radius):
 
 def _evaluate(logits_fn, x_adv, loss_fn, eot_steps):
     """Logits and losses, the last of `eot_steps`, and the mean gradient."""
-    if eot_steps == 1:
-        return stepwise.value_and_gradient(logits_fn, x_adv, loss_fn)
 
     def again(i, logits, loss, total):
         logits, loss, gradient = stepwise.value_and_gradient(logits_fn, x_adv, loss_fn)
         return i + 1, logits, loss, total + gradient
 
-    first = stepwise.value_and_gradient(logits_fn, x_adv, loss_fn)
-    _, logits, loss, total = tf.while_loop(lambda i, *_: i < eot_steps, again, (tf.constant(1), *first))
-    return logits, loss, total / eot_steps
+    logits, loss, total = stepwise.value_and_gradient(logits_fn, x_adv, loss_fn)
+    if eot_steps > 1:
+        _, logits, loss, total = tf.while_loop(
+            lambda i, *_: i < eot_steps, again, (tf.constant(1), logits, loss, total)
+        )
+        total /= eot_steps
+    return logits, losses.nan_is_lowest(loss), total
 
 
 def _halving_windows(num_steps):
@@ -282,6 +306,9 @@ def _l2_move(x, state, epsilon, momentum):
         return tf.clip_by_value(x + (x_adv - x) * (tf.minimum(epsilon, norm) / (norm + 1e-12)), 0.0, 1.0)
 
     x_adv, gradient = state["x_adv"], state["gradient"]
+    # Upstream's 1e-12 would shorten steps along tiny gradients, and the squares of huge ones overflow.
+    largest = tf.reduce_max(tf.abs(gradient), axis=(1, 2, 3), keepdims=True)
+    gradient *= threats.ordinary_scale(largest, at_least=2.0**-30)
     stepped = inside(x_adv + stepwise.expand(state["step_size"], x) * gradient / (_l2_norm(gradient) + 1e-12))
     return inside(x_adv + (stepped - x_adv) * momentum + (x_adv - state["previous"]) * (1.0 - momentum))
 
@@ -301,26 +328,10 @@ def _l1_move(x, state, epsilon, momentum):
     num_pixels = math.prod(x.shape[1:])
     rank = tf.cast(tf.clip_by_value((1.0 - state["share"]) * num_pixels, 0.0, num_pixels - 1.0), tf.int32)
     size = tf.abs(gradient)
-    direction = tf.where(size >= _order_statistic(size, rank), tf.sign(gradient), 0.0)
+    direction = tf.where(size >= threats.order_statistic(size, rank), tf.sign(gradient), 0.0)
     direction /= tf.reduce_sum(tf.abs(direction), axis=(1, 2, 3), keepdims=True) + 1e-10
     stepped = state["x_adv"] + stepwise.expand(state["step_size"], x) * direction
     return _l1_project(stepped - x, x, epsilon)
-
-
-@compilation.fused
-def _order_statistic(size, rank):
-    """The value with `rank` `[batch]` values before it in rising order: `[batch, 1, 1, 1]`, of `size` >= 0."""
-    # Non-negative floats are ordered as their bits are: the value is found bit by bit, without sorting.
-    bits = tf.bitcast(size, tf.int32)
-    rank = stepwise.expand(rank, size)
-
-    def lower(i, value):
-        candidate = value + tf.bitwise.left_shift(1, 30 - i)
-        num_below = tf.reduce_sum(tf.cast(bits < candidate, tf.int32), axis=(1, 2, 3), keepdims=True)
-        return i + 1, tf.where(num_below <= rank, candidate, value)
-
-    value = tf.while_loop(lambda i, _: i < 31, lower, (tf.constant(0), tf.zeros_like(rank)), maximum_iterations=31)[1]
-    return tf.bitcast(value, tf.float32)
 
 
 def _l1_windows(num_steps):

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from robust_keras import threats
-from robust_keras.attacks import stepwise
+from robust_keras.attacks import step_rules, stepwise
 
 
 class Attack(NamedTuple):
@@ -67,10 +67,15 @@ def as_attack(given: Attack | Callable) -> Attack:
     settings = {**_defaults(function), **settings}
     build = getattr(function, "search", None)
     search = build(**settings) if build else None
+    parameters = {
+        key: value(settings["threat"]) if isinstance(value, step_rules.ByNorm) else value
+        for key, value in settings.items()
+        if key != "threat"
+    }
     return Attack(
         name=search.name if search else name,
         threat=settings.get("threat"),
-        parameters={key: _described(value) for key, value in settings.items() if key != "threat"},
+        parameters={key: _described(value) for key, value in parameters.items()},
         run=given,
         search=search,
         loss_fn=search.loss_fn if search else settings.get("loss_fn"),

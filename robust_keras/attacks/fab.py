@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from robust_keras import compilation, losses, noise
+from robust_keras import compilation, losses, noise, threats
 from robust_keras.attacks import stepwise
 
 
@@ -35,18 +35,27 @@ class _Geometry(NamedTuple):
     smallest: float
 
 
+class _Walk(NamedTuple):
+    """How an image moves: the threat model and the settings of `fab`."""
+
+    threat: threats.Threat
+    alpha_max: float
+    eta: float
+    beta: float
+
+
 @stepwise.attack
 def fab(
     *,
-    threat,
-    num_steps=100,
-    num_restarts=5,
-    targeted=False,
-    num_targets=9,
-    alpha_max=0.1,
-    eta=1.05,
-    beta=0.9,
-):
+    threat: threats.Threat,
+    num_steps: int = 100,
+    num_restarts: int = 5,
+    targeted: bool = False,
+    num_targets: int = 9,
+    alpha_max: float = 0.1,
+    eta: float = 1.05,
+    beta: float = 0.9,
+) -> stepwise.Search:
     """FAB (Croce & Hein 2020b, algorithm 1), towards any class or, targeted, towards one class in each run.
 
     With d(z) the shortest move from z onto the nearest class boundary of the model linearised at x_k, inside [0, 1]^d,
@@ -75,54 +84,65 @@ def fab(
     Raises:
         ValueError: for counts under 1, fractions outside [0, 1], eta <= 0, or a norm without a projection.
     """
-    if min(num_steps, num_restarts, num_targets) < 1:
-        raise ValueError(
-            "Expected num_steps, num_restarts and num_targets >= 1. "
-            f"Received: {num_steps}, {num_restarts}, {num_targets}"
-        )
-    if not (0 <= alpha_max <= 1 and 0 <= beta <= 1 and eta > 0):
-        raise ValueError(f"Expected alpha_max and beta in [0, 1] and eta > 0. Received: {alpha_max}, {beta} and {eta}")
-    if threat.norm not in _NORMS:
-        raise ValueError(f"Expected a norm out of {', '.join(_NORMS)}. Received: {threat.norm!r}")
-    geometry = _NORMS[threat.norm]
+    _check(threat, (num_steps, num_restarts, num_targets), alpha_max, eta, beta)
 
     def num_runs(num_classes):
         return (min(num_targets, num_classes - 1) if targeted else 1) * num_restarts
 
     def start(x, labels, clean_logits, seeds, run):
-        direction = start_noise(seeds, tuple(x.shape[1:]), threat.norm)
-        elsewhere = _clip(x + 0.5 * threat.epsilon * tf.math.divide_no_nan(direction, geometry.length(direction)))
-        state = {"image": tf.where(stepwise.expand(run % num_restarts > 0, x), elsewhere, x)}
+        state = {"image": tf.where(stepwise.expand(run % num_restarts > 0, x), _random_start(x, seeds, threat), x)}
         if targeted:
             state["target"] = stepwise.target_class(clean_logits, labels, run // num_restarts)
         return state
 
-    def step(logits_fn, x, labels, state, k):
-        image = state["image"]
-        gap, weights = nearest_boundary(logits_fn, image, labels, geometry.dual_length, state.get("target"))
-        # From the clean image the same boundary is as far as the linear model says.
-        gaps = tf.concat([gap, gap + _total(weights * (x - image))], axis=0)
-        points, weights = tf.concat([image, x], axis=0), tf.concat([weights, weights], axis=0)
-        moves = project(points, weights, gaps, threat.norm)
-        lengths = tf.maximum(geometry.length(moves), 1e-8)
-        (move, clean_move), (way, clean_way) = tf.split(moves, 2), tf.split(lengths, 2)
-        alpha = tf.minimum(way / (way + clean_way), alpha_max)
-        x_adv = _clip((1.0 - alpha) * (image + eta * move) + alpha * (x + eta * clean_move))
-        wrong = losses.is_wrong(logits_fn(x_adv), labels)
-        broken = wrong & (threat.distance(x_adv, x) <= threat.epsilon)
-        following = tf.where(stepwise.expand(wrong, x), x + beta * (x_adv - x), x_adv)
-        return {**state, "image": following}, tf.where(stepwise.expand(broken, x), x_adv, x), broken
-
+    step = functools.partial(_step, _Walk(threat, alpha_max, eta, beta))
     # Of differences of logits; the first is that of the strongest wrong class, where there are targets.
     return stepwise.Search("fab-t" if targeted else "fab", num_runs, num_steps, start, step, losses.margin)
 
 
-def start_noise(seeds, shape, norm):
+def _check(threat, counts, alpha_max, eta, beta):
+    if min(counts) < 1:
+        raise ValueError(
+            f"Expected num_steps, num_restarts and num_targets >= 1. Received: {', '.join(map(str, counts))}"
+        )
+    if not (0 <= alpha_max <= 1 and 0 <= beta <= 1 and eta > 0):
+        raise ValueError(f"Expected alpha_max and beta in [0, 1] and eta > 0. Received: {alpha_max}, {beta} and {eta}")
+    if threat.norm not in _NORMS:
+        raise ValueError(f"Expected a norm out of {', '.join(_NORMS)}. Received: {threat.norm!r}")
+
+
+def _random_start(x, seeds, threat):
+    direction = start_noise(seeds, tuple(x.shape[1:]), threat.norm)
+    length = _NORMS[threat.norm].length(direction)
+    return _clip(x + 0.5 * threat.epsilon * tf.math.divide_no_nan(direction, length))
+
+
+def _step(walk, logits_fn, x, labels, state, k):
+    del k  # All steps are alike.
+    image, geometry = state["image"], _NORMS[walk.threat.norm]
+    gap, weights = nearest_boundary(logits_fn, image, labels, geometry.dual_length, state.get("target"))
+    # From the clean image the same boundary is as far as the linear model says.
+    gaps = tf.concat([gap, gap + _total(weights * (x - image))], axis=0)
+    points, weights = tf.concat([image, x], axis=0), tf.concat([weights, weights], axis=0)
+    moves = project(points, weights, gaps, walk.threat.norm)
+    lengths = tf.maximum(geometry.length(moves), 1e-8)
+    (move, clean_move), (way, clean_way) = tf.split(moves, 2), tf.split(lengths, 2)
+    alpha = tf.minimum(way / (way + clean_way), walk.alpha_max)
+    x_adv = _clip((1.0 - alpha) * (image + walk.eta * move) + alpha * (x + walk.eta * clean_move))
+    wrong = losses.is_wrong(logits_fn(x_adv), labels)
+    broken = wrong & (walk.threat.distance(x_adv, x) <= walk.threat.epsilon)
+    following = tf.where(stepwise.expand(wrong, x), x + walk.beta * (x_adv - x), x_adv)
+    return {**state, "image": following}, tf.where(stepwise.expand(broken, x), x_adv, x), broken
+
+
+def start_noise(seeds: tf.Tensor, shape: tuple[int, ...], norm: str) -> tf.Tensor:
     """What the random starts are made of: float32 `[batch, *shape]`, uniform in [-1, 1) for Linf, else normal."""
     return _NORMS[norm].noise(seeds, shape)
 
 
-def nearest_boundary(logits_fn, x, labels, dual_length, target=None):
+def nearest_boundary(
+    logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, dual_length: Callable, target: tf.Tensor | None = None
+) -> tuple[tf.Tensor, tf.Tensor]:
     """The class boundary nearest to `x`, in the norm whose dual is given, of the model linearised at `x`.
 
     Args:
@@ -133,8 +153,9 @@ def nearest_boundary(logits_fn, x, labels, dual_length, target=None):
         target: int32 `[batch]`, the only class to consider; None for all.
 
     Returns:
-        `(gap, weights)`: `logits_c - logits_y` at `x`, `[batch, 1, ...]`, and its gradient, like `x`. Both are zero
-        where no class has a gradient of finite size.
+        `(gap, weights)`: `logits_c - logits_y` at `x`, `[batch, 1, ...]`, and its gradient, like `x`, whose entries
+        count as zero where they are no finite numbers. Both are zero where no class has a gradient of finite size and
+        finite logits. Where a gradient is tiny or huge, both are scaled by one power of two, for the same boundary.
     """
     with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
         tape.watch(x)
@@ -148,7 +169,10 @@ def nearest_boundary(logits_fn, x, labels, dual_length, target=None):
         gradient = tape.gradient(logits, x, difference, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         # The gradient of a loaded model forgets the size of the batch.
         gradient.set_shape(x.shape)
-        new_gap = stepwise.expand(tf.reduce_sum(difference * logits, axis=-1), x)
+        gradient = stepwise.finite_or_zero(gradient)
+        scale = threats.ordinary_scale(_largest(gradient), at_least=2.0**-10)
+        gradient *= scale
+        new_gap = scale * stepwise.expand(tf.reduce_sum(difference * logits, axis=-1), x)
         size = dual_length(gradient)
         new = tf.abs(new_gap) / (1e-12 + size)
         is_nearer = tf.math.is_finite(size) & (new < distance)
@@ -172,7 +196,7 @@ def nearest_boundary(logits_fn, x, labels, dual_length, target=None):
 
 
 @compilation.fused
-def project(x, weights, gap, norm):
+def project(x: tf.Tensor, weights: tf.Tensor, gap: tf.Tensor, norm: str) -> tf.Tensor:
     """The shortest move in `norm` from `x` onto the hyperplane `gap + sum(weights * move) = 0`, inside [0, 1]^d.
 
     Where the box ends before the hyperplane, the move leads to the corner that comes nearest. Weights that are zero

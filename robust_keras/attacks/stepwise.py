@@ -14,7 +14,7 @@ An example is broken by a search when any step of any of its runs proposes a mis
 import functools
 import inspect
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -60,13 +60,17 @@ class Progress(NamedTuple):
     broken: tf.Tensor
 
 
-def begin(search, x, labels, clean_logits, seeds, run):
+def begin(
+    search: Search, x: tf.Tensor, labels: tf.Tensor, clean_logits: tf.Tensor, seeds: tf.Tensor, run: tf.Tensor
+) -> Progress:
     """The `Progress` of runs that have not taken a step; `run` is int32 `[batch]`."""
     state = search.start(x, labels, clean_logits, noise.fold_in(seeds, run), run)
     return Progress(state, tf.zeros_like(run), x, tf.zeros_like(run, tf.bool))
 
 
-def advance(search, logits_fn, x, labels, progress, num_steps):
+def advance(
+    search: Search, logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, progress: Progress, num_steps: int | tf.Tensor
+) -> Progress:
     """Takes `num_steps` (an int or int32 scalar) steps, none past a run's end; one compiled loop of static shapes."""
 
     def body(i, progress):
@@ -78,17 +82,16 @@ def advance(search, logits_fn, x, labels, progress, num_steps):
     return tf.while_loop(lambda i, _: i < num_steps, body, (tf.constant(0), progress))[1]
 
 
-def attack(build):
+def attack(build: Callable[..., Search]) -> Callable:
     """Makes an attack, `(logits_fn, x, labels, *, seeds, **settings) -> x_adv`, of a function that builds a `Search`.
 
     The attack takes all runs of all examples. `x_adv` is float32 like `x`: a misclassified image of the threat model,
     or `x` itself where it is misclassified already or no run broke it. The attack's attribute `search` is `build`.
     """
 
-    @functools.wraps(build)
     def run_all(logits_fn, x, labels, *, seeds, **settings):
         search = build(**settings)
-        x = threats.check_images(x)
+        x = threats.check_images(x, settings["threat"])
         labels = losses.as_labels(labels)
         clean_logits = logits_fn(x)
 
@@ -104,13 +107,48 @@ def attack(build):
     kinds = inspect.Parameter
     given = [kinds(name, kinds.POSITIONAL_OR_KEYWORD) for name in ("logits_fn", "x", "labels")]
     settings = [*inspect.signature(build).parameters.values(), kinds("seeds", kinds.KEYWORD_ONLY)]
-    run_all.__signature__ = inspect.Signature(given + settings)
-    run_all.search = build
-    return run_all
+    made: Any = functools.wraps(build)(run_all)
+    made.__signature__ = inspect.Signature(given + settings)
+    made.search = build
+    return made
 
 
-def value_and_gradient(logits_fn, x_adv, loss_fn):
-    """Logits `[batch, num_classes]`, `loss_fn(logits)` `[batch]` and its gradient by `x_adv`; zero if there is none."""
+def value_and_gradient(
+    logits_fn: Callable, x_adv: tf.Tensor, loss_fn: Callable
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """A loss and its gradient by the images.
+
+    Entries of the gradient that are no finite numbers count as zero, as those of a square root at black pixels: the
+    others still show the way.
+
+    Args:
+        logits_fn: images to logits.
+        x_adv: float32 `[batch, ...]`.
+        loss_fn: `(logits) -> [batch]`.
+
+    Returns:
+        `(logits, loss, gradient)`: `[batch, num_classes]`, `[batch]` and like `x_adv`; the gradient is zero where there
+        is none.
+    """
+    logits, loss, gradient = _value_and_raw_gradient(logits_fn, x_adv, loss_fn)
+    return logits, loss, finite_or_zero(gradient)
+
+
+def has_non_finite_gradient(logits_fn: Callable, x: tf.Tensor, loss_fn: Callable) -> tf.Tensor:
+    """Which examples' gradient has entries that are no finite numbers, which attacks take for zero: bool `[batch]`.
+
+    Arguments are those of `value_and_gradient`.
+    """
+    gradient = _value_and_raw_gradient(logits_fn, x, loss_fn)[2]
+    return tf.reduce_any(~tf.math.is_finite(gradient), axis=list(range(1, x.shape.rank)))
+
+
+def finite_or_zero(values: tf.Tensor) -> tf.Tensor:
+    """`values`, and zero where they are no finite numbers."""
+    return tf.where(tf.math.is_finite(values), values, tf.zeros_like(values))
+
+
+def _value_and_raw_gradient(logits_fn, x_adv, loss_fn):
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(x_adv)
         logits = logits_fn(x_adv)
@@ -122,20 +160,20 @@ def value_and_gradient(logits_fn, x_adv, loss_fn):
     return logits, loss, gradient
 
 
-def target_class(clean_logits, labels, rank):
+def target_class(clean_logits: tf.Tensor, labels: tf.Tensor, rank: tf.Tensor) -> tf.Tensor:
     """The wrong class of each example with the `rank`-th highest clean logit, from 0: int32 `[batch]`."""
     is_label = tf.one_hot(labels, clean_logits.shape[-1], on_value=True, off_value=False)
     order = tf.math.top_k(tf.where(is_label, clean_logits.dtype.min, clean_logits), clean_logits.shape[-1]).indices
     return tf.gather(order, rank, batch_dims=1)
 
 
-def choose(condition, a, b):
+def choose(condition: tf.Tensor, a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
     """`a` where `condition`, bool `[batch]`, holds, else `b`; both `[batch, ...]`."""
     # With a condition of four axes it would be three times slower on CPU.
     flat = tuple(tf.reshape(values, (tf.shape(condition)[0], -1)) for values in (a, b))
     return tf.reshape(tf.where(condition[:, None], *flat), tf.shape(a) if None in a.shape else a.shape)
 
 
-def expand(values, x):
+def expand(values: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     """`values` `[batch]` with as many axes as `x`, to broadcast against it."""
     return tf.reshape(values, (-1,) + (1,) * (x.shape.rank - 1))

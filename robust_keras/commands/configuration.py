@@ -90,8 +90,11 @@ for _function, _given in {
     _register(_partial(_function), _given)
 
 # These make a value; nothing is left to be called later.
-for _function in (step_rules.adam, step_rules.steepest, autoattack.autoattack, load.load_logits_fn, threats.threat):
+for _function in (step_rules.steepest, autoattack.autoattack, load.load_logits_fn, threats.threat):
     _register(_function)
+
+# Recipes hold for all norms: in L2 and L1 the steps that they call Adam's are those of the norm.
+gin.external_configurable(step_rules.by_norm, name="adam", module="robust_keras")
 
 _register(_partial(training_batches.training_data), ["data_dir"], may_change=["cache_dir"])
 train = _register(train_settings.train, may_change=(*records.Layout._fields, *records.Cadence._fields))

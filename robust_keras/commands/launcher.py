@@ -43,17 +43,31 @@ def launch(
     except flags.Error as error:
         _exit(USAGE, _one_line(error))
 
-    from robust_keras.training import run_state, termination
-
     previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def stop(number, frame):
         for each, handler in previous.items():  # A second signal does not wait.
             signal.signal(each, handler)
-        raise termination.Terminated(f"Stopped by {signal.Signals(number).name}; what was finished is kept")
+        raise _Stopped(f"Stopped by {signal.Signals(number).name}; what was finished is kept")
 
     for number in previous:
         signal.signal(number, stop)  # While training something better does.
+    try:
+        _run(main, values)
+    except _Stopped as error:
+        _exit(TERMINATED, str(error))
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class _Stopped(BaseException):  # No handler of errors takes it for one.
+    pass
+
+
+def _run(main: Callable[[flags.FlagValues], None], values: flags.FlagValues) -> None:
+    from robust_keras.training import run_state, termination
+
     try:
         main(values)
     except run_state.NonFiniteLoss as error:
@@ -65,9 +79,6 @@ def launch(
         if told is None:
             raise
         _exit(*told)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _told(error: Exception) -> tuple[int, str] | None:

@@ -68,7 +68,7 @@ def build(recipe: Recipe, layout: Layout, data: TrainingData) -> Program:
         weights.assign(network, drawn, list(drawn))
         averaging = None
         if recipe.averaging is not None:
-            averaging = WeightAveraging(_network(recipe, data), **recipe.averaging._asdict(), start_from_model=False)
+            averaging = WeightAveraging(_network(recipe, data), **recipe.averaging._asdict())
         model = _compiled(network, learning_rate, recipe, layout)
         if averaging:
             averaging.set_model(model)

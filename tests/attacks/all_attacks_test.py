@@ -8,7 +8,7 @@ import tensorflow as tf
 from smooth_networks import pictures, predictions, seeds_of, smooth_network
 
 from robust_keras import losses, threats
-from robust_keras.attacks import apgd, fab, multi_targeted, pgd, square, step_rules, transfer
+from robust_keras.attacks import apgd, fab, multi_targeted, pgd, square, step_rules, stepwise, transfer
 
 pytestmark = pytest.mark.oldest
 
@@ -96,3 +96,97 @@ def test_labels_of_one_column_and_one_hot_rows_are_labels(attack):
 def test_refuses(attack, x, labels, message):
     with pytest.raises(ValueError, match=message):
         attack(NETWORK, x, labels, seeds=seeds_of(range(8)))
+
+
+# --- Numbers that are none
+
+# Bright, black and in between: the third of the pixels is 0, where a root has no slope.
+DARK = tf.constant(np.where(np.arange(8 * 192).reshape(8, *SHAPE) % 3 == 0, 0.0, IMAGES), tf.float32)
+
+
+def with_gamma(power):
+    return lambda x: NETWORK(x**power)
+
+
+def distances(x_adv, x, norm):
+    order = {"Linf": np.inf, "L2": 2, "L1": 1}[norm]
+    return np.linalg.norm(np.reshape(x_adv - x, (len(x), -1)).astype(np.float64), order, axis=1)
+
+
+def assert_allowed(x_adv, x, threat):
+    assert np.all(np.isfinite(x_adv))
+    assert np.min(x_adv) >= 0.0 and np.max(x_adv) <= 1.0
+    assert np.all(distances(x_adv, x, threat.norm) <= threat.epsilon * (1 + 1e-5))
+
+
+def test_a_gradient_that_is_no_number_stops_no_attack(attack, threat):
+    network = with_gamma(1 / 2.2 if threat.norm == "L2" else 0.5)
+    labels = predictions(network, DARK)
+    assert np.all(stepwise.has_non_finite_gradient(network, DARK, lambda logits: losses.margin(logits, labels)))
+    assert not np.any(stepwise.has_non_finite_gradient(NETWORK, DARK, lambda logits: losses.margin(logits, labels)))
+    x_adv = in_a_program(attack, network, DARK, labels, seeds_of(range(8)))
+    assert_allowed(x_adv, DARK, threat)
+    assert np.all(np.isfinite(network(x_adv)))
+    # What is left of the gradient shows the way.
+    assert np.mean(predictions(network, x_adv) != labels) >= 0.25
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in ATTACKS if hasattr(ATTACKS[name](threats.threat(norm="L2", epsilon=1)).func, "search")]
+)
+def test_no_search_proposes_what_is_no_image(name, threat):
+    # Not only what it breaks: all that an evaluation is shown.
+    network, bound = with_gamma(0.5), ATTACKS[name](threat)
+    labels = predictions(network, DARK)
+    search = bound.func.search(**bound.keywords)
+    progress = stepwise.begin(search, DARK, labels, network(DARK), seeds_of(range(8)), tf.zeros_like(labels))
+    step = tf.function(functools.partial(search.step, network), autograph=False)
+    state = progress.state
+    for k in range(min(search.num_steps, 8)):
+        state, x_adv, broken = step(DARK, labels, state, tf.fill((8,), k))
+        assert_allowed(x_adv, DARK, threat)
+        np.testing.assert_array_equal(broken & (predictions(network, x_adv) == labels), np.zeros(8, bool))
+
+
+def test_logits_that_are_no_numbers_are_broken_by_images(attack, threat):
+    # Logarithms of black pixels; images without any stay what they are.
+    def network(x):
+        return NETWORK(x) + 0.0 * tf.math.log(x[:, 0, 0, :1] - 0.05)
+
+    x = tf.concat([tf.fill((8, 1, 1, 3), 0.08), IMAGES[:, :1, 1:]], axis=2)
+    x = tf.concat([x, IMAGES[:, 1:]], axis=1)
+    assert np.all(np.isfinite(network(x)))
+    x_adv = in_a_program(attack, network, x, predictions(network, x), seeds_of(range(8)))
+    assert_allowed(x_adv, x, threat)
+
+
+def test_a_loss_that_is_no_number_is_never_the_best(threat):
+    # From where the first of its points are; the network itself has numbers everywhere.
+    def loss_fn(logits, labels):
+        return tf.where(losses.margin(logits, labels) < -0.2, np.nan, losses.margin(logits, labels))
+
+    for build in (apgd.apgd, functools.partial(pgd.pgd, step_size=threat.epsilon / 3, num_restarts=3)):
+        attack = functools.partial(build, threat=threat, loss_fn=loss_fn, num_steps=12)
+        x_adv = in_a_program(attack, NETWORK, IMAGES, LABELS, seeds_of(range(8)))
+        assert_allowed(x_adv, IMAGES, threat)
+        assert np.any(predictions(NETWORK, x_adv) != LABELS)
+
+
+# --- Scales of logits
+
+# Of a cross-entropy, tiny logits leave too little to compare, and of huge ones no gradient at all.
+OF_CROSS_ENTROPY = {"pgd", "apgd-ce", "transfer"}
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e6])
+def test_the_scale_of_logits_changes_no_verdict(scale, request, threat):
+    for name, build in ATTACKS.items():
+        if name in OF_CROSS_ENTROPY:
+            continue
+        broken = []
+        for factor in (1.0, scale):
+            network = functools.partial(lambda factor, x: factor * NETWORK(x), tf.constant(factor, tf.float32))
+            x_adv = in_a_program(build(threat), network, IMAGES, LABELS, seeds_of(range(8)))
+            broken.append(predictions(NETWORK, x_adv) != LABELS)
+        assert np.any(broken[0]), name
+        np.testing.assert_array_equal(*broken, err_msg=name)

@@ -1,6 +1,5 @@
-"""The commands as a user types them: bad input, the files that a run leaves, and going on after an interruption."""
+"""Training, export and report as a user types them: bad input, the files that a run leaves, and going on."""
 
-import csv
 import json
 import os
 import pathlib
@@ -15,85 +14,12 @@ import keras
 import numpy as np
 import pytest
 from absl import logging
+from command_line import arguments, call, failed, params, refused, rows
 
 from robust_keras import ownership, storage
-from robust_keras.commands import evaluate, export, launcher, report, train
-from robust_keras.evaluation import batching
-from robust_keras.saved_models import export as exporting
+from robust_keras.commands import evaluate, export, report, train
 
 ROOT = pathlib.Path(__file__).parents[2]
-TINY = {
-    "DEPTH": "10",
-    "WIDTH": "1",
-    "ACTIVATION": "'silu'",
-    "BATCH_SIZE": "8",
-    "STATISTICS_GROUP_SIZE": "4",
-    "TRAIN_STEPS": "6",
-    "TAU": "0.9",
-    "training_data.num_validation": "8",
-    "training/pgd.num_steps": "2",
-    "train.validate_every": "3",
-    "train.checkpoint_every": "1",
-    "train.num_checkpoints": "4",
-    "train.log_every": "1",
-    "train.validation_batch_size": "8",
-    "train.progress": "False",
-    "pgd40/pgd.num_steps": "2",
-}
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory):
-    """An npz file of 64 small images in 4 classes."""
-    path = tmp_path_factory.mktemp("data") / "images.npz"
-    random = np.random.RandomState(0)
-    image, label = random.randint(0, 256, (64, 8, 8, 3)).astype(np.uint8), np.arange(64) % 4
-    np.savez(path, image=image, label=label)
-    return path
-
-
-def params(**changes):
-    return [f"--gin_param={name} = {value}" for name, value in {**TINY, **changes}.items()]
-
-
-def arguments(images, workdir, **changes):
-    return [
-        "--gin_file=gin/at.gin",
-        f"--workdir={workdir}",
-        *params(DATASET=f"'npz:{images}'", **changes),
-    ]
-
-
-def call(monkeypatch, script, *args):
-    monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, args)])
-    script.command()
-
-
-def refused(monkeypatch, capsys, script, *args):
-    """Runs a command that must refuse its input: the one line that it says."""
-    with pytest.raises(SystemExit) as exit:
-        call(monkeypatch, script, *args)
-    assert exit.value.code == 2
-    said = capsys.readouterr().err
-    assert said.count("error: ") == 1 and "Traceback" not in said
-    # Commands that fetch missing data follow the line, one on a line.
-    line, _, commands = said[said.index("error: ") :].partition("\n")
-    assert not commands or "Fetch it with" in line
-    return line + commands
-
-
-@pytest.fixture(scope="module")
-def finished(images, tmp_path_factory):
-    """The workdir of a finished tiny run."""
-    workdir = tmp_path_factory.mktemp("runs") / "at"
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        call(monkeypatch, train, *arguments(images, workdir))
-    return workdir
-
-
-def rows(workdir):
-    with open(workdir / "metrics.csv") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.mark.parametrize(
@@ -308,23 +234,6 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
     assert_same_run(tmp_path, finished)
 
 
-def test_a_lost_process_is_one_line(monkeypatch, capsys):
-    import tensorflow as tf
-
-    def lost(values):
-        raise tf.errors.UnavailableError(None, None, "Connection reset\nby peer")
-
-    monkeypatch.setattr(sys, "argv", ["train"])
-    monkeypatch.setenv("TF_CONFIG", "{}")
-    with pytest.raises(SystemExit) as exit:
-        launcher.launch(lost, lambda values: None, "")
-    assert exit.value.code == 1
-    assert capsys.readouterr().err.startswith("error: Expected all processes to answer. Received: Connection reset;")
-    monkeypatch.delenv("TF_CONFIG")
-    with pytest.raises(tf.errors.UnavailableError):
-        launcher.launch(lost, lambda values: None, "")
-
-
 def test_two_trainings_in_one_folder(monkeypatch, capsys, images, finished, tmp_path):
     before = (finished / "metrics.csv").read_text()
     with ownership.lock(finished, what="another command"):
@@ -333,15 +242,6 @@ def test_two_trainings_in_one_folder(monkeypatch, capsys, images, finished, tmp_
     with ownership.lock(tmp_path / "new", what="another command"):
         assert "in use by process" in refused(monkeypatch, capsys, train, *arguments(images, tmp_path / "new", SEED=4))
         assert not (tmp_path / "new" / "config.gin").exists()
-
-
-def failed(monkeypatch, capsys, script, *args):
-    """Runs a command that fails in the middle of its work: the one line that it says."""
-    with pytest.raises(SystemExit) as exit:
-        call(monkeypatch, script, *args)
-    said = capsys.readouterr().err
-    assert exit.value.code == 1 and said.count("error: ") == 1 and "Traceback" not in said
-    return said[said.index("error: ") :].rstrip("\n")
 
 
 @pytest.mark.parametrize("error", [ValueError("it broke\nin two"), TypeError("it broke in two")])
@@ -359,23 +259,6 @@ def test_an_error_in_the_middle_of_a_run_keeps_its_traceback(monkeypatch, capsys
     call(monkeypatch, train, *arguments(images, tmp_path))
     assert not (tmp_path / "error.txt").exists()
     assert_same_run(tmp_path, finished)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_every_command_stops_on_a_signal(monkeypatch, capsys, number):
-    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
-
-    def main(values):
-        signal.raise_signal(number)
-        raise AssertionError
-
-    monkeypatch.setattr(sys, "argv", ["any"])
-    with pytest.raises(SystemExit) as exit:
-        launcher.launch(main, lambda values: None, "")
-    assert exit.value.code == 75
-    line = f"error: Stopped by {number.name}; what was finished is kept\n"
-    assert capsys.readouterr().err == line
-    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
 
 
 def test_weights_to_start_from(monkeypatch, capsys, images, finished, tmp_path):
@@ -400,251 +283,3 @@ def test_weights_to_start_from(monkeypatch, capsys, images, finished, tmp_path):
     ):
         started = arguments(images, tmp_path / "other", **{**no_steps, **changes})
         assert message in refused(monkeypatch, capsys, train, *started, f"--init_from={path}")
-
-
-# Evaluation alone, of a tiny network.
-
-FEW = {
-    "evaluate.attacks": "[@pgd40/pgd(), @apgd(), @square()]",
-    "apgd.threat": "@threat()",
-    "square.threat": "@threat()",
-    "pgd40/pgd.num_steps": "2",
-    "apgd.num_steps": "15",
-    "apgd.num_restarts": "2",
-    "square.num_queries": "1000",
-    "evaluate.batch_size": "4",
-    "evaluate.diagnose": "False",
-    "evaluate.progress": "False",
-    "evaluate.save_every": "0",
-    "EPSILON": "'2/255'",
-}
-
-
-@pytest.fixture(scope="module")
-def network(make_tiny_model, tmp_path_factory):
-    """A SavedModel, and an npz file of 12 images with its predictions on them, of which two are made wrong."""
-    folder = tmp_path_factory.mktemp("network")
-    model = make_tiny_model()
-    exporting.export(model, folder / "saved_model", card={})
-    image = np.random.RandomState(1).randint(0, 256, (12, 8, 8, 3)).astype(np.uint8)
-    label = np.argmax(model(image / np.float32(255), training=False), axis=-1)
-    label[[3, 8]] = (label[[3, 8]] + 1) % 4
-    np.savez(folder / "images.npz", image=image, label=label)
-    return folder
-
-
-def evaluation_of(network, workdir, *extra, **changes):
-    return [
-        f"--saved_model={network}/saved_model",
-        f"--dataset=npz:{network}/images.npz",
-        "--gin_file=gin/eval/pgd40.gin",
-        f"--workdir={workdir}",
-        *[f"--gin_param={name} = {value}" for name, value in {**FEW, **changes}.items()],
-        *extra,
-    ]
-
-
-ONLY_PGD = {name: value for name, value in FEW.items() if not name.startswith(("apgd", "square", "evaluate.attacks"))}
-
-
-def quick_evaluation_of(network, workdir, *extra):
-    arguments = evaluation_of(network, workdir, *extra)
-    others = tuple(f"--gin_param={name} " for name in FEW if name not in ONLY_PGD)
-    return [argument for argument in arguments if not argument.startswith(others)]
-
-
-def measured(workdir):
-    """Results without seconds, and the arrays of examples.npz."""
-    results = json.loads((workdir / "results.json").read_text())
-    for record in results["attacks"]:
-        del record["seconds"]
-    with np.load(workdir / "examples.npz") as arrays:
-        return results, dict(arrays)
-
-
-def assert_measured_alike(one, other):
-    (results, examples), (other_results, other_examples) = measured(one), measured(other)
-    assert results == other_results
-    assert examples.keys() == other_examples.keys()
-    for name, array in other_examples.items():
-        np.testing.assert_array_equal(examples[name], array, err_msg=name)
-
-
-def interrupt(monkeypatch, network_arguments, num_calls):
-    """An evaluation that breaks off after so many looks."""
-    left = [num_calls]
-    with monkeypatch.context() as patch:
-        for kind in (batching.Packing, batching.Batchwise):
-
-            def advance(self, whole=kind.advance):
-                if left[0] == 0:
-                    raise KeyboardInterrupt
-                left[0] -= 1
-                return whole(self)
-
-            patch.setattr(kind, "advance", advance)
-        with pytest.raises(KeyboardInterrupt):
-            call(patch, evaluate, *network_arguments)
-
-
-@pytest.mark.slow
-def test_a_killed_evaluation_continues_to_the_same_result(monkeypatch, capsys, network, tmp_path):
-    arguments = evaluation_of(network, tmp_path / "killed")
-    process = subprocess.Popen(
-        [sys.executable, "-u", ROOT / "scripts" / "evaluate.py", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    # Anywhere in one of the three attacks.
-    num_saves = int(np.random.default_rng().integers(1, 18))
-    deadline = time.monotonic() + 240
-    while process.poll() is None and time.monotonic() < deadline:
-        if max(storage.steps(tmp_path / "killed" / "state"), default=0) >= num_saves:
-            break
-        time.sleep(0.002)
-    process.kill()
-    output = process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL, (num_saves, output)
-    assert not (tmp_path / "killed" / "results.json").exists()
-    capsys.readouterr()
-    call(monkeypatch, evaluate, *arguments)
-    assert capsys.readouterr().out.startswith("Resuming from attack"), num_saves
-    call(monkeypatch, evaluate, *evaluation_of(network, tmp_path / "whole"))
-    assert_measured_alike(tmp_path / "killed", tmp_path / "whole")
-    results, _ = measured(tmp_path / "whole")
-    assert 0 < results["robust_accuracy"] < results["clean_accuracy"]
-    assert sorted(os.listdir(tmp_path / "killed")) == ["config.gin", "examples.npz", "results.json"]
-
-
-def test_individual_evaluation(monkeypatch, network, tmp_path):
-    call(monkeypatch, evaluate, *evaluation_of(network, tmp_path, "--individual"))
-    results, examples = measured(tmp_path)
-    assert results["individual"] is True
-    assert [record["examples_attacked"] for record in results["attacks"]] == [10] * 3
-    assert results["clean_accuracy"] == 10 / 12
-    assert results["robust_accuracy"] == examples["robust"].mean()
-
-
-def test_another_subject_in_a_begun_workdir_is_refused(monkeypatch, capsys, network, tmp_path):
-    workdir = tmp_path / "run"
-    interrupt(monkeypatch, quick_evaluation_of(network, workdir), 2)
-    capsys.readouterr()
-    for extra, named in (
-        (["--num_examples=5"], ["with dataset.num_examples = None, not 5"]),
-        (["--individual"], ["with individual = False, not True"]),
-        (["--input_range=0,255"], ["with model.input_range = [0.0, 1.0], not [0.0, 255.0]"]),
-        (["--outputs=probabilities"], ["with model.outputs = logits, not probabilities"]),
-        (["--gin_param=EPSILON = '3/255'"], ["2/255", "3/255"]),
-    ):
-        line = refused(monkeypatch, capsys, evaluate, *quick_evaluation_of(network, workdir, *extra))
-        assert "another" in line
-        for text in named:
-            assert text in line
-    # Nor did any of them do harm.
-    call(monkeypatch, evaluate, *quick_evaluation_of(network, workdir, "--gin_param=evaluate.save_every = 5"))
-    assert capsys.readouterr().out.startswith("Resuming from attack 1 of 1")
-    assert measured(workdir)[0]["num_examples"] == 12
-    line = refused(monkeypatch, capsys, evaluate, *quick_evaluation_of(network, workdir, "--individual"))
-    assert "individual = False, not True" in line
-
-
-@pytest.mark.parametrize("name", ["state/subject.json", "config.gin", "results.json"])
-def test_an_evaluation_killed_while_it_wrote_a_file_goes_on(monkeypatch, capsys, network, tmp_path, name):
-    arguments = quick_evaluation_of(network, tmp_path)
-    interrupt(monkeypatch, arguments, 2)
-    (tmp_path / name).write_text("")  # Opened, and not written yet.
-    call(monkeypatch, evaluate, *arguments)
-    assert measured(tmp_path)[0]["num_examples"] == 12
-
-
-def test_a_finished_evaluation_is_of_the_model_wherever_it_is(monkeypatch, capsys, network, tmp_path):
-    shutil.copytree(network, tmp_path / "network")
-    call(monkeypatch, evaluate, *quick_evaluation_of(tmp_path / "network", tmp_path / "run"))
-    (tmp_path / "network").rename(tmp_path / "moved")
-    for path in (f"{network}/saved_model/", tmp_path / "moved" / "saved_model"):
-        arguments = quick_evaluation_of(network, tmp_path / "run", f"--saved_model={path}")
-        arguments = [each.replace(f"{network}/images.npz", f"{tmp_path}/network/images.npz") for each in arguments]
-        capsys.readouterr()
-        call(monkeypatch, evaluate, *arguments)
-        assert capsys.readouterr().out.startswith("Already finished")
-
-
-def test_an_interrupted_evaluation_goes_on_with_the_model_wherever_it_is(monkeypatch, capsys, network, tmp_path):
-    arguments = quick_evaluation_of(network, tmp_path / "run")
-    interrupt(monkeypatch, arguments, 2)
-    shutil.copytree(network / "saved_model", tmp_path / "moved")
-    (tmp_path / "run").rename(tmp_path / "renamed")
-    call(monkeypatch, evaluate, *arguments, f"--saved_model={tmp_path}/moved/", f"--workdir={tmp_path}/renamed/")
-    assert "Resuming from attack 1 of 1" in capsys.readouterr().out
-    assert measured(tmp_path / "renamed")[0]["num_examples"] == 12
-
-
-def test_an_evaluation_of_an_older_version_goes_on(monkeypatch, capsys, network, tmp_path):
-    arguments = quick_evaluation_of(network, tmp_path)
-    interrupt(monkeypatch, arguments, 2)
-    subject = json.loads((tmp_path / "state" / "subject.json").read_text())
-    (tmp_path / "state" / "subject.json").write_text(json.dumps(subject))  # On one line.
-    call(monkeypatch, evaluate, *arguments)
-    assert sorted(os.listdir(tmp_path)) == ["config.gin", "examples.npz", "results.json"]
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert {name: results[name] for name in subject} == subject
-    named = {"path", "sha256", "input_range", "input_layout", "outputs", "logits_output"}
-    assert results["model"].keys() == named
-
-
-def test_two_evaluations_in_one_folder(monkeypatch, capsys, network, tmp_path):
-    arguments = quick_evaluation_of(network, tmp_path)
-    with ownership.lock(tmp_path, what="another command"):
-        assert "in use by process" in refused(monkeypatch, capsys, evaluate, *arguments)
-        assert os.listdir(tmp_path) == ["in_use.json"]
-
-
-@pytest.mark.parametrize("name", ["state/subject.json", "config.gin", "results.json"])
-@pytest.mark.parametrize("text", ["no json", '{"model": 3}', "[1]", "\udcff"])
-def test_a_malformed_file_of_an_evaluation_is_one_line_that_names_it(
-    monkeypatch, capsys, network, tmp_path, name, text
-):
-    arguments = quick_evaluation_of(network, tmp_path)
-    interrupt(monkeypatch, arguments, 1)
-    (tmp_path / name).write_bytes(text.encode("utf-8", "surrogateescape"))
-    assert f"{tmp_path}/{name}" in refused(monkeypatch, capsys, evaluate, *arguments)
-
-
-def test_an_error_in_the_middle_of_an_evaluation_keeps_its_traceback(monkeypatch, capsys, network, tmp_path):
-    arguments = quick_evaluation_of(network, tmp_path)
-
-    def break_down(*args, **kwargs):
-        raise ValueError("it broke")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(storage, "write", break_down)  # At the first save.
-        line = failed(patch, capsys, evaluate, *arguments)
-    assert line == f"error: it broke; the traceback is in {tmp_path}/error.txt"
-    call(monkeypatch, evaluate, *arguments)
-    assert sorted(os.listdir(tmp_path)) == ["config.gin", "examples.npz", "results.json"]
-
-
-@pytest.mark.parametrize(
-    "gin_file, changes, message",
-    [
-        ("autoattack", {"autoattack.version": "'custom'", "autoattack.attacks": "['apgd-ce', 'foo']"}, "foo"),
-        ("autoattack", {"autoattack.version": "'custom'", "autoattack.attacks": "'square'"}, "'square'"),
-        ("autoattack", {"autoattack.version": "'custom'"}, "None"),
-        ("autoattack", {"autoattack.version": "'foo'"}, "foo"),
-        ("autoattack", {"autoattack.attacks": "['square']"}, "custom"),
-        ("autoattack", {"EPSILON": "'foo'"}, "foo"),
-        ("pgd40", {"EPSILON": "'foo'"}, "foo"),
-        ("aa_mt", {"EPSILON": "'-1/255'"}, "-1/255"),
-        ("aa_mt", {"NORM": "'L3'"}, "L3"),
-        ("autoattack", {"apgd.num_steps": "3"}, "apgd.num_steps"),
-    ],
-)
-def test_bad_attacks_are_refused(monkeypatch, capsys, network, tmp_path, gin_file, changes, message):
-    line = refused(
-        monkeypatch, capsys, evaluate, f"--saved_model={network}/saved_model", f"--dataset=npz:{network}/images.npz",
-        f"--gin_file=gin/eval/{gin_file}.gin", f"--workdir={tmp_path}/eval",
-        *[f"--gin_param={name} = {value}" for name, value in changes.items()],
-    )  # fmt: skip
-    assert message in line
-    assert not (tmp_path / "eval").exists()

@@ -171,7 +171,7 @@ def attacks_of(evaluation_file, *params):
 
 
 def test_aa_mt_is_the_papers_evaluation():
-    # Gowal et al. 2020, section 3.2.
+    # Gowal et al. 2020, section 3.1.
     expected = [
         ("apgd-ce", {"loss_fn": losses.cross_entropy, "num_steps": 100, "num_restarts": 5}),
         ("apgd-dlr", {"loss_fn": losses.dlr, "num_steps": 100, "num_restarts": 5}),

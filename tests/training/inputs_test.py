@@ -11,6 +11,7 @@ from robust_keras import storage
 from robust_keras.data import training_batches
 from robust_keras.training import adversarial_model, objectives
 from robust_keras.training.optimizer import NesterovSGD
+from tests.models.weights_test import nested
 from tests.training.train_test import tiny_data, tiny_run
 
 
@@ -53,7 +54,7 @@ def test_labels_in_a_column_and_one_hot_are_the_labels(tmp_path):
     weights = []
     for name, labels in forms.items():
         data = changed("labelled", labels=labels)
-        tiny_run(tmp_path / name, data=data, train_steps=2, validate_every=100)
+        tiny_run(tmp_path / name, data=data, model=nested, train_steps=2, validate_every=100)
         weights.append(storage.read(tmp_path / name / "checkpoints", 2).arrays)
     for other in weights[1:]:
         for name, array in weights[0].items():

@@ -124,9 +124,9 @@ def test_a_run_holds_its_network_and_its_twin_and_no_other_weights(tmp_path):
 
 
 def test_what_is_built_is_what_a_run_trains(tmp_path):
-    run = tiny_settings(**FEW)
+    run = tiny_settings(model=nested, **FEW)
     built = program.build(run.recipe, run.layout, tiny_data())
-    trained = tiny_run(tmp_path, **FEW)
+    trained = tiny_run(tmp_path, model=nested, **FEW)
     batches = run.recipe.batches(tiny_data(), seed=0, num_steps=2)
     built.model.fit(batches, verbose=0)
     for networks in ((built.network, trained.network), (built.twin, trained.averaged)):

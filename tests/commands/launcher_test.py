@@ -1,0 +1,57 @@
+"""What every command does with errors and signals."""
+
+import signal
+import sys
+
+import pytest
+import tensorflow as tf
+
+from robust_keras.commands import launcher
+
+
+def test_a_lost_process_is_one_line(monkeypatch, capsys):
+    def lost(values):
+        raise tf.errors.UnavailableError(None, None, "Connection reset\nby peer")
+
+    monkeypatch.setattr(sys, "argv", ["train"])
+    monkeypatch.setenv("TF_CONFIG", "{}")
+    with pytest.raises(SystemExit) as exit:
+        launcher.launch(lost, lambda values: None, "")
+    assert exit.value.code == 1
+    assert capsys.readouterr().err.startswith("error: Expected all processes to answer. Received: Connection reset;")
+    monkeypatch.delenv("TF_CONFIG")
+    with pytest.raises(tf.errors.UnavailableError):
+        launcher.launch(lost, lambda values: None, "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_every_command_stops_on_a_signal(monkeypatch, capsys, number):
+    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
+
+    def main(values):
+        signal.raise_signal(number)
+        raise AssertionError
+
+    monkeypatch.setattr(sys, "argv", ["any"])
+    with pytest.raises(SystemExit) as exit:
+        launcher.launch(main, lambda values: None, "")
+    assert exit.value.code == 75
+    line = f"error: Stopped by {number.name}; what was finished is kept\n"
+    assert capsys.readouterr().err == line
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
+
+
+def test_a_command_that_is_stopped_while_it_starts(monkeypatch, capsys):
+    class Interrupting:
+        def find_spec(self, name, *args):
+            if name == "robust_keras.training.run_state":
+                signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.delattr("robust_keras.training.run_state")
+    monkeypatch.delitem(sys.modules, "robust_keras.training.run_state")
+    monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
+    monkeypatch.setattr(sys, "argv", ["any"])
+    with pytest.raises(SystemExit) as exit:
+        launcher.launch(lambda values: None, lambda values: None, "")
+    assert exit.value.code == 75
+    assert capsys.readouterr().err == "error: Stopped by SIGINT; what was finished is kept\n"
