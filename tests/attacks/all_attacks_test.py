@@ -161,15 +161,23 @@ def test_logits_that_are_no_numbers_are_broken_by_images(attack, threat):
 
 
 def test_a_loss_that_is_no_number_is_never_the_best(threat):
-    # From where the first of its points are; the network itself has numbers everywhere.
+    # It is none at the start, where its gradient has numbers all the same; the network has them everywhere.
     def loss_fn(logits, labels):
-        return tf.where(losses.margin(logits, labels) < -0.2, np.nan, losses.margin(logits, labels))
+        margin = losses.margin(logits, labels)
+        return margin + tf.stop_gradient(tf.where(margin < -0.3, np.nan, 0.0))
 
-    for build in (apgd.apgd, functools.partial(pgd.pgd, step_size=threat.epsilon / 3, num_restarts=3)):
-        attack = functools.partial(build, threat=threat, loss_fn=loss_fn, num_steps=12)
-        x_adv = in_a_program(attack, NETWORK, IMAGES, LABELS, seeds_of(range(8)))
-        assert_allowed(x_adv, IMAGES, threat)
-        assert np.any(predictions(NETWORK, x_adv) != LABELS)
+    search = apgd.apgd.search(threat=threat, loss_fn=loss_fn, num_steps=12)
+    clean_logits = NETWORK(IMAGES)
+    state = stepwise.begin(search, IMAGES, LABELS, clean_logits, seeds_of(range(8)), tf.zeros_like(LABELS)).state
+    step = tf.function(functools.partial(search.step, NETWORK), autograph=False)
+    seen = []
+    for k in range(search.num_steps):
+        state, x_adv, _ = step(IMAGES, LABELS, state, tf.fill((8,), k))
+        seen.append(loss_fn(NETWORK(x_adv), LABELS))
+    began_without = np.isnan(seen[0]) & np.any(np.isfinite(seen), axis=0)
+    assert np.any(began_without)
+    highest = np.nanmax(np.stack(seen)[:, began_without], axis=0)
+    np.testing.assert_allclose(state["loss_best"][began_without], highest, rtol=1e-4, atol=1e-5)
 
 
 # --- Scales of logits
