@@ -130,25 +130,6 @@ def value_and_gradient(
         `(logits, loss, gradient)`: `[batch, num_classes]`, `[batch]` and like `x_adv`; the gradient is zero where there
         is none.
     """
-    logits, loss, gradient = _value_and_raw_gradient(logits_fn, x_adv, loss_fn)
-    return logits, loss, finite_or_zero(gradient)
-
-
-def has_non_finite_gradient(logits_fn: Callable, x: tf.Tensor, loss_fn: Callable) -> tf.Tensor:
-    """Which examples' gradient has entries that are no finite numbers, which attacks take for zero: bool `[batch]`.
-
-    Arguments are those of `value_and_gradient`.
-    """
-    gradient = _value_and_raw_gradient(logits_fn, x, loss_fn)[2]
-    return tf.reduce_any(~tf.math.is_finite(gradient), axis=list(range(1, x.shape.rank)))
-
-
-def finite_or_zero(values: tf.Tensor) -> tf.Tensor:
-    """`values`, and zero where they are no finite numbers."""
-    return tf.where(tf.math.is_finite(values), values, tf.zeros_like(values))
-
-
-def _value_and_raw_gradient(logits_fn, x_adv, loss_fn):
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(x_adv)
         logits = logits_fn(x_adv)
@@ -157,7 +138,12 @@ def _value_and_raw_gradient(logits_fn, x_adv, loss_fn):
         total = tf.reduce_sum(loss)
     gradient = tape.gradient(total, x_adv, unconnected_gradients=tf.UnconnectedGradients.ZERO)
     gradient.set_shape(x_adv.shape)  # That of a loaded model forgets the size of the batch.
-    return logits, loss, gradient
+    return logits, loss, finite_or_zero(gradient)
+
+
+def finite_or_zero(values: tf.Tensor) -> tf.Tensor:
+    """`values`, and zero where they are no finite numbers."""
+    return tf.where(tf.math.is_finite(values), values, tf.zeros_like(values))
 
 
 def target_class(clean_logits: tf.Tensor, labels: tf.Tensor, rank: tf.Tensor) -> tf.Tensor:
