@@ -83,10 +83,11 @@ def _open_keras(path: str) -> Opened:
     shape, dtype = tf.TensorShape(inputs[0].shape), tf.as_dtype(inputs[0].dtype)
     if dtype.is_integer:  # A model converts what it is given to its inputs' type.
         floats = keras.Input(batch_shape=inputs[0].shape, dtype="float32")
-        given = (
-            [floats] if isinstance(model, keras.Sequential) else tf.nest.map_structure(lambda _: floats, model.input)
-        )
-        model = keras.models.clone_model(model, input_tensors=given, clone_function=lambda layer: layer)
+        if isinstance(model, keras.Sequential):  # Which Keras 3.5 cannot clone onto another input.
+            model = keras.Sequential([floats, *model.layers])
+        else:
+            given = tf.nest.map_structure(lambda _: floats, model.input)
+            model = keras.models.clone_model(model, input_tensors=given, clone_function=lambda layer: layer)
     return Opened(lambda x: model(x, training=False), shape, dtype, dtype.is_integer)
 
 

@@ -10,8 +10,6 @@ from smooth_networks import pictures, predictions, seeds_of, smooth_network
 from robust_keras import losses, threats
 from robust_keras.attacks import apgd, fab, multi_targeted, pgd, square, step_rules, stepwise, transfer
 
-pytestmark = pytest.mark.oldest
-
 NORMS = ("Linf", "L2", "L1")
 # At which each attack below breaks some of the images.
 RADII = {"Linf": 0.08, "L2": 0.8, "L1": 8.0}
@@ -119,6 +117,7 @@ def assert_allowed(x_adv, x, threat):
     assert np.all(distances(x_adv, x, threat.norm) <= threat.epsilon * (1 + 1e-5))
 
 
+@pytest.mark.oldest
 def test_a_gradient_that_is_no_number_stops_no_attack(attack, threat):
     network = with_gamma(1 / 2.2 if threat.norm == "L2" else 0.5)
     labels = predictions(network, DARK)

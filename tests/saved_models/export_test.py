@@ -203,7 +203,7 @@ def test_a_path_that_is_a_file_is_refused(tmp_path, linear):
 
 def test_a_saved_model_of_other_people_is_refused(linear, tmp_path):
     theirs = tmp_path / "theirs"
-    linear.export(theirs, verbose=False)
+    linear.export(theirs)
     before = content_of(theirs)
     with pytest.raises(ValueError, match="empty or new folder. Received"):
         export.export(linear, theirs, card={})

@@ -70,7 +70,7 @@ def of_tensorflow_1(path):
 
 
 def of_keras(dtype, sequential=False):
-    return lambda path: network(dtype, sequential).export(path, verbose=False)
+    return lambda path: network(dtype, sequential).export(path)
 
 
 def keras_file(dtype, sequential=False):

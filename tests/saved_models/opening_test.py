@@ -14,8 +14,6 @@ import tensorflow as tf
 from robust_keras.models import keras_classes
 from robust_keras.saved_models import export, load
 
-pytestmark = pytest.mark.oldest
-
 ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -47,6 +45,7 @@ def test_a_keras_file_that_is_none(tmp_path, name):
     assert name in refusal(tmp_path / name)
 
 
+@pytest.mark.oldest
 def test_a_damaged_keras_file(tmp_path, linear):
     linear.save(tmp_path / "model.keras")
     content = (tmp_path / "model.keras").read_bytes()
@@ -61,6 +60,7 @@ class Unknown(keras.layers.Layer):
         return x
 
 
+@pytest.mark.oldest
 def test_a_class_that_nobody_registered(tmp_path):
     image = keras.Input((4, 4, 3))
     path = tmp_path / "model.keras"
@@ -76,6 +76,7 @@ def test_a_class_that_nobody_registered(tmp_path):
     assert "'Unknown'" in message and "SavedModel, as model.export() writes it" in message
 
 
+@pytest.mark.oldest
 def test_python_code_in_a_file_does_not_run(tmp_path):
     image = keras.Input((4, 4, 3))
     ran = tmp_path / "ran"
@@ -86,6 +87,7 @@ def test_python_code_in_a_file_does_not_run(tmp_path):
     assert not ran.exists()
 
 
+@pytest.mark.oldest
 def test_several_inputs_of_a_keras_file(tmp_path):
     one, other = keras.Input((4, 4, 3), name="one"), keras.Input((4, 4, 3), name="other")
     logits = keras.layers.Dense(3)(keras.layers.Flatten()(keras.layers.Add()([one, other])))
@@ -93,6 +95,7 @@ def test_several_inputs_of_a_keras_file(tmp_path):
     assert "one input, the images. Received: one, other" in refusal(tmp_path / "model.keras")
 
 
+@pytest.mark.oldest
 def test_the_shape_of_a_keras_file(tmp_path, linear):
     linear.save(tmp_path / "model.keras")
     logits_fn = load.load_logits_fn(tmp_path / "model.keras")
@@ -113,6 +116,7 @@ class Subclass(keras.Model):
         return self.dense(self.flatten(x))
 
 
+@pytest.mark.oldest
 def test_a_subclass_of_model(tmp_path):
     model = Subclass()
     x = np.random.default_rng(0).random((2, 4, 4, 3), np.float32)
@@ -141,6 +145,7 @@ def test_a_file_of_an_older_release_loads_in_a_process_that_has_imported_nothing
     assert result.stdout.strip().endswith("exported.keras")
 
 
+@pytest.mark.oldest
 def test_every_registered_class_of_a_network_is_known():
     import robust_keras.models as package
 
