@@ -216,7 +216,6 @@ def test_a_killed_run_continues_to_the_same_result(monkeypatch, images, finished
     assert_same_run(tmp_path, finished)
 
 
-@pytest.mark.oldest
 @pytest.mark.parametrize("size", [0, 5000])
 def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
     monkeypatch, capsys, images, finished, tmp_path, size

@@ -136,7 +136,6 @@ def test_what_was_saved_stays_while_a_validation_is_caught_up_on(monkeypatch, un
     assert_same_run(tmp_path, undisturbed)
 
 
-@pytest.mark.oldest
 @pytest.mark.parametrize("fails", [False, True])
 def test_sigterm_waits_for_the_snapshot_under_way_and_writes_no_other(monkeypatch, undisturbed, tmp_path, fails):
     write, should_stop, steps = storage.write, recording.RunRecorder._should_stop, []
