@@ -81,6 +81,11 @@ class Device:
         np.savez(folder / "examples.npz", **arrays)
         attacks = [{"name": str(k), "steps": number} for k, number in enumerate(steps)]
         results = {
+            "model": {"path": "saved_model"},
+            "num_examples": num_examples,
+            "norm": "Linf",
+            "epsilon_fraction": "8/255",
+            "confidence_interval_95": [0.0, 1.0],
             "attacks": attacks[1:],
             "baseline": {**attacks[0], "robust_accuracy": robust},
             "clean_accuracy": clean,
