@@ -1,6 +1,6 @@
 """Times the scoring of a pool against the network that it cannot do without, and shows what memory it takes.
 
-    python scripts/benchmark_scoring.py --num_images=500000 --workdir=/tmp/pool
+    python scripts/benchmark_scoring.py --num_images=500000 --workdir=DIR
 
 Makes a `tiny_images.bin` of that many records from the training images of a data set, each darkened a little,
 and labels it with an untrained WRN-10-1; duplicates are sought among all test images of the set. The network alone is

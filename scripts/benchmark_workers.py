@@ -1,6 +1,6 @@
 """Times two worker processes that train together against two that train apart, each on a core of its own.
 
-    python scripts/benchmark_workers.py --workdir=/tmp/workers --gin_file=gin/quickstart.gin
+    python scripts/benchmark_workers.py --workdir=DIR --gin_file=gin/quickstart.gin
 
 Pairs of runs, one after the other on an idle Linux machine. A worker of the pair has half of the batch; what they add
 up to, in examples per second as metrics.csv has it, is the throughput. The ratio says what meeting at each step costs;

@@ -51,8 +51,8 @@ def as_attack(given: Attack | Callable) -> Attack:
         An `Attack`.
 
     Raises:
-        ValueError: for what cannot be called or has no name, for settings that are bound by position, and for those
-            that the attack refuses.
+        ValueError: for what cannot be called or has no name, for settings that are bound by position or missing, and
+            for those that the attack refuses.
     """
     if isinstance(given, Attack):
         return given
@@ -64,6 +64,8 @@ def as_attack(given: Attack | Callable) -> Attack:
     name = getattr(function, "__name__", None) or getattr(function, "name", None)
     if not callable(function) or name is None:
         raise ValueError(f"Expected an attack, a function with a name. Received: {function!r}")
+    if missing := _required(function) - settings.keys():
+        raise ValueError(f"Expected settings of {name}. Received: none for {', '.join(sorted(missing))}")
     settings = {**_defaults(function), **settings}
     build = getattr(function, "search", None)
     search = build(**settings) if build else None
@@ -83,11 +85,20 @@ def as_attack(given: Attack | Callable) -> Attack:
 
 
 def _defaults(function):
+    return {name: each.default for name, each in _parameters(function) if each.default is not inspect.Parameter.empty}
+
+
+def _required(function):
+    """Names of the settings without which the function cannot be called; `seeds` are given with the images."""
+    of_settings = (each for each in _parameters(function) if each[1].kind is inspect.Parameter.KEYWORD_ONLY)
+    return {name for name, each in of_settings if each.default is inspect.Parameter.empty} - {"seeds"}
+
+
+def _parameters(function):
     try:
-        parameters = inspect.signature(function).parameters
+        return inspect.signature(function).parameters.items()
     except ValueError:  # Some built-in functions have none.
-        return {}
-    return {name: each.default for name, each in parameters.items() if each.default is not inspect.Parameter.empty}
+        return ()
 
 
 def _described(value):

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 # Probabilities in half precision sum to 1 so nearly.
 _TOLERANCE = 1e-2
-# Fewer examples than these say little of what outputs are like.
+# Fewer examples, or outputs, than these say little of what outputs are like.
 _MANY = 50
 # The largest float32 under a probability of 1, as a logarithm.
 _NEARLY_ONE = -(2.0**-24)
@@ -43,8 +43,8 @@ def check(outputs: np.ndarray, *, are_log_probabilities: bool = False) -> None:
 
 
 def is_within_0_1(outputs: np.ndarray) -> bool:
-    """Whether all outputs lie in [0, 1], on enough examples that this means something."""
-    return bool(len(outputs) >= _MANY and outputs.min() >= 0.0 and outputs.max() <= 1.0)
+    """Whether all outputs lie in [0, 1], of so many that this means something."""
+    return bool(outputs.size >= _MANY and outputs.min() >= 0.0 and outputs.max() <= 1.0)
 
 
 def are_log_probabilities(logits_fn: Callable) -> bool:

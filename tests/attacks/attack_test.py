@@ -57,6 +57,8 @@ def test_it_runs_as_what_was_given():
         (3, "a function with a name. Received: 3"),
         ("pgd40", "a function with a name. Received: 'pgd40'"),
         (functools.partial(square.square, threat=LINF, num_queries=0), "num_queries"),
+        (functools.partial(pgd.pgd, threat=LINF, num_steps=10), "settings of pgd. Received: none for loss_fn$"),
+        (apgd.apgd, "Received: none for threat$"),
     ],
 )
 def test_what_is_none_is_refused(given, message):

@@ -161,9 +161,10 @@ def test_loss_activation_and_averaging_combine():
     assert recipe.objective.keywords == {"beta": 4}
 
 
-def test_plain_training_is_no_overlay_of_an_adversarial_recipe():
-    with pytest.raises(ValueError, match="Expected bindings that are used. Received: training/pgd.loss_fn"):
-        bound(["at.gin", "objectives/standard.gin"])
+def test_plain_training_takes_the_attack_of_a_recipe_away():
+    recipe = bound(["at.gin", "objectives/standard.gin"]).recipe
+    assert recipe.attack is None and recipe.validation.best_by == "clean"
+    assert recipe.objective.func.__name__ == "standard_training"
 
 
 def test_activations_and_schedules_say_their_choices():
