@@ -157,9 +157,8 @@ def test_a_circle_is_seen():
 
 
 def test_nothing_below_the_commands_imports_them():
-    assert not [
-        module for module, source in LIBRARY.items() if "robust_keras.commands" in " ".join(our_imports(module, source))
-    ]
+    below = {module: our_imports(module, source) for module, source in LIBRARY.items() if module != "robust_keras"}
+    assert not [module for module, imported in below.items() if "robust_keras.commands" in " ".join(imported)]
 
 
 def test_gin_is_known_to_commands_alone():

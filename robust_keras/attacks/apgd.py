@@ -144,7 +144,7 @@ def _search(name, ascent):
 def _start(ascent, plan, x, labels, clean_logits, seeds, run):
     norm = _NORMS[ascent.threat.norm]
     x_adv = norm.start(x, norm.draw(seeds, tuple(x.shape[1:])), float(plan.epsilon[0]))
-    zeros = tf.zeros_like(x[:, 0, 0, 0])
+    zeros = tf.zeros_like(labels, tf.float32)
     image = tf.zeros_like(x)
     return {
         "x_adv": x_adv,
@@ -270,7 +270,7 @@ def _halve(x, state, step_size_0, window, rho):
 
 
 def _linf_start(x, draw, epsilon):
-    largest = tf.reduce_max(tf.abs(draw), axis=(1, 2, 3), keepdims=True)
+    largest = tf.reduce_max(tf.abs(draw), axis=_image_axes(draw), keepdims=True)
     return tf.clip_by_value(x + epsilon * draw / (largest + 1e-12), 0.0, 1.0)
 
 
@@ -284,7 +284,7 @@ def _linf_move(x, state, epsilon, momentum):
 
 
 def _l2_norm(delta):
-    return tf.sqrt(tf.reduce_sum(tf.square(delta), axis=(1, 2, 3), keepdims=True))
+    return tf.sqrt(tf.reduce_sum(tf.square(delta), axis=_image_axes(delta), keepdims=True))
 
 
 def _l2_start(x, draw, epsilon):
@@ -298,7 +298,7 @@ def _l2_move(x, state, epsilon, momentum):
 
     x_adv, gradient = state["x_adv"], state["gradient"]
     # Upstream's 1e-12 would shorten steps along tiny gradients, and the squares of huge ones overflow.
-    largest = tf.reduce_max(tf.abs(gradient), axis=(1, 2, 3), keepdims=True)
+    largest = tf.reduce_max(tf.abs(gradient), axis=_image_axes(gradient), keepdims=True)
     gradient *= threats.ordinary_scale(largest, at_least=2.0**-30)
     stepped = inside(x_adv + stepwise.expand(state["step_size"], x) * gradient / (_l2_norm(gradient) + 1e-12))
     return inside(x_adv + (stepped - x_adv) * momentum + (x_adv - state["previous"]) * (1.0 - momentum))
@@ -320,7 +320,7 @@ def _l1_move(x, state, epsilon, momentum):
     rank = tf.cast(tf.clip_by_value((1.0 - state["share"]) * num_pixels, 0.0, num_pixels - 1.0), tf.int32)
     size = tf.abs(gradient)
     direction = tf.where(size >= threats.order_statistic(size, rank), tf.sign(gradient), 0.0)
-    direction /= tf.reduce_sum(tf.abs(direction), axis=(1, 2, 3), keepdims=True) + 1e-10
+    direction /= tf.reduce_sum(tf.abs(direction), axis=_image_axes(direction), keepdims=True) + 1e-10
     stepped = state["x_adv"] + stepwise.expand(state["step_size"], x) * direction
     return _l1_project(stepped - x, x, epsilon)
 
@@ -331,7 +331,7 @@ def _l1_windows(num_steps):
 
 
 def _num_changed(x_adv, x):
-    return tf.reduce_sum(tf.cast(x_adv != x, tf.float32), axis=(1, 2, 3))
+    return tf.reduce_sum(tf.cast(x_adv != x, tf.float32), axis=_image_axes(x))
 
 
 def _share(num_changed, x):
@@ -342,7 +342,7 @@ def _l1_reset(x, x_adv, given):
     if given:
         num_changed = _num_changed(x_adv, x)
         return {"num_changed": num_changed, "share": _share(num_changed, x)}
-    zeros = tf.zeros_like(x[:, 0, 0, 0])
+    zeros = _num_changed(x, x)
     return {"num_changed": zeros + math.prod(x.shape[1:]), "share": zeros + 0.2}
 
 
@@ -375,3 +375,7 @@ _NORMS = {
     "L2": _Norm(noise.normal, _l2_start, _l2_move, 2.0, _halving_windows, _halve, _none),
     "L1": _Norm(noise.normal, _l1_start, _l1_move, 1.0, _l1_windows, _adapt_sparsity, _l1_reset),
 }
+
+
+def _image_axes(x):
+    return list(range(1, x.shape.rank))

@@ -102,6 +102,6 @@ def _single(given: Any, threat: threats.Threat) -> Any:
     if isinstance(given, functools.partial) and not given.args:
         function, settings = given.func, given.keywords
     if inner := getattr(function, "inner", None):  # One of `on_models`.
-        return functools.partial(inner, threat=threat, **settings)
+        return functools.partial(inner, **{"threat": threat, **settings})
     takes = "threat" in inspect.signature(function).parameters
     return functools.partial(given, threat=threat) if takes and "threat" not in settings else given

@@ -66,6 +66,10 @@ def _run(main: Callable[[flags.FlagValues], None], values: flags.FlagValues) -> 
     from robust_keras.training import run_state, termination
 
     try:
+        if "import" in values and values["import"].value:
+            from robust_keras.commands import registration
+
+            registration.import_modules(values["import"].value)
         main(values)
     except run_state.NonFiniteLoss as error:
         _exit(exit_codes.NON_FINITE_LOSS, _one_line(error))
@@ -119,6 +123,14 @@ def define_bindings(values: flags.FlagValues) -> None:
         "gin_param", [], "Binding, such as \"EPSILON = '4/255'\"; any number of times.", flag_values=values
     )
     flags.DEFINE_string("data_dir", None, "Where data sets are, or are to be downloaded to.", flag_values=values)
+    define_import(values)
+
+
+def define_import(values: flags.FlagValues) -> None:
+    """Defines the flag of modules that are imported before a command does anything."""
+    flags.DEFINE_multi_string(
+        "import", [], "Module with functions or layers of your own, imported first; any number.", flag_values=values
+    )
 
 
 def define_strategy(values: flags.FlagValues) -> None:

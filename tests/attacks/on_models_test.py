@@ -84,6 +84,20 @@ def test_forms_of_models_images_and_labels(network, labels):
         np.testing.assert_allclose(x_adv / scale, expected, atol=1e-3, err_msg=name)
 
 
+@pytest.mark.parametrize("shape", [(192,), (8, 24)])
+@pytest.mark.parametrize("norm", RADII)
+def test_images_of_any_rank(network, labels, shape, norm):
+    def of_shape(x):
+        return network(tf.reshape(x, (-1, 8, 8, 3)), training=False)
+
+    for name in ("pgd", "apgd", "fab"):
+        attack = functools.partial(getattr(rk.attacks, name), norm=norm, epsilon=RADII[norm], **ATTACKS[name][0])
+        x_adv = attack(of_shape, X.reshape(11, *shape), labels)
+        np.testing.assert_allclose(x_adv.reshape(X.shape), attack(network, X, labels), atol=1e-3, err_msg=name)
+    with pytest.raises(ValueError, match=r"Expected images \[batch, height, width, channels\]"):
+        rk.attacks.square(of_shape, X.reshape(11, *shape), labels, norm=norm, epsilon=RADII[norm])
+
+
 def test_no_images_are_no_images(network):
     x_adv = rk.attacks.pgd(network, BYTES[:0], np.zeros(0, int), norm="Linf", epsilon="8/255")
     assert x_adv.shape == (0, 8, 8, 3) and x_adv.dtype == np.float32
