@@ -115,8 +115,9 @@ def check(source: Source) -> None:
     is_right = images == np.uint8 and labels.kind in "iu" and len(shapes[0]) == 4 and shapes[1] == shapes[0][:1]
     if not is_right or 0 in shapes[0]:
         raise ValueError(
-            f"Expected images uint8 [N, height, width, channels] and labels integers [N] in {source.name!r}, as "
-            f"sources.from_arrays makes them. Received: {images} {shapes[0]} and {labels} {shapes[1]}"
+            "Expected images as bytes, uint8 [N, height, width, channels], and labels as integers, [N], in "
+            f"{source.name!r}, as sources.from_arrays makes them. Received: {images} {shapes[0]} and {labels} "
+            f"{shapes[1]}"
         )
 
 

@@ -286,7 +286,7 @@ def test_a_source_that_is_none_is_refused_at_the_edges():
     ):
         data = training_batches.TrainingData(right, right, wrong, (0.5,), (1.0,))
         swapped = data._replace(labelled=wrong, extra=None)
-        match = r"images uint8 \[N, height, width, channels\] and labels integers \[N\] in 'mine'"
+        match = r"images as bytes, uint8 \[N, height, width, channels\], and labels as integers, \[N\], in 'mine'"
         for edge in (data, swapped):
             _fails(match, training_batches.batches, edge, batch_size=4, seed=0, num_steps=1)
     floats = right._replace(images=_IMAGES / 255)
