@@ -67,6 +67,7 @@ for _function, _given in {
     pgd.pgd: ("seeds",),
     transfer.transfer: ("seeds",),
     augmentation.crop_and_flip: (),
+    augmentation.random_resized_crop: (),
     evaluation.correct_under_attack: ("seeds",),
     fab.fab: (),
     losses.cross_entropy: (),

@@ -36,6 +36,9 @@ def run(
     gin_params: Sequence[str] = (),
     split: str = "test",
     data_dir: str | None = None,
+    image_size: int | None = None,
+    short_side: int | None = None,
+    cache_dir: str | None = None,
     num_examples: int | None = None,
     individual: bool = False,
     input_range: Sequence[float] = (0.0, 1.0),
@@ -53,8 +56,9 @@ def run(
         gin_files: what to attack with, read in order.
         workdir: where results go.
         gin_params: further bindings.
-        split: 'test' or 'train'.
+        split: 'test', 'train' or 'validation'.
         data_dir: where data sets are.
+        image_size: see `data.sources.load`, like `short_side` and `cache_dir`.
         num_examples: how many examples, the first ones; None for all.
         individual: whether each attack runs on every correctly classified example.
         input_range: see `saved_models.load.load_logits_fn`, like `input_layout`, `outputs` and `logits_output`.
@@ -76,11 +80,14 @@ def run(
     }
     model = {"path": saved_model, "sha256": load.fingerprint(saved_model), **reading}
     data = {"name": dataset, "split": split, "num_examples": num_examples}
+    sizes = {"image_size": image_size, "short_side": short_side}
+    data |= {name: size for name, size in sizes.items() if size is not None}
     subject = {"model": model, "dataset": data, "individual": individual}
-    return _run(subject, _files(workdir), gin_files, gin_params, data_dir, strategy or "auto", tpu)
+    places = {"data_dir": data_dir, "cache_dir": cache_dir}
+    return _run(subject, _files(workdir), gin_files, gin_params, places, strategy or "auto", tpu)
 
 
-def _run(subject: dict, files: _Files, gin_files, gin_params, data_dir, strategy, tpu) -> dict[str, Any]:
+def _run(subject: dict, files: _Files, gin_files, gin_params, places, strategy, tpu) -> dict[str, Any]:
     from robust_keras import failures, ownership
     from robust_keras.commands import configuration
     from robust_keras.engines import replicas, strategies
@@ -95,7 +102,7 @@ def _run(subject: dict, files: _Files, gin_files, gin_params, data_dir, strategy
     with failures.running(folder, process=process), ownership.lock(folder, what="an evaluation", writes=writes):
         if (finished := _claim(files, subject, configuration.operative_config(), writes)) is not None:
             return finished
-        return _evaluate(evaluate, files, subject, data_dir, within, writes)
+        return _evaluate(evaluate, files, subject, places, within, writes)
 
 
 def _files(workdir: str) -> _Files:
@@ -139,7 +146,7 @@ def _claim_subject(path: str, subject: dict, *, writes: bool) -> None:
     ownership.claim(path, subject, what="this evaluation", writes=writes, parse=parse, compare=compare)
 
 
-def _evaluate(evaluate, files: _Files, subject: dict, data_dir, within, writes: bool) -> dict[str, Any]:
+def _evaluate(evaluate, files: _Files, subject: dict, places: dict, within, writes: bool) -> dict[str, Any]:
     import tensorflow as tf
 
     from robust_keras import storage
@@ -147,8 +154,9 @@ def _evaluate(evaluate, files: _Files, subject: dict, data_dir, within, writes: 
     from robust_keras.evaluation import results as evaluation
     from robust_keras.saved_models import export, load
 
-    dataset, model = subject["dataset"], dict(subject["model"])
-    source = sources.load(dataset["name"], dataset["split"], data_dir=data_dir)
+    dataset, model = dict(subject["dataset"]), dict(subject["model"])
+    num_examples = dataset.pop("num_examples")
+    source = sources.load(**dataset, **places)
     _claim_subject(files.subject, subject, writes=writes)
     path = model.pop("path")
     reading = {name: value for name, value in model.items() if name != "sha256"}
@@ -156,7 +164,7 @@ def _evaluate(evaluate, files: _Files, subject: dict, data_dir, within, writes: 
         results, examples = evaluate(
             load.load_logits_fn(path, **reading),
             source,
-            num_examples=dataset["num_examples"],
+            num_examples=num_examples,
             individual=subject["individual"],
             model_identity=model,
             save_directory=files.state,
@@ -171,11 +179,24 @@ def _evaluate(evaluate, files: _Files, subject: dict, data_dir, within, writes: 
     return results
 
 
+def _define_sizes(values: flags.FlagValues) -> None:
+    flags.DEFINE_integer(
+        "image_size", None, "Height and width that images of several sizes are resized to.", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "short_side", None, "Resizes the shorter side to this, and takes the middle of it.", flag_values=values
+    )
+    flags.DEFINE_string("cache_dir", None, "Where what has to be converted goes; beside the data.", flag_values=values)
+
+
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the command's flags."""
     flags.DEFINE_string("saved_model", None, "A SavedModel's folder or a .keras file.", flag_values=values)
-    flags.DEFINE_string("dataset", None, "Data set by name, such as cifar10, digits or npz:FILE.", flag_values=values)
-    flags.DEFINE_string("split", "test", "Its part: test or train.", flag_values=values)
+    flags.DEFINE_string(
+        "dataset", None, "Data set by name, such as cifar10, digits, npz:FILE or images:FOLDER.", flag_values=values
+    )
+    flags.DEFINE_string("split", "test", "Its part: test, train or validation.", flag_values=values)
+    _define_sizes(values)
     flags.DEFINE_string("data_dir", None, "Where data sets are, or are to be downloaded to.", flag_values=values)
     flags.DEFINE_multi_string("gin_file", None, "Attacks, such as gin/eval/pgd40.gin.", flag_values=values)
     flags.DEFINE_multi_string(
@@ -199,6 +220,9 @@ def main(values: flags.FlagValues) -> None:
         gin_params=values.gin_param,
         split=values.split,
         data_dir=values.data_dir,
+        image_size=values.image_size,
+        short_side=values.short_side,
+        cache_dir=values.cache_dir,
         num_examples=values.num_examples,
         individual=values.individual,
         **launcher.reading(values),
