@@ -21,11 +21,11 @@ class _Ascent(NamedTuple):
     """What is ascended, and how: the settings of `apgd`, and
 
     loss_fn: `(logits, labels, target_classes) -> [batch]`.
-    rank: `(run) -> rank` of the target class of a run, by falling clean logits.
+    num_targets: classes to aim at, in falling order of their clean logits; 1 for a loss that has no target.
     """
 
     loss_fn: Callable
-    rank: Callable
+    num_targets: int
     threat: threats.Threat
     num_steps: int
     num_restarts: int
@@ -64,8 +64,8 @@ def apgd(
     def untargeted(logits, labels, target_classes):
         return loss_fn(logits, labels)
 
-    ascent = _Ascent(untargeted, tf.zeros_like, threat, num_steps, num_restarts, eot_steps, rho, shrinking_radius)
-    return _search({"cross_entropy": "apgd-ce"}.get(name, f"apgd-{name}"), ascent, lambda num_classes: num_restarts)
+    settings = (threat, num_steps, num_restarts, eot_steps, rho, shrinking_radius)
+    return _search({"cross_entropy": "apgd-ce"}.get(name, f"apgd-{name}"), _Ascent(untargeted, 1, *settings))
 
 
 @stepwise.attack
@@ -82,28 +82,14 @@ def apgd_targeted(
     """APGD on the targeted DLR loss, 'apgd-t': one target after the other, in falling order of their clean logits.
 
     Args:
-        threat: a `threats.Threat`.
+        threat: see `apgd`, like all others but `num_targets`; restarts are per target.
         num_targets: wrong classes to aim at; all of them where there are fewer.
-        num_steps: see `apgd`, like all that follow; restarts are per target.
-        num_restarts: see there.
-        eot_steps: see there.
-        rho: see there.
-        shrinking_radius: see there.
 
     Raises:
         ValueError: see `apgd`; for num_targets under 1.
     """
-    if num_targets < 1:
-        raise ValueError(f"Expected num_targets >= 1. Received: {num_targets}")
-
-    def rank(run):
-        return run // num_restarts
-
-    def num_runs(num_classes):
-        return min(num_targets, num_classes - 1) * num_restarts
-
     settings = (threat, num_steps, num_restarts, eot_steps, rho, shrinking_radius)
-    return _search("apgd-t", _Ascent(losses.targeted_dlr, rank, *settings), num_runs)
+    return _search("apgd-t", _Ascent(losses.targeted_dlr, num_targets, *settings))
 
 
 class _Norm(NamedTuple):
@@ -130,7 +116,7 @@ class _Norm(NamedTuple):
     reset: Callable
 
 
-def _search(name, ascent, num_runs):
+def _search(name, ascent):
     counts = ascent.num_steps, ascent.num_restarts, ascent.eot_steps
     if min(counts) < 1:
         raise ValueError(
@@ -140,11 +126,16 @@ def _search(name, ascent, num_runs):
         raise ValueError(f"Expected the norm L1 with shrinking_radius. Received: {ascent.threat.norm}")
     if ascent.shrinking_radius and ascent.num_steps < 3:
         raise ValueError(f"Expected num_steps >= 3 with shrinking_radius. Received: {ascent.num_steps}")
+    if ascent.num_targets < 1:
+        raise ValueError(f"Expected num_targets >= 1. Received: {ascent.num_targets}")
     plan = _plan(_NORMS[ascent.threat.norm], ascent.threat.epsilon, ascent.num_steps, ascent.shrinking_radius)
 
     def first_loss_fn(logits, labels):
-        first = stepwise.target_class(tf.stop_gradient(logits), labels, ascent.rank(tf.zeros_like(labels)))
+        first = stepwise.target_class(tf.stop_gradient(logits), labels, tf.zeros_like(labels))
         return ascent.loss_fn(logits, labels, first)
+
+    def num_runs(num_classes):
+        return min(ascent.num_targets, num_classes - 1) * ascent.num_restarts
 
     start, step = (functools.partial(function, ascent, plan) for function in (_start, _step))
     return stepwise.Search(name, num_runs, len(plan.epsilon), start, step, first_loss_fn)
@@ -167,7 +158,7 @@ def _start(ascent, plan, x, labels, clean_logits, seeds, run):
         "num_rises": zeros,
         "was_reduced": tf.zeros_like(zeros, tf.bool),
         "step_size": zeros,
-        "target_classes": stepwise.target_class(clean_logits, labels, ascent.rank(run)),
+        "target_classes": stepwise.target_class(clean_logits, labels, run // ascent.num_restarts),
         **norm.reset(x, x_adv, ascent.shrinking_radius),
     }
 

@@ -178,18 +178,11 @@ def _flops(recipe: Any, data: Any, batch_size: int) -> float | None:
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the command's flags."""
-    flags.DEFINE_multi_string(
-        "gin_file", None, "Recipe, such as gin/at.gin; several are read in order.", flag_values=values
-    )
-    flags.DEFINE_multi_string(
-        "gin_param", [], "Binding, such as \"NORM = 'L2'\"; any number of times.", flag_values=values
-    )
-    flags.DEFINE_string("data_dir", None, "Where data sets are, for the shapes of those not known.", flag_values=values)
+    launcher.define_recipe(values)
     flags.DEFINE_integer(
         "num_cores", None, "Cores of the slice; 32 by default, or as many as share a smaller batch.", flag_values=values
     )
     flags.DEFINE_float("memory_gib", _MEMORY_GIB, "Memory of a core.", lower_bound=0.0, flag_values=values)
-    flags.mark_flag_as_required("gin_file", flag_values=values)
 
 
 def main(values: flags.FlagValues) -> None:

@@ -197,17 +197,13 @@ def define_flags(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_string("split", "test", "Its part: test, train or validation.", flag_values=values)
     _define_sizes(values)
-    flags.DEFINE_string("data_dir", None, "Where data sets are, or are to be downloaded to.", flag_values=values)
-    flags.DEFINE_multi_string("gin_file", None, "Attacks, such as gin/eval/pgd40.gin.", flag_values=values)
-    flags.DEFINE_multi_string(
-        "gin_param", [], "Binding, such as \"EPSILON = '4/255'\"; any number of times.", flag_values=values
-    )
+    launcher.define_recipe(values, "Attacks, such as gin/eval/pgd40.gin")
     flags.DEFINE_integer("num_examples", None, "How many examples, the first ones; all by default.", flag_values=values)
     flags.DEFINE_bool("individual", False, "Run each attack on every correctly classified example.", flag_values=values)
     flags.DEFINE_string("workdir", None, "Where results.json and examples.npz go.", flag_values=values)
     launcher.define_reading(values)
     launcher.define_strategy(values)
-    flags.mark_flags_as_required(["saved_model", "dataset", "gin_file", "workdir"], flag_values=values)
+    flags.mark_flags_as_required(["saved_model", "dataset", "workdir"], flag_values=values)
 
 
 def main(values: flags.FlagValues) -> None:

@@ -106,6 +106,21 @@ def _told(error: Exception) -> tuple[int, str] | None:
     return (exit_codes.FAILED, f"{name}{_one_line(error)}{kept}") if path else None
 
 
+def define_recipe(values: flags.FlagValues, what: str = "Recipe, such as gin/at.gin") -> None:
+    """Defines the flags that say what a command runs; `what` is in its gin files."""
+    flags.DEFINE_multi_string("gin_file", None, f"{what}; several are read in order.", flag_values=values)
+    flags.mark_flag_as_required("gin_file", flag_values=values)
+    define_bindings(values)
+
+
+def define_bindings(values: flags.FlagValues) -> None:
+    """Those of these flags that a command takes which knows its recipes itself."""
+    flags.DEFINE_multi_string(
+        "gin_param", [], "Binding, such as \"EPSILON = '4/255'\"; any number of times.", flag_values=values
+    )
+    flags.DEFINE_string("data_dir", None, "Where data sets are, or are to be downloaded to.", flag_values=values)
+
+
 def define_strategy(values: flags.FlagValues) -> None:
     """Defines the flags that say where a command computes."""
     flags.DEFINE_string(
