@@ -7,6 +7,7 @@ __version__ = "0.2.0.dev0"
 
 _MODULES = (
     "attacks",
+    "bounds",
     "commands",
     "data",
     "engines",

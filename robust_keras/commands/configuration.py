@@ -19,7 +19,13 @@ import tensorflow as tf
 
 import gin
 from robust_keras import losses, ownership, schedules, threats
-from robust_keras.attacks import apgd, autoattack, fab, multi_targeted, pgd, square, step_rules, transfer
+from robust_keras.attacks import step_rules, transfer
+from robust_keras.attacks.apgd import apgd, apgd_targeted
+from robust_keras.attacks.autoattack import autoattack
+from robust_keras.attacks.fab import fab
+from robust_keras.attacks.multi_targeted import multi_targeted
+from robust_keras.attacks.pgd import pgd
+from robust_keras.attacks.square import square
 from robust_keras.commands import gin_text, label_pool_settings, train_settings
 from robust_keras.data import augmentation, training_batches
 from robust_keras.engines import strategies
@@ -61,15 +67,15 @@ def _register(function, given=(), may_change=()):
 
 
 for _function, _given in {
-    apgd.apgd: (),
-    apgd.apgd_targeted: (),
-    multi_targeted.multi_targeted: (),
-    pgd.pgd: ("seeds",),
+    apgd: (),
+    apgd_targeted: (),
+    multi_targeted: (),
+    pgd: ("seeds",),
     transfer.transfer: ("seeds",),
     augmentation.crop_and_flip: (),
     augmentation.random_resized_crop: (),
     evaluation.correct_under_attack: ("seeds",),
-    fab.fab: (),
+    fab: (),
     losses.cross_entropy: (),
     losses.dlr: (),
     losses.kl_divergence: (),
@@ -87,12 +93,12 @@ for _function, _given in {
     schedules.multistep: ("num_steps",),
     schedules.piecewise_constant: (),
     schedules.warm_up: ("num_steps",),
-    square.square: (),
+    square: (),
 }.items():
     _register(_partial(_function), _given)
 
 # These make a value; nothing is left to be called later.
-for _function in (step_rules.steepest, autoattack.autoattack, load.load_logits_fn, threats.threat):
+for _function in (step_rules.steepest, autoattack, load.load_logits_fn, threats.threat):
     _register(_function)
 
 # Recipes hold for all norms: in L2 and L1 the steps that they call Adam's are those of the norm.

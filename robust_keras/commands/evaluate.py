@@ -8,23 +8,13 @@ An interrupted evaluation goes on where it was when the same command is given ag
 
 from robust_keras.commands import launcher  # isort: skip  Before TensorFlow is imported.
 
-import functools
-import json
-import posixpath
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-
-class _Files(NamedTuple):
-    """What an evaluation writes into its folder; `state` only lasts until it has finished."""
-
-    workdir: str
-    results: str
-    examples: str
-    state: str
-    subject: str
+if TYPE_CHECKING:
+    from robust_keras.evaluation import folder
 
 
 def run(
@@ -70,6 +60,7 @@ def run(
     Raises:
         ValueError: for bad input, before any attack; for a folder of another evaluation, or in use by one.
     """
+    from robust_keras.evaluation import folder
     from robust_keras.saved_models import load
 
     reading = {
@@ -84,10 +75,10 @@ def run(
     data |= {name: size for name, size in sizes.items() if size is not None}
     subject = {"model": model, "dataset": data, "individual": individual}
     places = {"data_dir": data_dir, "cache_dir": cache_dir}
-    return _run(subject, _files(workdir), gin_files, gin_params, places, strategy or "auto", tpu)
+    return _run(subject, folder.Folder(workdir), gin_files, gin_params, places, strategy or "auto", tpu)
 
 
-def _run(subject: dict, files: _Files, gin_files, gin_params, places, strategy, tpu) -> dict[str, Any]:
+def _run(subject: dict, of: "folder.Folder", gin_files, gin_params, places, strategy, tpu) -> dict[str, Any]:
     from robust_keras import failures, ownership
     from robust_keras.commands import configuration
     from robust_keras.engines import replicas, strategies
@@ -98,66 +89,36 @@ def _run(subject: dict, files: _Files, gin_files, gin_params, places, strategy, 
     configuration.parse(gin_files, gin_params)
     with within.scope():  # Other networks may be loaded here.
         evaluate = configuration.resolve(configuration.evaluate)
-    folder, writes = files.workdir, process == 0
-    with failures.running(folder, process=process), ownership.lock(folder, what="an evaluation", writes=writes):
-        if (finished := _claim(files, subject, configuration.operative_config(), writes)) is not None:
+    writes = process == 0
+    with failures.running(of.workdir, process=process), ownership.lock(of.workdir, what="an evaluation", writes=writes):
+        if (finished := _claim(of, subject, configuration.operative_config(), writes)) is not None:
             return finished
-        return _evaluate(evaluate, files, subject, places, within, writes)
+        return _evaluate(evaluate, of, subject, places, within, writes)
 
 
-def _files(workdir: str) -> _Files:
-    names = ("results.json", "examples.npz", "state", "state/subject.json")
-    return _Files(workdir, *(posixpath.join(workdir, name) for name in names))
-
-
-def _claim(files: _Files, subject: dict, config: str, writes: bool) -> dict[str, Any] | None:
+def _claim(of: "folder.Folder", subject: dict, config: str, writes: bool) -> dict[str, Any] | None:
     """Refuses a folder of another evaluation; the results of this one where it has finished."""
-    import tensorflow as tf
-
-    from robust_keras import storage
     from robust_keras.commands import configuration
+    from robust_keras.evaluation import folder
     from robust_keras.evaluation import results as evaluation
 
-    results, begun = storage.read_json(files.results), storage.read_json(files.subject)
-    configuration.claim(files.workdir, config, holds_results=bool(results or begun), write=writes)
-    for path in (files.results, files.subject):
-        _claim_subject(path, subject, writes=False)
-    if not results:
-        return None
-    if begun and writes:  # Interrupted after its last line but one.
-        tf.io.gfile.rmtree(files.state)
-    print(f"Already finished: {files.results}")
-    print(evaluation.summary(results))
+    configuration.claim(of.workdir, config, holds_results=of.is_begun(), write=writes)
+    if results := folder.finished(of, subject, writes=writes):
+        print(f"Already finished: {of.results}")
+        print(evaluation.summary(results))
     return results
 
 
-def _claim_subject(path: str, subject: dict, *, writes: bool) -> None:
-    """Claims a file that says, among other things, what is evaluated; a model is the same one wherever it is."""
-    from robust_keras import ownership
-
-    def complete(identity):
-        return {**identity, "model": {**identity["model"], "path": None}}
-
-    def parse(text):
-        saved = json.loads(text)
-        return {**{name: saved[name] for name in subject}, "model": dict(saved["model"])}
-
-    compare = functools.partial(ownership.differences, complete=complete)
-    ownership.claim(path, subject, what="this evaluation", writes=writes, parse=parse, compare=compare)
-
-
-def _evaluate(evaluate, files: _Files, subject: dict, places: dict, within, writes: bool) -> dict[str, Any]:
-    import tensorflow as tf
-
-    from robust_keras import storage
+def _evaluate(evaluate, of: "folder.Folder", subject: dict, places: dict, within, writes: bool) -> dict[str, Any]:
     from robust_keras.data import sources
+    from robust_keras.evaluation import folder
     from robust_keras.evaluation import results as evaluation
     from robust_keras.saved_models import export, load
 
     dataset, model = dict(subject["dataset"]), dict(subject["model"])
     num_examples = dataset.pop("num_examples")
     source = sources.load(**dataset, **places)
-    _claim_subject(files.subject, subject, writes=writes)
+    folder.begin(of, subject, writes=writes)
     path = model.pop("path")
     reading = {name: value for name, value in model.items() if name != "sha256"}
     with within.scope():
@@ -167,15 +128,13 @@ def _evaluate(evaluate, files: _Files, subject: dict, places: dict, within, writ
             num_examples=num_examples,
             individual=subject["individual"],
             model_identity=model,
-            save_directory=files.state,
+            save_directory=of.state,
         )
     results = {**results, **subject, "versions": export.versions()}
     if writes:
-        storage.write_arrays(files.examples, examples, compressed=True)
-        storage.write_json(files.results, results)  # Written last: it marks a finished evaluation.
-        tf.io.gfile.rmtree(files.state)
+        folder.finish(of, results, examples)
         print(evaluation.summary(results))
-        print(f"Results: {files.results}")
+        print(f"Results: {of.results}")
     return results
 
 

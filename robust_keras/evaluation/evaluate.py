@@ -12,8 +12,9 @@ from tqdm import tqdm
 from robust_keras import failures, losses, ownership, threats
 from robust_keras.attacks.attack import Attack
 from robust_keras.engines import replicas
-from robust_keras.evaluation import batching, examples, gradient_masking, outputs, results, saved_state, verification
+from robust_keras.evaluation import batching, examples, gradient_masking, results, saved_state, verification
 from robust_keras.evaluation import plan as plans
+from robust_keras.models import any_network, outputs
 
 # The diagnosis looks at so many examples, or at a batch of them where that is more.
 _DIAGNOSED = 32
@@ -100,14 +101,8 @@ def evaluate(
     return results.conclude(plan, seen, found, logits_fn)
 
 
-def _locked(save_directory):
-    if save_directory is None:
-        return contextlib.nullcontext()
-    return ownership.lock(save_directory, what="an evaluation", writes=replicas.process_index() == 0)
-
-
-def _look(logits_fn, predict_fn, images, labels, batch_size, allow_chance):
-    """The `Examples`, once the model has seen the clean images and neither they nor it turn out to be wrong."""
+def check_batch_size(logits_fn: Callable, batch_size: int) -> None:
+    """Raises ValueError for a batch that replicas cannot share, or of another size than the only one of a model."""
     num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
     if batch_size < 1 or batch_size % num_replicas:
         raise ValueError(f"Expected a batch_size that divides among {num_replicas} replicas. Received: {batch_size}")
@@ -117,9 +112,20 @@ def _look(logits_fn, predict_fn, images, labels, batch_size, allow_chance):
             f"Expected evaluate.batch_size = {only * num_replicas}: a replica takes batches of {only} alone. "
             f"Received: {batch_size}"
         )
+
+
+def _locked(save_directory):
+    if save_directory is None:
+        return contextlib.nullcontext()
+    return ownership.lock(save_directory, what="an evaluation", writes=replicas.process_index() == 0)
+
+
+def _look(logits_fn, predict_fn, images, labels, batch_size, allow_chance):
+    """The `Examples`, once the model has seen the clean images and neither they nor it turn out to be wrong."""
+    check_batch_size(logits_fn, batch_size)
     seen = examples.Examples(images, labels, verification.predict(predict_fn, images, batch_size))
     outputs.check(seen.clean_logits, are_log_probabilities=outputs.are_log_probabilities(logits_fn))
-    examples.check_labels(labels, seen.num_classes)
+    losses.check_labels(labels, seen.num_classes)
     if not allow_chance:
         examples.check_above_chance(seen)
     return seen
@@ -150,7 +156,7 @@ def _diagnose(logits_fn, plan, seen, batches):
     """Looks at the first examples that are right, in batches of the evaluation's size."""
     looked_at = np.flatnonzero(seen.correct)[: max(_DIAGNOSED, batches.batch_size)]
     return gradient_masking.diagnose(
-        batching.sized(logits_fn, seen.num_classes),
+        any_network.sized(logits_fn, seen.num_classes),
         *batching.inputs(seen, looked_at, batches.seed),
         threat=plan.threat,
         attacks=plan.attacks,

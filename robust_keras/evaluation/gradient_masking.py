@@ -9,7 +9,8 @@ import tensorflow as tf
 
 from robust_keras import losses, threats
 from robust_keras.attacks import attack as attacks_of
-from robust_keras.attacks import pgd, stepwise
+from robust_keras.attacks import stepwise
+from robust_keras.attacks.pgd import pgd
 from robust_keras.engines import replicas
 
 # Logits of the same image are the same, but for rounding, which other sizes of the batch may change.
@@ -176,7 +177,7 @@ def _zero_and_non_finite(logits_fn, loss_fns, x, labels):
 
 
 def _margin_after(logits_fn, threat, num_steps, x, labels, seeds):
-    x_adv = pgd.pgd(
+    x_adv = pgd(
         logits_fn,
         x,
         labels,

@@ -5,22 +5,52 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from robust_keras.evaluation import gradient_masking, outputs, warnings
+from robust_keras.evaluation import gradient_masking, warnings
 from robust_keras.evaluation.examples import Examples
 from robust_keras.evaluation.plan import Plan
 from robust_keras.evaluation.saved_state import Verdicts
+from robust_keras.models import outputs
 
 
 class Evaluation(NamedTuple):
-    """What `evaluate` returns.
+    """What `evaluate` returns; printed, it is the `summary`.
 
     Attributes:
-        results: a dictionary as results.json holds it, but for `model`, `dataset` and `versions`.
+        results: a dictionary as results.json holds it, perhaps without `model`, `dataset` and `versions`.
         examples: NumPy arrays by name as examples.npz holds them.
     """
 
     results: dict[str, Any]
     examples: dict[str, np.ndarray]
+
+    @property
+    def clean_accuracy(self) -> float:
+        """The share of examples that are right before any attack."""
+        return self.results["clean_accuracy"]
+
+    @property
+    def robust_accuracy(self) -> float:
+        """The share that no attack broke: an upper bound of the true robust accuracy."""
+        return self.results["robust_accuracy"]
+
+    @property
+    def robust_accuracy_after(self) -> dict[str, float]:
+        """The same after each attack, by its name, in order; of several of one name the last."""
+        return {after["attack"]: after["robust_accuracy"] for after in self.results["robust_accuracy_after"]}
+
+    @property
+    def confidence_interval_95(self) -> tuple[float, float]:
+        """Of the robust accuracy, for other images of the same kind."""
+        low, high = self.results["confidence_interval_95"]
+        return low, high
+
+    @property
+    def warnings(self) -> list[str]:
+        """Names of what was seen that speaks against these numbers; `evaluation.warnings.WARNINGS` explains them."""
+        return self.results["warnings"]
+
+    def __repr__(self) -> str:
+        return summary(self.results)
 
 
 def conclude(plan: Plan, examples: Examples, verdicts: Verdicts, logits_fn: Any) -> Evaluation:
@@ -35,12 +65,13 @@ def conclude(plan: Plan, examples: Examples, verdicts: Verdicts, logits_fn: Any)
     broken, broken_uint8 = verdicts.broken[plan.first :], verdicts.broken_uint8[plan.first :]
     correct = examples.correct
     standing = correct & ~broken.any(axis=0)
+    in_bytes = examples.images.dtype == np.uint8
     records = [_record(attack, k, verdicts) for k, attack in enumerate(plan.attacks)]
     results: dict[str, Any] = {
         "num_examples": len(correct),
         "clean_accuracy": float(correct.mean()),
         "robust_accuracy": float(standing.mean()),
-        "robust_accuracy_uint8": float((correct & ~broken_uint8.any(axis=0)).mean()),
+        "robust_accuracy_uint8": float((correct & ~broken_uint8.any(axis=0)).mean()) if in_bytes else None,
         "robust_accuracy_after": [
             {"attack": attack.name, "robust_accuracy": float((correct & ~broken[: k + 1].any(axis=0)).mean())}
             for k, attack in enumerate(plan.attacks[plan.first :])

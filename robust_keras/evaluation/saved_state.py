@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from robust_keras import storage
 from robust_keras.engines import replicas
+from robust_keras.evaluation.examples import as_floats
 
 _SAVED = ("broken", "broken_uint8", "seconds", "attacked", "steps", "steps_without_packing")
 
@@ -76,7 +77,7 @@ class Verdicts:
 
     def adversarial(self, images: np.ndarray, broken_by: np.ndarray) -> np.ndarray:
         """float32 `[num_examples, ...]`: the image of attack `broken_by[i]`, the clean one where that is negative."""
-        adversarial = images.astype(np.float32) / np.float32(255)
+        adversarial = np.array(as_floats(images))
         for position, indices, found in self._pieces:
             counts = broken_by[indices] == position
             adversarial[indices[counts]] = found[counts]

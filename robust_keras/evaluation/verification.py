@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from robust_keras import losses, threats
+from robust_keras.evaluation.examples import as_floats
 
 # A float32 subtraction of two pixels is off by at most this much.
 _TOLERANCE = 1e-6
@@ -28,7 +29,7 @@ class Judged(NamedTuple):
 
     Attributes:
         wrong: inside the threat model, and the model gets them wrong.
-        wrong_uint8: the same, after they were rounded to bytes.
+        wrong_uint8: the same, after they were rounded to bytes; none where clean images are no bytes.
         non_finite: not all of the pixels are finite numbers. These break nothing.
         outside: finite, and outside of the threat model. Nor do these.
     """
@@ -53,7 +54,7 @@ class Judge:
         """
         Args:
             predict_fn: images to logits, over all replicas.
-            images: uint8 `[num_examples, ...]`, the clean ones.
+            images: `[num_examples, ...]`, the clean ones, uint8 or float32 in [0, 1].
             labels: int32 `[num_examples]`.
             threat: what adversarial images must obey.
             batch_size: of each prediction.
@@ -73,13 +74,14 @@ class Judge:
             A `Judged`.
         """
         wrong, wrong_uint8 = np.zeros((2, len(indices)), bool)
-        clean = self._images[indices] / np.float32(255)
+        clean = as_floats(self._images[indices])
         finite = np.isfinite(proposed).all(axis=tuple(range(1, proposed.ndim)))
         inside = finite & self._is_inside(proposed, clean)
         if inside.any():
             proposed, clean, labels = proposed[inside], clean[inside], self._labels[indices[inside]]
             wrong[inside] = self._is_wrong(proposed, labels)
-            wrong_uint8[inside] = self._is_wrong(_rounded(proposed, clean, self._threat), labels)
+            if self._images.dtype == np.uint8:
+                wrong_uint8[inside] = self._is_wrong(_rounded(proposed, clean, self._threat), labels)
         return Judged(wrong, wrong_uint8, ~finite, finite & ~inside)
 
     def _is_wrong(self, x, labels):
@@ -100,7 +102,7 @@ def _rounded(x_adv, x, threat):
     step = (x_adv - x) * 255
     towards_x = np.round(x * 255) + np.trunc(step + np.copysign(1e-3, step))
     outside = threat.distance(nearest / np.float32(255), x).numpy() > _limit(threat)
-    return np.where(outside[:, None, None, None], towards_x, nearest) / np.float32(255)
+    return np.where(outside.reshape(-1, *[1] * (x.ndim - 1)), towards_x, nearest) / np.float32(255)
 
 
 def _limit(threat):

@@ -6,7 +6,9 @@ import tensorflow as tf
 from smooth_networks import pictures, predictions, seeds_of, smooth_network
 
 from robust_keras import losses, schedules, threats
-from robust_keras.attacks import multi_targeted, pgd, step_rules, stepwise
+from robust_keras.attacks import step_rules, stepwise
+from robust_keras.attacks.multi_targeted import multi_targeted
+from robust_keras.attacks.pgd import pgd
 
 SHAPE = (32, 32, 3)
 RADII = {"Linf": "8/255", "L2": "128/255", "L1": 12}
@@ -55,10 +57,10 @@ def test_reaches_what_a_linear_model_allows(norm, share, law):
     x, labels, seeds = tf.fill((2, *SHAPE), 0.5), tf.zeros(2, tf.int32), seeds_of(range(2))
     default = {key: PGD_40[key] for key in ("loss_fn", "num_steps")}
     reached = [
-        tf.function(lambda: pgd.pgd(network, x, labels, threat=threat, seeds=seeds, **PGD_40), autograph=False)(),
-        tf.function(lambda: pgd.pgd(network, x, labels, threat=threat, seeds=seeds, **default), autograph=False)(),
+        tf.function(lambda: pgd(network, x, labels, threat=threat, seeds=seeds, **PGD_40), autograph=False)(),
+        tf.function(lambda: pgd(network, x, labels, threat=threat, seeds=seeds, **default), autograph=False)(),
         tf.function(
-            lambda: last_point(multi_targeted.multi_targeted.search(threat=threat), network, x, labels, seeds),
+            lambda: last_point(multi_targeted.search(threat=threat), network, x, labels, seeds),
             autograph=False,
         )(),
     ]
@@ -70,7 +72,7 @@ def test_reaches_what_a_linear_model_allows(norm, share, law):
 def test_in_linf_the_rule_is_adam():
     network, x = smooth_network((6, 5, 3), 6), pictures((6, 5, 3), 4)
     run = functools.partial(
-        pgd.pgd,
+        pgd,
         network,
         x,
         predictions(network, x),
@@ -95,10 +97,10 @@ def test_sizes_of_steps_by_norm_are_in_diameters(norm):
             x = tf.fill((1, *SHAPE), 0.5)
             settings = dict(loss_fn=losses.margin, num_steps=num_steps, random_start=False, seeds=seeds_of([0]))
             settings |= dict(threat=threat, step_rule=step_rules.by_norm())
-            x_adv = pgd.pgd(linear(weights), x, [0], step_size=schedule, **settings)
+            x_adv = pgd(linear(weights), x, [0], step_size=schedule, **settings)
             np.testing.assert_allclose(threat.distance(x_adv, x), expected * epsilon, rtol=1e-4)
             # With a size of its own, an attack takes steps of that length.
-            x_adv = pgd.pgd(linear(weights), x, [0], step_size=0.1, **settings | {"step_rule": None})
+            x_adv = pgd(linear(weights), x, [0], step_size=0.1, **settings | {"step_rule": None})
             np.testing.assert_allclose(threat.distance(x_adv, x), 0.1 * num_steps, rtol=1e-4)
 
 
@@ -108,10 +110,10 @@ def test_sizes_may_be_given_by_norm():
     for norm, expected in (("Linf", 2 / 255), ("L2", 0.25)):
         threat = threats.threat(norm=norm, epsilon=0.9)
         settings = dict(loss_fn=losses.margin, num_steps=1, random_start=False, seeds=seeds_of([0]), step_size=sizes)
-        x_adv = pgd.pgd(linear(weights), x, [0], threat=threat, **settings)
+        x_adv = pgd(linear(weights), x, [0], threat=threat, **settings)
         np.testing.assert_allclose(threat.distance(x_adv, x), expected, rtol=1e-4)
     with pytest.raises(ValueError, match="a step_size for the norm L1. Received: {'Linf': '2/255', 'L2': 0.25}"):
-        pgd.pgd(linear(weights), x, [0], threat=threats.threat(norm="L1", epsilon=1), **settings)
+        pgd(linear(weights), x, [0], threat=threats.threat(norm="L1", epsilon=1), **settings)
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e6])

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from robust_keras import losses
-from robust_keras.attacks import pgd
+from robust_keras.attacks.pgd import pgd
 from robust_keras.commands import configuration
 from robust_keras.data import augmentation, sources, training_batches
 from robust_keras.evaluation import evaluate
@@ -240,7 +240,7 @@ def test_the_recipes_numbers_are_the_papers(recipe):
     assert train.optimizer.weight_decay == expected["weight_decay"]
     assert train.optimizer.momentum == expected["momentum"]
     attack = train.attack.attack_fn
-    assert attack.func is pgd.pgd and attack.keywords["loss_fn"].func is expected["attack_loss"]
+    assert attack.func is pgd and attack.keywords["loss_fn"].func is expected["attack_loss"]
     assert attack.keywords["num_steps"] == expected["num_steps"]
     assert attack.keywords["step_size"] == expected["step_size"]
     assert attack.keywords["threat"].norm == expected["norm"]
