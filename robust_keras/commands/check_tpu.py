@@ -118,13 +118,13 @@ def _evaluation(evaluate: Any) -> _Evaluation:
 
 def _data(names: dict, data_dir: str | None) -> Any:
     """A `training_batches.TrainingData` of black images like those of the sets."""
-    from robust_keras.data import sources
+    from robust_keras.data import sources, training_batches
     from robust_keras.tpu_check import parts
 
     name, has_extra = names["dataset"], names.get("extra_data") is not None
-    if name.partition(":")[0] in _SETS:
+    if name.partition(":")[0] in _SETS and names.get("image_size") is None:
         return parts.black_images(name, *_SETS[name.partition(":")[0]], has_extra=has_extra)
-    source = sources.load(name, "train", data_dir=data_dir)
+    source = sources.load(name, "train", data_dir=data_dir, **training_batches.reading(names))
     return parts.black_images(name, source.images.shape[1:], source.num_classes, has_extra=has_extra)
 
 

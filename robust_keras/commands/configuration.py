@@ -73,6 +73,7 @@ for _function, _given in {
     pgd: ("seeds",),
     transfer.transfer: ("seeds",),
     augmentation.crop_and_flip: (),
+    augmentation.random_resized_crop: (),
     evaluation.correct_under_attack: ("seeds",),
     fab: (),
     losses.cross_entropy: (),

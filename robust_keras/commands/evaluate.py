@@ -26,6 +26,9 @@ def run(
     gin_params: Sequence[str] = (),
     split: str = "test",
     data_dir: str | None = None,
+    image_size: int | None = None,
+    short_side: int | None = None,
+    cache_dir: str | None = None,
     num_examples: int | None = None,
     individual: bool = False,
     input_range: Sequence[float] = (0.0, 1.0),
@@ -43,8 +46,9 @@ def run(
         gin_files: what to attack with, read in order.
         workdir: where results go.
         gin_params: further bindings.
-        split: 'test' or 'train'.
+        split: 'test', 'train' or 'validation'.
         data_dir: where data sets are.
+        image_size: see `data.sources.load`, like `short_side` and `cache_dir`.
         num_examples: how many examples, the first ones; None for all.
         individual: whether each attack runs on every correctly classified example.
         input_range: see `saved_models.load.load_logits_fn`, like `input_layout`, `outputs` and `logits_output`.
@@ -67,11 +71,14 @@ def run(
     }
     model = {"path": saved_model, "sha256": load.fingerprint(saved_model), **reading}
     data = {"name": dataset, "split": split, "num_examples": num_examples}
+    sizes = {"image_size": image_size, "short_side": short_side}
+    data |= {name: size for name, size in sizes.items() if size is not None}
     subject = {"model": model, "dataset": data, "individual": individual}
-    return _run(subject, folder.Folder(workdir), gin_files, gin_params, data_dir, strategy or "auto", tpu)
+    places = {"data_dir": data_dir, "cache_dir": cache_dir}
+    return _run(subject, folder.Folder(workdir), gin_files, gin_params, places, strategy or "auto", tpu)
 
 
-def _run(subject: dict, of: "folder.Folder", gin_files, gin_params, data_dir, strategy, tpu) -> dict[str, Any]:
+def _run(subject: dict, of: "folder.Folder", gin_files, gin_params, places, strategy, tpu) -> dict[str, Any]:
     from robust_keras import failures, ownership
     from robust_keras.commands import configuration
     from robust_keras.engines import replicas, strategies
@@ -86,7 +93,7 @@ def _run(subject: dict, of: "folder.Folder", gin_files, gin_params, data_dir, st
     with failures.running(of.workdir, process=process), ownership.lock(of.workdir, what="an evaluation", writes=writes):
         if (finished := _claim(of, subject, configuration.operative_config(), writes)) is not None:
             return finished
-        return _evaluate(evaluate, of, subject, data_dir, within, writes)
+        return _evaluate(evaluate, of, subject, places, within, writes)
 
 
 def _claim(of: "folder.Folder", subject: dict, config: str, writes: bool) -> dict[str, Any] | None:
@@ -102,14 +109,15 @@ def _claim(of: "folder.Folder", subject: dict, config: str, writes: bool) -> dic
     return results
 
 
-def _evaluate(evaluate, of: "folder.Folder", subject: dict, data_dir, within, writes: bool) -> dict[str, Any]:
+def _evaluate(evaluate, of: "folder.Folder", subject: dict, places: dict, within, writes: bool) -> dict[str, Any]:
     from robust_keras.data import sources
     from robust_keras.evaluation import folder
     from robust_keras.evaluation import results as evaluation
     from robust_keras.saved_models import export, load
 
-    dataset, model = subject["dataset"], dict(subject["model"])
-    source = sources.load(dataset["name"], dataset["split"], data_dir=data_dir)
+    dataset, model = dict(subject["dataset"]), dict(subject["model"])
+    num_examples = dataset.pop("num_examples")
+    source = sources.load(**dataset, **places)
     folder.begin(of, subject, writes=writes)
     path = model.pop("path")
     reading = {name: value for name, value in model.items() if name != "sha256"}
@@ -117,7 +125,7 @@ def _evaluate(evaluate, of: "folder.Folder", subject: dict, data_dir, within, wr
         results, examples = evaluate(
             load.load_logits_fn(path, **reading),
             source,
-            num_examples=dataset["num_examples"],
+            num_examples=num_examples,
             individual=subject["individual"],
             model_identity=model,
             save_directory=of.state,
@@ -130,11 +138,24 @@ def _evaluate(evaluate, of: "folder.Folder", subject: dict, data_dir, within, wr
     return results
 
 
+def _define_sizes(values: flags.FlagValues) -> None:
+    flags.DEFINE_integer(
+        "image_size", None, "Height and width that images of several sizes are resized to.", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "short_side", None, "Resizes the shorter side to this, and takes the middle of it.", flag_values=values
+    )
+    flags.DEFINE_string("cache_dir", None, "Where what has to be converted goes; beside the data.", flag_values=values)
+
+
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the command's flags."""
     flags.DEFINE_string("saved_model", None, "A SavedModel's folder or a .keras file.", flag_values=values)
-    flags.DEFINE_string("dataset", None, "Data set by name, such as cifar10, digits or npz:FILE.", flag_values=values)
-    flags.DEFINE_string("split", "test", "Its part: test or train.", flag_values=values)
+    flags.DEFINE_string(
+        "dataset", None, "Data set by name, such as cifar10, digits, npz:FILE or images:FOLDER.", flag_values=values
+    )
+    flags.DEFINE_string("split", "test", "Its part: test, train or validation.", flag_values=values)
+    _define_sizes(values)
     launcher.define_recipe(values, "Attacks, such as gin/eval/pgd40.gin")
     flags.DEFINE_integer("num_examples", None, "How many examples, the first ones; all by default.", flag_values=values)
     flags.DEFINE_bool("individual", False, "Run each attack on every correctly classified example.", flag_values=values)
@@ -154,6 +175,9 @@ def main(values: flags.FlagValues) -> None:
         gin_params=values.gin_param,
         split=values.split,
         data_dir=values.data_dir,
+        image_size=values.image_size,
+        short_side=values.short_side,
+        cache_dir=values.cache_dir,
         num_examples=values.num_examples,
         individual=values.individual,
         **launcher.reading(values),

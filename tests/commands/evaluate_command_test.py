@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from command_line import call, failed, refused
 
 from robust_keras import ownership, storage
@@ -261,3 +262,31 @@ def test_bad_attacks_are_refused(monkeypatch, capsys, network, tmp_path, gin_fil
     )  # fmt: skip
     assert message in line
     assert not (tmp_path / "eval").exists()
+
+
+def test_a_folder_of_images_that_differ_in_size(monkeypatch, capsys, network, tmp_path):
+    """The first of them, resized once; another size is another evaluation."""
+    for k in range(40):
+        path = tmp_path / "set" / "val" / f"class {k % 4}" / f"{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = np.random.RandomState(k).randint(0, 256, (9 + k % 3, 9 + k % 2, 3)).astype(np.uint8)
+        path.write_bytes(tf.io.encode_png(image).numpy())
+
+    given = [f"--dataset=images:{tmp_path}/set", "--num_examples=12", f"--cache_dir={tmp_path}/cache"]
+    arguments = quick_evaluation_of(network, tmp_path / "results", *given)
+    assert "Expected an image_size, to which images" in refused(monkeypatch, capsys, evaluate, *arguments)
+    for _ in range(2):
+        call(monkeypatch, evaluate, *arguments, "--image_size=8", "--short_side=9")
+    said = capsys.readouterr().out
+    assert said.count("Converting ") == 1 and "Already finished" in said
+    results, examples = measured(tmp_path / "results")
+    assert results["dataset"] == {
+        "name": f"images:{tmp_path}/set",
+        "split": "test",
+        "num_examples": 12,
+        "image_size": 8,
+        "short_side": 9,
+    }
+    assert set(examples["label"]) == {0, 1, 2, 3} and examples["adversarial"].shape == (12, 8, 8, 3)
+    assert os.listdir(tmp_path / "cache") and os.listdir(tmp_path / "set") == ["val"]
+    assert "short_side" in refused(monkeypatch, capsys, evaluate, *arguments, "--image_size=8")

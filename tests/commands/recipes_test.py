@@ -11,7 +11,7 @@ import tensorflow as tf
 from robust_keras import losses
 from robust_keras.attacks.pgd import pgd
 from robust_keras.commands import configuration
-from robust_keras.data import sources, training_batches
+from robust_keras.data import augmentation, sources, training_batches
 from robust_keras.evaluation import evaluate
 from robust_keras.models import wide_resnet
 from robust_keras.study import costs
@@ -21,7 +21,7 @@ GIN = configuration.gin_directory()
 LABELLING = "pseudo_label.gin"
 RECIPES = sorted(path.name for path in GIN.glob("*.gin") if path.name not in ("base.gin", LABELLING))
 # For --gin_file=... after a recipe.
-OVERLAYS = ["data/cutmix.gin", "presets/released_code.gin", "scales/mini.gin"]
+OVERLAYS = ["data/cutmix.gin", "data/images.gin", "presets/released_code.gin", "scales/mini.gin"]
 EVALUATIONS = ["eval/aa_mt.gin", "eval/aa_mt_mini.gin", "eval/autoattack.gin", "eval/pgd20.gin", "eval/pgd40.gin"]
 
 # Typed from Gowal et al. 2020, section 3.1, and where the paper is silent from the released code.
@@ -318,6 +318,13 @@ def test_the_released_codes_preset_on_one_host():
     batch = next(iter(configuration.resolve(configuration.train).recipe.batches(data, seed=0, num_steps=1)))
     labels = batch["label"].numpy().reshape(32, 32)
     assert ((labels == 1).sum(axis=1) == 8).all()
+
+
+def test_images_of_ones_own_are_resized_and_cropped():
+    train = resolved("at.gin", "IMAGE_SIZE = 8", preset="data/images.gin")
+    assert (train.data.keywords["image_size"], train.data.keywords["short_side"]) == (8, 256)
+    assert train.batches.keywords["augmentation"].func is augmentation.random_resized_crop
+    assert train.batches.keywords["augmentation"].keywords == {"size": 8}
 
 
 def test_cutmix_mixes_images_and_what_the_attack_moves_away_from():
