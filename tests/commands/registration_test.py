@@ -51,7 +51,7 @@ def test_a_registered_function_is_bound_like_the_packages_own(name):
     bound = trained.recipe.attack.attack_fn.keywords["loss_fn"]
     assert bound.func is loss and bound.keywords == {"weight": 3.0}
     config = configuration.operative_config()
-    assert f"{name}.weight = 3.0" in config and f"#   {name}.power" in config
+    assert f"training/{name}.weight = 3.0" in config and f"#   training/{name}.power" in config
     # Another value is another run, and so is another function.
     for given in ([f"training/pgd.loss_fn = @{name}()"], []):
         configuration.parse(["gin/at.gin"], given)
