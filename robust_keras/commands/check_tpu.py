@@ -108,8 +108,10 @@ def _resolve(gin_files: list[str], gin_params: tuple | list) -> tuple[Any, _Eval
 
 
 def _evaluation(evaluate: Any) -> _Evaluation:
+    from robust_keras.commands import bound_functions
     from robust_keras.evaluation import plan
 
+    bound_functions.check_complete(evaluate)
     parameters = inspect.signature(evaluate.func).parameters
     settings = {name: parameter.default for name, parameter in parameters.items()} | evaluate.keywords
     attacks = plan.make(settings["attacks"], settings["baseline"], settings["threat"]).attacks

@@ -8,6 +8,7 @@ An interrupted evaluation goes on where it was when the same command is given ag
 
 from robust_keras.commands import launcher  # isort: skip  Before TensorFlow is imported.
 
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -75,12 +76,20 @@ def run(
     data |= {name: size for name, size in sizes.items() if size is not None}
     subject = {"model": model, "dataset": data, "individual": individual}
     places = {"data_dir": data_dir, "cache_dir": cache_dir}
-    return _run(subject, folder.Folder(workdir), gin_files, gin_params, places, strategy or "auto", tpu)
+    load_images = functools.cache(functools.partial(_images, data, places))
+    return _run(subject, folder.Folder(workdir), gin_files, gin_params, load_images, strategy or "auto", tpu)
 
 
-def _run(subject: dict, of: "folder.Folder", gin_files, gin_params, places, strategy, tpu) -> dict[str, Any]:
+def _images(dataset: dict, places: dict) -> Any:
+    from robust_keras.data import sources
+
+    named = {name: value for name, value in dataset.items() if name != "num_examples"}
+    return sources.load(**named, **places)
+
+
+def _run(subject: dict, of: "folder.Folder", gin_files, gin_params, load_images, strategy, tpu) -> dict[str, Any]:
     from robust_keras import failures, ownership
-    from robust_keras.commands import configuration
+    from robust_keras.commands import configuration, model_cards
     from robust_keras.engines import replicas, strategies
 
     within = strategies.strategy(strategy, tpu=tpu)  # Processes meet before anything else.
@@ -91,40 +100,47 @@ def _run(subject: dict, of: "folder.Folder", gin_files, gin_params, places, stra
         evaluate = configuration.resolve(configuration.evaluate)
     writes = process == 0
     with failures.running(of.workdir, process=process), ownership.lock(of.workdir, what="an evaluation", writes=writes):
-        if (finished := _claim(of, subject, configuration.operative_config(), writes)) is not None:
+        if (finished := _claim(of, subject, configuration.operative_config(), load_images, writes)) is not None:
             return finished
-        return _evaluate(evaluate, of, subject, places, within, writes)
+        if line := model_cards.another_threat(subject["model"]["path"], evaluate.keywords["threat"]):
+            print(line, flush=True)
+        return _evaluate(evaluate, of, subject, load_images, within, writes)
 
 
-def _claim(of: "folder.Folder", subject: dict, config: str, writes: bool) -> dict[str, Any] | None:
+def _claim(of: "folder.Folder", subject: dict, config: str, load_images, writes: bool) -> dict[str, Any] | None:
     """Refuses a folder of another evaluation; the results of this one where it has finished."""
     from robust_keras.commands import configuration
     from robust_keras.evaluation import folder
     from robust_keras.evaluation import results as evaluation
 
     configuration.claim(of.workdir, config, holds_results=of.is_begun(), write=writes)
-    if results := folder.finished(of, subject, writes=writes):
+    digest = functools.partial(_digest, load_images, subject["dataset"]["num_examples"])
+    if results := folder.finished(of, subject, writes=writes, digest=digest):
         print(f"Already finished: {of.results}")
         print(evaluation.summary(results))
     return results
 
 
-def _evaluate(evaluate, of: "folder.Folder", subject: dict, places: dict, within, writes: bool) -> dict[str, Any]:
-    from robust_keras.data import sources
+def _digest(load_images, num_examples: int | None) -> str:
+    from robust_keras.evaluation import examples
+
+    return examples.digest(*examples.first(load_images(), num_examples))
+
+
+def _evaluate(evaluate, of: "folder.Folder", subject: dict, load_images, within, writes: bool) -> dict[str, Any]:
     from robust_keras.evaluation import folder
     from robust_keras.evaluation import results as evaluation
     from robust_keras.saved_models import export, load
 
-    dataset, model = dict(subject["dataset"]), dict(subject["model"])
-    num_examples = dataset.pop("num_examples")
-    source = sources.load(**dataset, **places)
+    model, num_examples = dict(subject["model"]), subject["dataset"]["num_examples"]
+    subject = {**subject, "dataset": {**subject["dataset"], "sha256": _digest(load_images, num_examples)}}
     folder.begin(of, subject, writes=writes)
     path = model.pop("path")
     reading = {name: value for name, value in model.items() if name != "sha256"}
     with within.scope():
         results, examples = evaluate(
             load.load_logits_fn(path, **reading),
-            source,
+            load_images(),
             num_examples=num_examples,
             individual=subject["individual"],
             model_identity=model,

@@ -165,10 +165,11 @@ def reading(values: flags.FlagValues) -> dict[str, Any]:
     Raises:
         ValueError: for an input range that is not two numbers.
     """
-    try:
-        low, high = (float(value) for value in values.input_range)
-    except ValueError:
-        raise ValueError(f"Expected --input_range=low,high. Received: {','.join(values.input_range)}") from None
+    from robust_keras import threats
+
+    if len(values.input_range) != 2:
+        raise ValueError(f"Expected --input_range=low,high. Received: {','.join(values.input_range)}")
+    low, high = (threats.parse_fraction(value, "each end of --input_range") for value in values.input_range)
     return {
         "input_range": [low, high],
         "input_layout": values.input_layout,

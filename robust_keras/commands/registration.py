@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import gin
-from robust_keras.commands import configuration
+from robust_keras.commands import bound_functions, configuration
 
 Function = TypeVar("Function", bound=Callable)
 
@@ -92,17 +92,12 @@ def _is_taken(name: str) -> bool:
 
 def _binding(function: Callable, name: str) -> Callable:
     """What gin calls: it returns the function that the name has now, with the given settings bound."""
-    required = {
-        each.name
-        for each in inspect.signature(function).parameters.values()
-        if each.kind is each.KEYWORD_ONLY and each.default is each.empty and each.name not in _GIVEN | {"num_steps"}
-    }
 
     @functools.wraps(function)
     def bind(**settings):
-        if missing := required - settings.keys():
-            raise ValueError(f"Expected settings of {name}. Received: none for {', '.join(sorted(missing))}")
-        return functools.partial(_own[name], **settings)
+        bound = functools.partial(_own[name], **settings)
+        bound_functions.check_complete(bound, _GIVEN | {"num_steps"}, name=name)
+        return bound
 
     made: Any = bind
     made.__signature__ = inspect.signature(function)

@@ -30,10 +30,9 @@ from robust_keras import failures, losses, ownership, threats
 from robust_keras.attacks import presets
 from robust_keras.attacks.attack import Attack
 from robust_keras.engines import replicas
-from robust_keras.evaluation import data_forms, folder, verification
+from robust_keras.evaluation import data_forms, examples, folder, verification
 from robust_keras.evaluation import evaluate as evaluation
 from robust_keras.evaluation import plan as plans
-from robust_keras.evaluation.examples import Examples
 from robust_keras.evaluation.results import Evaluation
 from robust_keras.models import any_network
 from robust_keras.saved_models import export, load
@@ -152,7 +151,7 @@ def _in_folder(
 ) -> Evaluation:
     """Goes on with an evaluation, or begins it, in a folder that is no other's."""
     described = subject.described(_digest(subject, batch_size))
-    described["dataset"]["sha256"] = Examples(*subject.source.pair(), np.zeros((0, 0))).digest()
+    described["dataset"]["sha256"] = examples.digest(*subject.source.pair())
     records = [{"name": attack.name, "parameters": attack.parameters} for attack in plan.attacks]
     threat = {"norm": plan.threat.norm, "epsilon": plan.threat.epsilon, "seed": plan.seed}
     first = {"baseline": records[0] if plan.has_baseline else None, "attacks": records[plan.first :]}

@@ -71,7 +71,7 @@ def programs(attack: attacks.Attack, logits_fn: Callable, num_classes: int) -> P
     if attack.search is None:
 
         def run(x, labels, seeds):
-            return attack.run(logits_fn, x, labels, seeds=seeds)
+            return attacks.checked(attack.run(logits_fn, x, labels, seeds=seeds), x, attack.name)
 
         return Programs(run=run)
 
@@ -95,11 +95,14 @@ class Packing:
     """One search over chosen examples, resumable between any two calls of `advance`.
 
     Attributes:
+        unit: what is counted below, for people.
         broken: bool `[num_examples]`, which examples the search has broken so far.
         num_steps: of all runs of all examples.
         steps_taken: summed over examples.
         steps_left: an upper bound of those still to take, summed over examples.
     """
+
+    unit = " steps of an image"
 
     def __init__(
         self, attack: attacks.Attack, logits_fn: Callable, examples: Examples, indices: np.ndarray, batches: Batches
@@ -237,7 +240,9 @@ class Packing:
 
 
 class Batchwise:
-    """An attack that is a plain function, over chosen examples; the interface of `Packing`."""
+    """An attack that is a plain function, over chosen examples, each one step; the interface of `Packing`."""
+
+    unit = " images"
 
     def __init__(
         self, attack: attacks.Attack, logits_fn: Callable, examples: Examples, indices: np.ndarray, batches: Batches
@@ -253,6 +258,7 @@ class Batchwise:
         self._examples, self._indices, self._batches = examples, np.asarray(indices), batches
         self.num_steps = len(self._indices)
         self.steps_taken = 0
+        self._name = attack.name
         run = programs(attack, logits_fn, examples.num_classes).run
         self._run = replicas.over_replicas(run, jit_compile=batches.jit_compile)
 
@@ -271,8 +277,8 @@ class Batchwise:
         if not len(chosen):
             return None
         self.steps_taken += len(chosen)
-        packed = np.resize(chosen, batch_size)
-        return chosen, self._run(*inputs(self._examples, packed, seed)).numpy()[: len(chosen)]
+        x, labels, seeds = inputs(self._examples, np.resize(chosen, batch_size), seed)
+        return chosen, attacks.checked(self._run(x, labels, seeds), x, self._name).numpy()[: len(chosen)]
 
     def save(self) -> dict[str, np.ndarray]:
         return {"taken": np.array(self.steps_taken)}

@@ -38,11 +38,16 @@ class Examples(NamedTuple):
 
     def digest(self) -> str:
         """The SHA-256 of images and labels."""
-        kind = "" if self.images.dtype == np.uint8 else f" {self.images.dtype}"
-        digest = hashlib.sha256(f"{self.images.shape}{kind}".encode())
-        for array in (self.images, self.labels):
-            digest.update(np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()
+        return digest(self.images, self.labels)
+
+
+def digest(images: np.ndarray, labels: np.ndarray) -> str:
+    """The SHA-256 of images `[n, ...]` and their labels, int32 `[n]`, as `first` returns them."""
+    kind = "" if images.dtype == np.uint8 else f" {images.dtype}"
+    found = hashlib.sha256(f"{images.shape}{kind}".encode())
+    for array in (images, labels):
+        found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
 
 
 def first(source: Any, num_examples: int | None) -> tuple[np.ndarray, np.ndarray]:

@@ -86,7 +86,7 @@ def conclude(plan: Plan, examples: Examples, verdicts: Verdicts, logits_fn: Any)
         "seed": plan.seed,
     }
     if figures := verdicts.notes.get("diagnosis"):
-        results["diagnosis"] = figures
+        results["diagnosis"] = {**figures, **_diagnosed(plan, verdicts)}
     if outputs.are_log_probabilities(logits_fn):
         results["saturated_examples"] = outputs.num_saturated(examples.clean_logits)
     if plan.has_baseline:
@@ -108,6 +108,20 @@ def _record(attack, k, verdicts):
     return {**record, **{name: number for name, number in refused.items() if number}}
 
 
+def _diagnosed(plan, verdicts):
+    """On how many examples the diagnosis and the attacks differ; nothing without attacks, or of an older version."""
+    if "diagnosed" not in verdicts.notes or len(plan.attacks) == plan.first:
+        return {}
+    examples, by_diagnosis = (np.array(verdicts.notes["diagnosed"][name], int) for name in ("examples", "broken"))
+    by_attacks = np.flatnonzero(verdicts.broken[plan.first :].any(axis=0))
+    return {
+        "examples": len(examples),
+        "examples_broken": len(by_diagnosis),
+        "broken_by_diagnosis_alone": len(np.setdiff1d(by_diagnosis, by_attacks)),
+        "broken_by_attacks_alone": len(np.setdiff1d(np.intersect1d(examples, by_attacks), by_diagnosis)),
+    }
+
+
 def _warnings(plan, examples, verdicts, logits_fn):
     notes, names = verdicts.notes, [attack.name for attack in plan.attacks]
     broken = verdicts.broken[plan.first :]
@@ -119,6 +133,8 @@ def _warnings(plan, examples, verdicts, logits_fn):
     found += ["outside_threat_model"] if any(notes.get("outside_threat_model", ())) else []
     baseline_broken = verdicts.broken[0] if plan.has_baseline else None
     found += warnings.of_verdicts(names[plan.first :], broken, standing, baseline_broken)
+    if differ := _diagnosed(plan, verdicts):
+        found += warnings.of_diagnosis(differ["broken_by_diagnosis_alone"], differ["broken_by_attacks_alone"])
     found += warnings.of_classes(plan.attacks, examples.num_classes)
     if getattr(logits_fn, "straight_through_cast", False):
         # Differences of less than a byte are rounded away, which contradicts any gradient.
@@ -177,8 +193,11 @@ def _named(results):
     def counts(name):
         return ", ".join(f"{record[name]} of {record['name']}" for record in records if name in record)
 
+    diagnosis = results.get("diagnosis", {})
+    alone = diagnosis.get("broken_by_diagnosis_alone")
     return {
-        "zero_gradients": ", ".join(gradient_masking.without_gradients(results.get("diagnosis", {}))),
+        "diagnosis_beats_attacks": f"{alone} of {diagnosis['examples']} images" if alone else "",
+        "zero_gradients": ", ".join(gradient_masking.without_gradients(diagnosis)),
         "non_finite_gradients": counts("non_finite_images"),
         "outside_threat_model": counts("outside_threat_model"),
     }

@@ -127,7 +127,7 @@ class Verdicts:
             position, notes, num_pieces = int(info["position"]), dict(info["notes"]), int(info["num_pieces"])
             taken = {name: arrays[name] for name in _SAVED}
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"Expected the state of an evaluation. Received: {path}.json, {error!r}") from error
+            raise ValueError(f"Expected the state of an evaluation. Received: {path}.json, something else") from error
         self._check_identity(info.get("identity") or {})
         for name, array in taken.items():
             if array.shape != (shape := getattr(self, name).shape):
@@ -161,8 +161,9 @@ class Verdicts:
                 raise ValueError("images of other examples")
             return position, indices, images
         except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile, tf.errors.NotFoundError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"Expected the images that were found so far in {path}. Received: {reason}") from error
+            raise ValueError(
+                f"Expected the images that were found so far in {path}. Received: {storage.why(error)}"
+            ) from error
 
     def _piece_path(self, k):
         return posixpath.join(self._directory, f"adversarial-{k:06d}.npz")

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from robust_keras import losses, threats
 from robust_keras.evaluation.examples import as_floats
+from robust_keras.models import any_network
 
 # A float32 subtraction of two pixels is off by at most this much.
 _TOLERANCE = 1e-6
@@ -22,6 +23,40 @@ def predict(predict_fn: Callable, images: np.ndarray, batch_size: int) -> np.nda
         logits = predict_fn(x / 255.0 if images.dtype == np.uint8 else x).numpy()
         pieces.append(logits[: len(images) - start].astype(np.float32))
     return np.concatenate(pieces)
+
+
+# What a model raises that takes other images, or returns no tensor.
+_NO_SUCH_MODEL = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    NotImplementedError,
+    tf.errors.InvalidArgumentError,
+    tf.errors.UnimplementedError,
+)
+
+
+def first_look(predict_fn: Callable, images: np.ndarray, batch_size: int) -> np.ndarray:
+    """What `predict` returns, of a model that may be none of such images.
+
+    Raises:
+        ValueError: where it does not take them, or returns no logits of several classes for each.
+    """
+    try:
+        logits = predict(predict_fn, images, batch_size)
+    except _NO_SUCH_MODEL as error:
+        if str(error).startswith("Expected"):
+            raise
+        raise ValueError(
+            f"Expected a model of images {images.shape[1:]} in batches of {batch_size}. "
+            f"Received: {any_network.reason(error)}"
+        ) from error
+    if logits.ndim != 2 or logits.shape[0] != len(images) or logits.shape[1] < 2:
+        raise ValueError(
+            f"Expected logits [{len(images)}, classes] of at least two classes. Received: shape {logits.shape}"
+        )
+    return logits
 
 
 class Judged(NamedTuple):

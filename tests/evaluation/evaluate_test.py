@@ -657,7 +657,8 @@ def test_what_was_diagnosed_is_kept(monkeypatch, tmp_path):
     def diagnose(logits_fn, x, labels, seeds, *, threat, attacks, batch_size, takes_other_sizes):
         looks.append((len(x), labels.numpy().tolist()))
         assert [attack.name for attack in attacks] == ["shift"] and (batch_size, takes_other_sizes) == (4, True)
-        return figures
+        moved = shift(None, x, labels, seeds=seeds, threat=threat, by=4.0)
+        return gradient_masking.Diagnosis(figures, [x.numpy(), moved.numpy()])
 
     monkeypatch.setattr(gradient_masking, "diagnose", diagnose)
     options = {"diagnose": True, "save_directory": str(tmp_path), "save_every": 0}
@@ -668,7 +669,8 @@ def test_what_was_diagnosed_is_kept(monkeypatch, tmp_path):
     results = evaluate([attack(by=2.0)], **options).results
     # At the examples that are classified correctly, once.
     assert looks == [(8, LABELS[BROKEN_BY_2_4_6 != 0].tolist())]
-    assert results["diagnosis"] == figures and results["warnings"] == ["zero_gradients"]
+    differ = {"examples": 8, "examples_broken": 4, "broken_by_diagnosis_alone": 2, "broken_by_attacks_alone": 0}
+    assert results["diagnosis"] == figures | differ and results["warnings"] == ["zero_gradients"]
 
 
 # A state that is not this evaluation's.
@@ -1093,3 +1095,73 @@ def test_replicas_share_the_work_and_find_the_same(mirrored, make_tiny_model):
 def test_a_batch_that_replicas_cannot_share_is_refused(mirrored):
     with mirrored.scope(), pytest.raises(ValueError, match="divides among 2 replicas. Received: 3"):
         evaluate([attack(by=2.0)], batch_size=3)
+
+
+# What is no attack, no model or no images.
+
+
+def returning(made):
+    def of_ones_own(logits_fn, x, labels, *, seeds):
+        return made(x)
+
+    return of_ones_own
+
+
+@pytest.mark.parametrize(
+    "made, received",
+    [
+        (lambda x: None, "None"),
+        (lambda x: [x], "a list"),
+        (lambda x: tf.cast(x, tf.float64), "float64 (4, 2, 2, 3)"),
+        (lambda x: tf.cast(x * 255, tf.uint8), "uint8 (4, 2, 2, 3)"),
+        (lambda x: x[:2], "float32 (2, 2, 2, 3)"),
+        (lambda x: x[..., :1], "float32 (4, 2, 2, 1)"),
+        (lambda x: tf.reshape(x, (4, 12)), "float32 (4, 12)"),
+        (lambda x: tf.boolean_mask(x, x[:, 0, 0, 1] > 0.5 / 255), "float32 (3, 2, 2, 3)"),  # In no batch but the first.
+        (lambda x: tf.reduce_sum(x), "float32 ()"),
+    ],
+)
+def test_an_attack_that_returns_no_images_like_those_given(made, received):
+    with pytest.raises(ValueError) as error:
+        evaluate([returning(made)])
+    line = f"Expected float32 images (4, 2, 2, 3) from the attack of_ones_own. Received: {received}"
+    assert str(error.value) == line
+    x = tf.fill((4, 2, 2, 3), 0.5)
+    if "(3," not in received:
+        with pytest.raises(ValueError) as error:
+            evaluation.correct_under_attack(logits_fn, x, tf.zeros(4, tf.int32), seeds=None, attack=returning(made))
+        assert str(error.value) == line
+
+
+def test_an_attack_of_ones_own():
+    found = evaluate([returning(lambda x: x.numpy() if tf.executing_eagerly() else x + 1 / 255)])
+    assert found.results["attacks"][0]["name"] == "of_ones_own"
+
+
+def test_images_without_channels():
+    made = make_source()
+
+    def of_colours(x):
+        return logits_fn(tf.ensure_shape(x, (None, 2, 2, 3)))
+
+    with pytest.raises(ValueError, match=r"^Expected a model of images \(2, 6\) in batches of 4. Received: .*$"):
+        evaluate([attack(by=2.0)], made._replace(images=made.images.reshape(10, 2, 6)), logits_fn=of_colours)
+
+
+@pytest.mark.parametrize(
+    "model, reason",
+    [
+        (lambda x: logits_fn(x) @ tf.ones((4, 2)), "Expected a model of images"),
+        (lambda x: tf.ensure_shape(x, (None, 32, 32, 3)), "Expected a model of images"),
+        (lambda x: {"logits": logits_fn(x)}, "Expected a model of images"),
+        (lambda x: x.numpy(), "Expected a model of images"),
+        (lambda x: tf.reshape(logits_fn(x), (-1, 2, 1, 3)), "Expected logits"),
+        (lambda x: logits_fn(x)[:, 0], "Expected logits"),
+        (lambda x: logits_fn(x)[:, :1], "Expected logits"),
+        (lambda x: logits_fn(x)[:1], "Expected logits"),
+    ],
+)
+def test_a_model_of_other_images_is_one_line(model, reason):
+    with pytest.raises(ValueError) as error:
+        evaluate([attack(by=2.0)], logits_fn=model)
+    assert str(error.value).startswith(reason) and "\n" not in str(error.value) and " Received: " in str(error.value)
