@@ -1,7 +1,9 @@
 """What pixel values stand for black and white, and images of such values as fractions of their range.
 
-    x = to_unit(images, (0, 255))  # float32 in [0, 1], as everything inside the package takes images
-    images = from_unit(x, (0, 255))
+    >>> to_unit([[0.0, 51.0, 255.0]], (0, 255))  # As everything inside the package takes images.
+    array([[0. , 0.2, 1. ]], dtype=float32)
+    >>> from_unit(to_unit([[-1.0, 0.5]], (-1, 1)), (-1, 1))
+    array([[-1. ,  0.5]], dtype=float32)
 
 Bytes, uint8, are k / 255 whatever the bounds: those are what a model takes, and bytes have their own.
 """
