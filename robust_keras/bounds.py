@@ -57,7 +57,10 @@ def to_unit(x: Any, bounds: Sequence[float] = (0, 1)) -> Any:
     """
     low, high = parse(bounds)
     is_tensor = tf.is_tensor(x)
-    x = x if is_tensor else np.asarray(x)
+    try:
+        x = x if is_tensor else np.asarray(x)
+    except ValueError as error:  # Of lists of other lengths.
+        raise ValueError("Expected images of one shape. Received: some of another") from error
     if _check_type(x):
         _check_values(x, low, high)
     else:
@@ -76,14 +79,11 @@ def from_unit(x: Any, bounds: Sequence[float]) -> Any:
 
 def _check_type(x: Any) -> bool:
     """Whether images are floats rather than bytes."""
-    try:
-        dtype = tf.as_dtype(x.dtype)
-        is_float, is_byte, name = dtype.is_floating, dtype == tf.uint8, dtype.name
-    except TypeError:  # Of objects and text.
-        is_float, is_byte, name = False, False, x.dtype
-    if not (is_float or is_byte):
-        raise ValueError(f"Expected images as bytes, uint8, or as floats. Received: {name}")
-    return is_float
+    dtype = tf.as_dtype(x.dtype)
+    if not (dtype.is_floating or dtype == tf.uint8):
+        received = "objects" if x.dtype == object else dtype.name
+        raise ValueError(f"Expected images as bytes, uint8, or as floats. Received: {received}")
+    return dtype.is_floating
 
 
 def _check_values(x: Any, low: float, high: float) -> None:

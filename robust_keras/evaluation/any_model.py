@@ -191,7 +191,7 @@ def _digest_of_weights(network: keras.Layer) -> str:
     for weight in network.weights:
         value = np.asarray(weight)
         digest.update(f"{value.shape} {weight.dtype}".encode())
-        digest.update(np.ascontiguousarray(value).tobytes())
+        digest.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 
