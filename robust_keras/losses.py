@@ -1,7 +1,7 @@
 """Loss primitives: per example, on logits, in float32. Attacks ascend them, objectives descend them.
 
-Each is `loss(logits, targets) -> [batch]`. `targets` are class indices, int `[batch]` or
-`[batch, 1]`, or class probabilities, float `[batch, num_classes]`: a label, a smoothed or mixed label, or a prediction.
+Each is `loss(logits, targets) -> [batch]`. `targets` are class indices, int `[batch]` or `[batch, 1]`, one-hot rows of
+integers, or class probabilities, float `[batch, num_classes]`: a label, a smoothed or mixed label, or a prediction.
 All raise ValueError for targets of another shape, or of another batch than the logits': nothing is broadcast.
 """
 
@@ -169,8 +169,9 @@ def as_labels(targets: tf.Tensor) -> tf.Tensor:
     """`targets` as class indices; the most probable class of probabilities.
 
     Args:
-        targets: integers `[batch]`, or `[batch, 1]` as `keras.datasets` gives them; or probabilities (one-hot rows are
-            such), float `[batch, num_classes]` of two classes or more.
+        targets: integers `[batch]`, or `[batch, 1]` as `keras.datasets` gives them; or, of two classes or more,
+            one-hot rows, int `[batch, num_classes]`, or probabilities, float `[batch, num_classes]`. The rows are
+            looked at where there are values, so not in a program that is being traced.
 
     Returns:
         int32 `[batch]`.
@@ -184,10 +185,34 @@ def as_labels(targets: tf.Tensor) -> tf.Tensor:
         return tf.cast(tf.reshape(targets, (-1,)), tf.int32)
     if dtype.is_floating and shape.rank == 2 and shape[1] != 1:
         return tf.argmax(targets, axis=-1, output_type=tf.int32)
+    is_one_hot = dtype.is_integer and shape.rank == 2 and shape[1] is not None
+    if is_one_hot and tf.executing_eagerly():
+        values = targets.numpy()
+        is_one_hot = bool(np.all((values == 0) | (values == 1)) and np.all(np.count_nonzero(values, axis=-1) == 1))
+    if is_one_hot:
+        return tf.argmax(tf.cast(targets, tf.int32), axis=-1, output_type=tf.int32)
     raise ValueError(
-        "Expected labels, integers [batch] or [batch, 1], or probabilities, floats [batch, num_classes]. "
-        f"Received: {dtype.name} {shape}"
+        "Expected labels, integers [batch] or [batch, 1] or one-hot rows, or probabilities, floats "
+        f"[batch, num_classes]. Received: {dtype.name} {shape}"
     )
+
+
+def check_labels(targets: tf.Tensor, num_classes: int) -> None:
+    """Looks at labels that are to be some of a model's classes.
+
+    Args:
+        targets: see `as_labels`.
+        num_classes: of the model.
+
+    Raises:
+        ValueError: for labels that `as_labels` refuses, are outside the classes, or are rows of another number of them.
+    """
+    labels, shape = as_labels(targets).numpy(), np.shape(targets)
+    outside = labels[(labels < 0) | (labels >= num_classes)]
+    if len(shape) == 2 and shape[1] not in (1, num_classes):
+        raise ValueError(f"Expected labels of the model's {num_classes} classes. Received: rows of {shape[1]}")
+    if len(outside):
+        raise ValueError(f"Expected labels of the model's {num_classes} classes. Received: {outside[0]}")
 
 
 def _floor(logits):
@@ -200,7 +225,8 @@ def _labels_of(logits, targets):
     """`as_labels`, of the logits' examples and classes."""
     targets = tf.convert_to_tensor(targets)
     labels = as_labels(targets)
-    if targets.dtype.is_floating and not targets.shape.is_compatible_with(logits.shape):
+    are_rows = targets.shape.rank == 2 and (targets.dtype.is_floating or targets.shape[1] != 1)
+    if are_rows and not targets.shape.is_compatible_with(logits.shape):
         raise ValueError(f"Expected probabilities of the logits' shape, {logits.shape}. Received: {targets.shape}")
     if not labels.shape.is_compatible_with(logits.shape[:1]):
         raise ValueError(f"Expected labels of {logits.shape[0]} examples, as logits. Received: {labels.shape[0]}")

@@ -93,9 +93,11 @@ def claim(
     # The beginning of the same text, or nothing, is what an interrupted write left behind.
     if not text.startswith(saved):
         try:
-            saved_identity = dict(parse(saved))
+            saved_identity = storage.as_object(parse(saved), path)
         except (ValueError, TypeError, LookupError, AttributeError) as error:
-            raise ValueError(f"Expected to read in {path} what its folder is of. Received: {error!r}") from error
+            raise ValueError(
+                f"Expected to read in {path} what its folder is of. Received: {storage.why(error)}"
+            ) from error
         if different := (compare or differences)(saved_identity, identity):
             raise ValueError(
                 f"Expected a folder of {what}, or a new one. Received: {posixpath.dirname(path)} of another, with "

@@ -86,9 +86,8 @@ def commit(stem: str, arrays: dict[str, np.ndarray], info: dict) -> None:
 def is_committed(stem: str) -> bool:
     """Whether there is a marker, and a whole one."""
     try:
-        with gfile.GFile(marker_path(stem)) as file:
-            return "sha256" in json.loads(file.read())
-    except (ValueError, tf.errors.NotFoundError):
+        return "sha256" in (read_object(marker_path(stem)) or {})
+    except ValueError:
         return False
 
 
@@ -115,14 +114,15 @@ def read_committed(stem: str) -> tuple[dict[str, np.ndarray], dict]:
     """
     data_path = _data_path(stem)
     try:
-        with gfile.GFile(marker_path(stem)) as file:
-            marker = dict(json.loads(file.read()))
+        marker = read_object(marker_path(stem)) or {}
+        if not isinstance(marker.get("sha256"), str) or not isinstance(marker.get("info"), dict):
+            raise ValueError(f"no whole marker in {marker_path(stem)}")
         if sha256(data_path) != marker["sha256"]:
             raise ValueError("its SHA-256 differs from the marker's")
         with gfile.GFile(data_path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             return dict(arrays), marker["info"]
     except _DAMAGE as error:
-        raise ValueError(f"Expected an intact snapshot at {data_path}. Received: {error}") from error
+        raise ValueError(f"Expected an intact snapshot at {data_path}. Received: {why(error)}") from error
 
 
 def write_arrays(path: str | os.PathLike, arrays: dict[str, np.ndarray], *, compressed: bool = False) -> str:
@@ -210,6 +210,35 @@ def read_json(path: str | os.PathLike) -> Any:
         return json.loads(text) if text else None
     except ValueError as error:
         raise ValueError(f"Expected JSON in {os.fspath(path)}. Received: {error}") from error
+
+
+def read_object(path: str | os.PathLike) -> dict[str, Any] | None:
+    """What a JSON file holds that is an object, as all of ours are; None as of `read_json`.
+
+    Raises:
+        ValueError: naming the file, where it is no JSON, or another kind of it.
+    """
+    return None if (found := read_json(path)) is None else as_object(found, path)
+
+
+def as_object(value: Any, path: str | os.PathLike) -> dict[str, Any]:
+    """`value`, which a JSON file holds.
+
+    Raises:
+        ValueError: naming the file, where it is no object.
+    """
+    if not isinstance(value, dict):
+        raise ValueError(f"Expected a JSON object, {{...}}, in {os.fspath(path)}. Received: {json.dumps(value)[:40]}")
+    return value
+
+
+def why(error: BaseException) -> str:
+    """What went wrong with a file, on one line; of what it holds, no more than that it is something else."""
+    if isinstance(error, KeyError):
+        return f"nothing named {error.args[0]}" if len(str(error.args[0]).split()) == 1 else str(error.args[0])
+    if isinstance(error, (LookupError, TypeError, AttributeError)):
+        return "something else"
+    return " ".join(str(getattr(error, "message", error)).split()) or type(error).__name__
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

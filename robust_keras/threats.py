@@ -3,10 +3,11 @@
 A norm is a few small functions; `threat(norm=..., epsilon=...)` puts them together with a radius.
 """
 
-import decimal
 import fractions
 import functools
 import math
+import numbers
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,6 +17,9 @@ from robust_keras import compilation, noise
 
 # Radii beyond these are meant to be fractions of 255.
 _LARGEST = {"Linf": 1.0, "L2": 3072**0.5 / 2, "L1": 3072 / 2}
+# Digits with a point and an exponent, and nothing else that Python would take for a number, such as '1_0' or 'nan'.
+_DECIMAL = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,3})?"
+_FRACTION = re.compile(rf"([+-]?{_DECIMAL})(?:/({_DECIMAL}))?", re.ASCII)
 # What images may leave [0, 1] by, as those of a resampling do.
 _ROUNDING = 1e-6
 
@@ -83,17 +87,20 @@ def threat(*, norm: str, epsilon: float | str) -> Threat:
 def parse_fraction(value: float | str, name: str) -> float:
     """The float nearest to a number or to an exact fraction such as '8/255' or '8.8/255'.
 
+    A fraction is two decimal numbers and a slash, without spaces; truth values are no numbers.
+
     Raises:
         ValueError: where it is neither, or not finite.
     """
+    number = math.nan
     try:
         if isinstance(value, str):
-            numerator, *denominator = (fractions.Fraction(decimal.Decimal(part)) for part in value.split("/", 1))
-            number = float(numerator / denominator[0] if denominator else numerator)
-        else:
+            if match := _FRACTION.fullmatch(value):
+                number = float(fractions.Fraction(match[1]) / fractions.Fraction(match[2] or 1))
+        elif isinstance(value, numbers.Real) and not isinstance(value, bool):
             number = float(value)
-    except (ValueError, TypeError, ArithmeticError):
-        number = math.nan
+    except (ValueError, ArithmeticError):  # Of a division by zero, and of numbers that no float holds.
+        pass
     if not math.isfinite(number):
         raise ValueError(f"Expected {name} as a finite number or a fraction such as '8/255'. Received: {value!r}")
     return number

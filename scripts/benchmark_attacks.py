@@ -19,7 +19,11 @@ def run(*, saved_model, input_shape, norm="Linf", epsilon="8/255", batch_size=64
     import tensorflow as tf
 
     from robust_keras import losses, noise, threats
-    from robust_keras.attacks import apgd, fab, multi_targeted, square, stepwise
+    from robust_keras.attacks import stepwise
+    from robust_keras.attacks.apgd import apgd, apgd_targeted
+    from robust_keras.attacks.fab import fab
+    from robust_keras.attacks.multi_targeted import multi_targeted
+    from robust_keras.attacks.square import square
     from robust_keras.saved_models import load
 
     logits_fn = load.load_logits_fn(saved_model)
@@ -37,11 +41,11 @@ def run(*, saved_model, input_shape, norm="Linf", epsilon="8/255", batch_size=64
 
     # Each search, and how often a step needs a forward pass and one with its gradient.
     measured = {
-        "apgd-ce": (apgd.apgd.search(threat=threat), 0, 1),
-        "apgd-t": (apgd.apgd_targeted.search(threat=threat), 0, 1),
-        "fab-t": (fab.fab.search(threat=threat, targeted=True, num_restarts=1), 1, 1),
-        "square": (square.square.search(threat=threat), 1, 0),
-        "multi-targeted": (multi_targeted.multi_targeted.search(threat=threat), 0, 1),
+        "apgd-ce": (apgd.search(threat=threat), 0, 1),
+        "apgd-t": (apgd_targeted.search(threat=threat), 0, 1),
+        "fab-t": (fab.search(threat=threat, targeted=True, num_restarts=1), 1, 1),
+        "square": (square.search(threat=threat), 1, 0),
+        "multi-targeted": (multi_targeted.search(threat=threat), 0, 1),
     }
     table = {}
     for name, (search, num_forward, num_backward) in measured.items():

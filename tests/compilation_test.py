@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 
 from robust_keras import compilation, threats
-from robust_keras.attacks import fab
+from robust_keras.attacks.fab import project
 
 pytestmark = pytest.mark.oldest
 
@@ -94,7 +94,7 @@ def test_is_found_out_while_a_program_is_traced(mirrored):
     "function",
     [
         lambda x: threats.l1_nearest(x - 0.3, 0.5 * x, epsilon=0.7),
-        lambda x: fab.project(0.5 * x, x - 0.3, tf.fill((2, 1, 1, 1), 0.1), "L2"),
+        lambda x: project(0.5 * x, x - 0.3, tf.fill((2, 1, 1, 1), 0.1), "L2"),
         lambda x: threats.order_statistic(x, tf.constant([3, 10])),
     ],
     ids=["l1_nearest", "project", "order_statistic"],

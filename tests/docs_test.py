@@ -18,6 +18,7 @@ from robust_keras.commands import configuration, exit_codes
 from robust_keras.evaluation import warnings
 from robust_keras.saved_models import export
 from robust_keras.study import rows
+from robust_keras.training import metrics_log
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = {
@@ -179,6 +180,12 @@ def test_every_warning_is_in_the_table_and_no_other():
     section = PAGES["docs/evaluation.md"].partition("## Warnings")[2].partition("\n## ")[0]
     cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
     assert {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)} == set(warnings.WARNINGS)
+
+
+def test_every_column_of_metrics_is_explained():
+    section = PAGES["docs/training.md"].partition("### Columns of the metrics")[2]
+    cells = [line.split("|")[1] for line in section.splitlines() if line.startswith("| `")]
+    assert [name for cell in cells for name in re.findall(r"`(\w+)`", cell)] == list(metrics_log.METRICS)
 
 
 def test_the_studys_rows_are_as_many_as_the_page_says():

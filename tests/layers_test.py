@@ -11,8 +11,9 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 # What each room of the package may import: rooms below it, never its own floor. The modules of the ground floor are rooms
 # of their own.
-GROUND = {"compilation", "failures", "noise", "losses", "ownership", "schedules", "storage", "threats"}
+GROUND = {"bounds", "compilation", "failures", "noise", "losses", "ownership", "schedules", "storage", "threats"}
 MAY_IMPORT = {
+    "bounds": set(),
     "compilation": set(),
     "failures": set(),
     "noise": set(),
@@ -23,12 +24,12 @@ MAY_IMPORT = {
     "threats": {"compilation", "noise"},
     "engines": GROUND,
     "models": GROUND | {"engines"},
-    "attacks": GROUND,
+    "attacks": GROUND | {"models"},
     "data.readers": GROUND,
     "data": GROUND | {"data.readers"},
     "training": GROUND | {"engines", "models", "data"},
     "saved_models": GROUND | {"models"},
-    "evaluation": GROUND | {"engines", "attacks"},
+    "evaluation": GROUND | {"engines", "models", "attacks", "saved_models"},
     "pseudo_labelling": GROUND | {"engines", "data", "data.readers"},
     "study": GROUND | {"evaluation", "training", "models", "attacks", "saved_models"},
     "tpu_check": GROUND | {"training", "evaluation", "attacks", "data", "models", "engines"},  # What it checks.
@@ -156,9 +157,8 @@ def test_a_circle_is_seen():
 
 
 def test_nothing_below_the_commands_imports_them():
-    assert not [
-        module for module, source in LIBRARY.items() if "robust_keras.commands" in " ".join(our_imports(module, source))
-    ]
+    below = {module: our_imports(module, source) for module, source in LIBRARY.items() if module != "robust_keras"}
+    assert not [module for module, imported in below.items() if "robust_keras.commands" in " ".join(imported)]
 
 
 def test_gin_is_known_to_commands_alone():
@@ -190,7 +190,7 @@ def functions_of_too_many_parameters(source):
     found = []
     for node in filter(is_function, nodes(source)):
         by_position = [each.arg for each in node.args.posonlyargs + node.args.args if each.arg not in ("self", "cls")]
-        by_keyword = not node.name.startswith("_") and len(by_position) <= 3
+        by_keyword = (not node.name.startswith("_") or node.name == "__call__") and len(by_position) <= 3
         if len(by_position) + len(node.args.kwonlyargs) > 8 and not by_keyword:
             found.append(node.name)
     return found

@@ -331,11 +331,22 @@ def test_labels_of_one_column_are_labels(loss):
     value = loss(logits, labels[:, None])
     assert value.shape == (5,)
     np.testing.assert_array_equal(value, loss(logits, labels))
-    np.testing.assert_array_equal(value, loss(logits, np.eye(4)[labels]))
+    for dtype in (np.float32, np.float64, np.int32, np.int64, np.uint8):
+        np.testing.assert_array_equal(value, loss(logits, np.eye(4, dtype=dtype)[labels]))
+
+
+def test_one_hot_rows_of_integers_are_labels_in_a_program():
+    as_labels = tf.function(losses.as_labels, autograph=False)
+    np.testing.assert_array_equal(as_labels(tf.constant([[0, 1, 0], [0, 0, 1]])), [1, 2])
+    with pytest.raises(ValueError, match="Expected labels"):  # What they are is not known.
+        tf.function(losses.as_labels, autograph=False).get_concrete_function(tf.TensorSpec((None, None), tf.int32))
 
 
 BAD_LABELS = [
     tf.zeros((3, 2), tf.int32),
+    tf.ones((3, 2), tf.int32),
+    tf.constant([[0, 2], [1, 0], [0, 1]], tf.uint8),
+    tf.constant([[-1, 1], [1, 0], [0, 1]]),
     tf.zeros((3, 1, 1), tf.int32),
     tf.constant(1),
     tf.zeros(3),
@@ -361,7 +372,9 @@ def test_losses_refuse_labels_of_another_shape(loss, labels):
 
 
 @ALL
-@pytest.mark.parametrize("targets", [[1], [[1]], [1, 0], [[0.5, 0.5]], [[0.5, 0.5, 0.0]] * 3], ids=str)
+@pytest.mark.parametrize(
+    "targets", [[1], [[1]], [1, 0], [[0.5, 0.5]], [[0.5, 0.5, 0.0]] * 3, [[0, 1, 0]] * 3, [[0, 1]]], ids=str
+)
 def test_nothing_is_broadcast(loss, targets):
     for function in (loss, losses.is_wrong):
         with pytest.raises(ValueError, match="Expected (labels of 3 examples|probabilities).* Received: "):

@@ -71,10 +71,24 @@ def test_what_a_kill_left_of_the_file_is_no_claim(tmp_path):
         assert (tmp_path / "identity.json").read_text() == text
 
 
-@pytest.mark.parametrize("text", ["no json", "[1, 2]", "17", '{"seed": 4, "ra', "\udce9"])
+@pytest.mark.parametrize("text", ["no json", "[1, 2]", "[]", "17", "null", '"a"', '{"seed": 4, "ra', "\udce9"])
 def test_a_malformed_file_is_named(tmp_path, text):
     (tmp_path / "identity.json").write_bytes(text.encode("utf-8", "surrogateescape"))
-    assert f"{tmp_path}/identity.json" in refused(tmp_path, IDENTITY)
+    line = refused(tmp_path, IDENTITY)
+    assert f"{tmp_path}/identity.json" in line and "Error" not in line
+    if text in ("[]", "17", "null"):
+        assert line.endswith(f"Expected a JSON object, {{...}}, in {tmp_path}/identity.json. Received: {text}")
+
+
+@pytest.mark.parametrize("text", ["{}", '{"model": 3}', '{"model": {}}'])
+def test_an_identity_of_another_kind_is_named(tmp_path, text):
+    (tmp_path / "identity.json").write_text(text)
+
+    def parse(text):
+        return {"sha256": json.loads(text)["model"]["sha256"]}
+
+    line = refused(tmp_path, IDENTITY, parse=parse)
+    assert f"{tmp_path}/identity.json" in line and "Error" not in line and "'" not in line
 
 
 def test_a_folder_without_anything_to_lose_may_change_hands(tmp_path):

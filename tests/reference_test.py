@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 
 from robust_keras import losses, noise, schedules, threats
-from robust_keras.attacks import pgd
+from robust_keras.attacks.pgd import pgd
 from robust_keras.models import normalization, wide_resnet
 from robust_keras.training import adversarial_model, objectives
 from robust_keras.training.optimizer import NesterovSGD
@@ -60,7 +60,7 @@ class Run:
             random_start=lambda x, seeds: tf.clip_by_value(x + starts[self.model.optimizer.iterations.value], 0.0, 1.0)
         )
         attack = functools.partial(
-            pgd.pgd,
+            pgd,
             threat=self.threat,
             loss_fn=losses.cross_entropy,
             num_steps=given.NUM_ATTACK_STEPS,

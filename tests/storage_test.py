@@ -210,6 +210,8 @@ def test_missing_data_is_passed_over(tmp_path, warned):
         b"\xff\xfe\x00",
         b"null",
         b"[]",
+        b"17",
+        b'{"sha256": [], "info": {}}',
     ],
 )
 def test_garbage_marker_is_passed_over(tmp_path, warned, marker):
@@ -325,3 +327,18 @@ def test_in_memory_file_system(warned):
     assert_passed_over(directory, warned)
     storage.write(directory, 1, arrays_of(1), {"at": 1})
     assert sorted(tf.io.gfile.listdir(directory)) == ["step-00000001.json", "step-00000001.npz"]
+
+
+@pytest.mark.parametrize("text", ["[]", "17", "null", '"a"', '[1, "%s"]' % ("x" * 100)])
+def test_an_object_is_all_that_our_json_files_hold(tmp_path, text):
+    path = tmp_path / "results.json"
+    path.write_text(text)
+    if text == "null":
+        assert storage.read_object(path) is None
+        return
+    with pytest.raises(ValueError) as error:
+        storage.read_object(path)
+    assert str(error.value) == f"Expected a JSON object, {{...}}, in {path}. Received: {text[:40]}"
+    storage.write_json(path, {"a": 1})
+    assert storage.read_object(path) == {"a": 1} and storage.read_object(tmp_path / "none") is None
+    assert not storage.is_committed(tmp_path / "results")

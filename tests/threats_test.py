@@ -1,3 +1,4 @@
+import fractions
 import math
 import pathlib
 
@@ -319,6 +320,12 @@ def test_compiled_by_xla(norm):
         (0.25, 0.25),
         (1, 1.0),
         (np.float64(8 / 255), 8 / 255),
+        (np.float32(0.25), 0.25),
+        (np.int64(1), 1.0),
+        (fractions.Fraction(1, 4), 0.25),
+        (".5", 0.5),
+        ("1.", 1.0),
+        ("+2e-3/0.5", 0.004),
     ],
 )
 def test_parse_fraction_is_exact(typed, value):
@@ -330,6 +337,21 @@ def test_parse_fraction_is_exact(typed, value):
 
 
 BAD_NUMBERS = ["abc", "", "8/0", "8/", "/8", "8/255/2", "nan", "inf", float("nan"), float("inf"), None, [1.0]]
+# What Python takes for numbers.
+BAD_NUMBERS += [
+    True,
+    False,
+    np.bool_(True),
+    "1_0/255",
+    " 8/255 ",
+    "8 / 255",
+    "8/255\n",
+    "8/-255",
+    "٨/255",
+    "0x8",
+    "1e-9999",
+]
+BAD_NUMBERS += ["NaN", "-inf", "8/inf", "infinity", "True", 1j, b"8/255"]
 OVERFLOWING = [pytest.param("1e400", id="'1e400'"), pytest.param(10**400, id="10**400")]
 
 

@@ -21,11 +21,11 @@ class _Ascent(NamedTuple):
     """What is ascended, and how: the settings of `apgd`, and
 
     loss_fn: `(logits, labels, target_classes) -> [batch]`.
-    rank: `(run) -> rank` of the target class of a run, by falling clean logits.
+    num_targets: classes to aim at, in falling order of their clean logits; 1 for a loss that has no target.
     """
 
     loss_fn: Callable
-    rank: Callable
+    num_targets: int
     threat: threats.Threat
     num_steps: int
     num_restarts: int
@@ -64,8 +64,8 @@ def apgd(
     def untargeted(logits, labels, target_classes):
         return loss_fn(logits, labels)
 
-    ascent = _Ascent(untargeted, tf.zeros_like, threat, num_steps, num_restarts, eot_steps, rho, shrinking_radius)
-    return _search({"cross_entropy": "apgd-ce"}.get(name, f"apgd-{name}"), ascent, lambda num_classes: num_restarts)
+    settings = (threat, num_steps, num_restarts, eot_steps, rho, shrinking_radius)
+    return _search({"cross_entropy": "apgd-ce"}.get(name, f"apgd-{name}"), _Ascent(untargeted, 1, *settings))
 
 
 @stepwise.attack
@@ -82,28 +82,14 @@ def apgd_targeted(
     """APGD on the targeted DLR loss, 'apgd-t': one target after the other, in falling order of their clean logits.
 
     Args:
-        threat: a `threats.Threat`.
+        threat: see `apgd`, like all others but `num_targets`; restarts are per target.
         num_targets: wrong classes to aim at; all of them where there are fewer.
-        num_steps: see `apgd`, like all that follow; restarts are per target.
-        num_restarts: see there.
-        eot_steps: see there.
-        rho: see there.
-        shrinking_radius: see there.
 
     Raises:
         ValueError: see `apgd`; for num_targets under 1.
     """
-    if num_targets < 1:
-        raise ValueError(f"Expected num_targets >= 1. Received: {num_targets}")
-
-    def rank(run):
-        return run // num_restarts
-
-    def num_runs(num_classes):
-        return min(num_targets, num_classes - 1) * num_restarts
-
     settings = (threat, num_steps, num_restarts, eot_steps, rho, shrinking_radius)
-    return _search("apgd-t", _Ascent(losses.targeted_dlr, rank, *settings), num_runs)
+    return _search("apgd-t", _Ascent(losses.targeted_dlr, num_targets, *settings))
 
 
 class _Norm(NamedTuple):
@@ -130,7 +116,7 @@ class _Norm(NamedTuple):
     reset: Callable
 
 
-def _search(name, ascent, num_runs):
+def _search(name, ascent):
     counts = ascent.num_steps, ascent.num_restarts, ascent.eot_steps
     if min(counts) < 1:
         raise ValueError(
@@ -140,11 +126,16 @@ def _search(name, ascent, num_runs):
         raise ValueError(f"Expected the norm L1 with shrinking_radius. Received: {ascent.threat.norm}")
     if ascent.shrinking_radius and ascent.num_steps < 3:
         raise ValueError(f"Expected num_steps >= 3 with shrinking_radius. Received: {ascent.num_steps}")
+    if ascent.num_targets < 1:
+        raise ValueError(f"Expected num_targets >= 1. Received: {ascent.num_targets}")
     plan = _plan(_NORMS[ascent.threat.norm], ascent.threat.epsilon, ascent.num_steps, ascent.shrinking_radius)
 
     def first_loss_fn(logits, labels):
-        first = stepwise.target_class(tf.stop_gradient(logits), labels, ascent.rank(tf.zeros_like(labels)))
+        first = stepwise.target_class(tf.stop_gradient(logits), labels, tf.zeros_like(labels))
         return ascent.loss_fn(logits, labels, first)
+
+    def num_runs(num_classes):
+        return min(ascent.num_targets, num_classes - 1) * ascent.num_restarts
 
     start, step = (functools.partial(function, ascent, plan) for function in (_start, _step))
     return stepwise.Search(name, num_runs, len(plan.epsilon), start, step, first_loss_fn)
@@ -153,7 +144,7 @@ def _search(name, ascent, num_runs):
 def _start(ascent, plan, x, labels, clean_logits, seeds, run):
     norm = _NORMS[ascent.threat.norm]
     x_adv = norm.start(x, norm.draw(seeds, tuple(x.shape[1:])), float(plan.epsilon[0]))
-    zeros = tf.zeros_like(x[:, 0, 0, 0])
+    zeros = tf.zeros_like(labels, tf.float32)
     image = tf.zeros_like(x)
     return {
         "x_adv": x_adv,
@@ -167,7 +158,7 @@ def _start(ascent, plan, x, labels, clean_logits, seeds, run):
         "num_rises": zeros,
         "was_reduced": tf.zeros_like(zeros, tf.bool),
         "step_size": zeros,
-        "target_classes": stepwise.target_class(clean_logits, labels, ascent.rank(run)),
+        "target_classes": stepwise.target_class(clean_logits, labels, run // ascent.num_restarts),
         **norm.reset(x, x_adv, ascent.shrinking_radius),
     }
 
@@ -279,7 +270,7 @@ def _halve(x, state, step_size_0, window, rho):
 
 
 def _linf_start(x, draw, epsilon):
-    largest = tf.reduce_max(tf.abs(draw), axis=(1, 2, 3), keepdims=True)
+    largest = tf.reduce_max(tf.abs(draw), axis=_image_axes(draw), keepdims=True)
     return tf.clip_by_value(x + epsilon * draw / (largest + 1e-12), 0.0, 1.0)
 
 
@@ -293,7 +284,7 @@ def _linf_move(x, state, epsilon, momentum):
 
 
 def _l2_norm(delta):
-    return tf.sqrt(tf.reduce_sum(tf.square(delta), axis=(1, 2, 3), keepdims=True))
+    return tf.sqrt(tf.reduce_sum(tf.square(delta), axis=_image_axes(delta), keepdims=True))
 
 
 def _l2_start(x, draw, epsilon):
@@ -307,7 +298,7 @@ def _l2_move(x, state, epsilon, momentum):
 
     x_adv, gradient = state["x_adv"], state["gradient"]
     # Upstream's 1e-12 would shorten steps along tiny gradients, and the squares of huge ones overflow.
-    largest = tf.reduce_max(tf.abs(gradient), axis=(1, 2, 3), keepdims=True)
+    largest = tf.reduce_max(tf.abs(gradient), axis=_image_axes(gradient), keepdims=True)
     gradient *= threats.ordinary_scale(largest, at_least=2.0**-30)
     stepped = inside(x_adv + stepwise.expand(state["step_size"], x) * gradient / (_l2_norm(gradient) + 1e-12))
     return inside(x_adv + (stepped - x_adv) * momentum + (x_adv - state["previous"]) * (1.0 - momentum))
@@ -329,7 +320,7 @@ def _l1_move(x, state, epsilon, momentum):
     rank = tf.cast(tf.clip_by_value((1.0 - state["share"]) * num_pixels, 0.0, num_pixels - 1.0), tf.int32)
     size = tf.abs(gradient)
     direction = tf.where(size >= threats.order_statistic(size, rank), tf.sign(gradient), 0.0)
-    direction /= tf.reduce_sum(tf.abs(direction), axis=(1, 2, 3), keepdims=True) + 1e-10
+    direction /= tf.reduce_sum(tf.abs(direction), axis=_image_axes(direction), keepdims=True) + 1e-10
     stepped = state["x_adv"] + stepwise.expand(state["step_size"], x) * direction
     return _l1_project(stepped - x, x, epsilon)
 
@@ -340,7 +331,7 @@ def _l1_windows(num_steps):
 
 
 def _num_changed(x_adv, x):
-    return tf.reduce_sum(tf.cast(x_adv != x, tf.float32), axis=(1, 2, 3))
+    return tf.reduce_sum(tf.cast(x_adv != x, tf.float32), axis=_image_axes(x))
 
 
 def _share(num_changed, x):
@@ -351,7 +342,7 @@ def _l1_reset(x, x_adv, given):
     if given:
         num_changed = _num_changed(x_adv, x)
         return {"num_changed": num_changed, "share": _share(num_changed, x)}
-    zeros = tf.zeros_like(x[:, 0, 0, 0])
+    zeros = _num_changed(x, x)
     return {"num_changed": zeros + math.prod(x.shape[1:]), "share": zeros + 0.2}
 
 
@@ -384,3 +375,7 @@ _NORMS = {
     "L2": _Norm(noise.normal, _l2_start, _l2_move, 2.0, _halving_windows, _halve, _none),
     "L1": _Norm(noise.normal, _l1_start, _l1_move, 1.0, _l1_windows, _adapt_sparsity, _l1_reset),
 }
+
+
+def _image_axes(x):
+    return list(range(1, x.shape.rank))

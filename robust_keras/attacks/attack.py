@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import tensorflow as tf
 
 from robust_keras import threats
 from robust_keras.attacks import step_rules, stepwise
@@ -45,7 +46,8 @@ def as_attack(given: Attack | Callable) -> Attack:
     Args:
         given: an attack function with its settings bound by keyword (a `functools.partial`, as gin makes them), any
             other function `(logits_fn, x, labels, *, seeds) -> x_adv` that has a name, or a record. A setting named
-            `threat` is taken for the threat model, one named `loss_fn` for the loss that is ascended.
+            `threat` is taken for the threat model, one named `loss_fn` for the loss that is ascended. A function's own
+            `search` or `check` is called with the settings.
 
     Returns:
         An `Attack`.
@@ -67,8 +69,10 @@ def as_attack(given: Attack | Callable) -> Attack:
     if missing := _required(function) - settings.keys():
         raise ValueError(f"Expected settings of {name}. Received: none for {', '.join(sorted(missing))}")
     settings = {**_defaults(function), **settings}
-    build = getattr(function, "search", None)
+    build, check = getattr(function, "search", None), getattr(function, "check", None)
     search = build(**settings) if build else None
+    if check:
+        check(**settings)
     parameters = {
         key: value(settings["threat"]) if isinstance(value, step_rules.ByNorm) else value
         for key, value in settings.items()
@@ -82,6 +86,26 @@ def as_attack(given: Attack | Callable) -> Attack:
         search=search,
         loss_fn=search.loss_fn if search else settings.get("loss_fn"),
     )
+
+
+def checked(x_adv: Any, x: tf.Tensor, name: str) -> tf.Tensor:
+    """What an attack made of the images `x`, once it is seen to be images like them, as far as a program knows shapes.
+
+    Args:
+        x_adv: whatever it returned.
+        x: float32 `[batch, ...]`.
+        name: of the attack, for the message.
+
+    Raises:
+        ValueError: for no tensor, or one of another type or shape.
+    """
+    if x_adv is None or not hasattr(x_adv, "shape") or not hasattr(x_adv, "dtype"):
+        received = "None" if x_adv is None else f"a {type(x_adv).__name__}"
+    elif tf.as_dtype(x_adv.dtype) != x.dtype or not x.shape.is_compatible_with(x_adv.shape):
+        received = f"{tf.as_dtype(x_adv.dtype).name} {tuple(x_adv.shape)}"
+    else:
+        return x_adv
+    raise ValueError(f"Expected {x.dtype.name} images {tuple(x.shape)} from the attack {name}. Received: {received}")
 
 
 def _defaults(function):

@@ -57,11 +57,8 @@ def pgd(
         ValueError: for images or targets that are none, num_steps or num_restarts under 1, several restarts from one
             and the same start, or a step size that is not positive.
     """
-    if num_steps < 1 or num_restarts < 1:
-        raise ValueError(f"Expected num_steps and num_restarts >= 1. Received: {num_steps}, {num_restarts}")
-    step_rules.check_restarts(num_restarts, random_start)
+    rule, step_size_fn = _steps(threat, num_steps, step_size, step_rule, num_restarts, random_start)
     x, targets = threats.check_images(x, threat), losses.as_targets(targets)
-    rule, step_size_fn = step_rules.resolve(step_rule, step_size, threat=threat, num_steps=num_steps)
 
     def run(restart):
         def step(k, x_adv, state):
@@ -75,6 +72,17 @@ def pgd(
 
     best = run(0) if num_restarts == 1 else _best_of(run, num_restarts, logits_fn, x, targets, loss_fn)
     return tf.stop_gradient(best)
+
+
+def _steps(threat, num_steps, step_size, step_rule, num_restarts, random_start, **_):
+    """The rule and the sizes of steps that settings of `pgd` mean, which it checks."""
+    if num_steps < 1 or num_restarts < 1:
+        raise ValueError(f"Expected num_steps and num_restarts >= 1. Received: {num_steps}, {num_restarts}")
+    step_rules.check_restarts(num_restarts, random_start)
+    return step_rules.resolve(step_rule, step_size, threat=threat, num_steps=num_steps)
+
+
+vars(pgd)["check"] = _steps  # For `attack.as_attack`, before any work.
 
 
 def _best_of(run, num_restarts, logits_fn, x, targets, loss_fn):

@@ -5,10 +5,12 @@ optimiser of its released code, in L2 and L1, for which that code has none, step
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import tensorflow as tf
+from absl import logging
 
 from robust_keras import schedules, threats
 
@@ -23,11 +25,13 @@ class StepRule(NamedTuple):
         name: what results call it, with its settings.
         init: `(x) -> state`, a tuple of tensors.
         update: `(gradient, state, step, threat) -> (direction, state)`; the attack adds `step_size * direction`.
+        length: `(threat) -> float`, of a direction in the norm; None where that is not known.
     """
 
     name: str
     init: Callable
     update: Callable
+    length: Callable | None = None
 
 
 class ByNorm(NamedTuple):
@@ -48,7 +52,10 @@ class ByNorm(NamedTuple):
 def steepest() -> StepRule:
     """The direction of unit norm along which a linear loss rises most: the sign for Linf, gradient / norm for L2."""
     return StepRule(
-        "steepest", lambda x: (), lambda gradient, state, step, threat: (threat.steepest_step(gradient), state)
+        "steepest",
+        lambda x: (),
+        lambda gradient, state, step, threat: (threat.steepest_step(gradient), state),
+        lambda threat: 1.0,
     )
 
 
@@ -73,7 +80,10 @@ def adam(*, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-9) -
         floor = epsilon * tf.minimum(largest / _ORDINARY, 1.0)
         return tf.math.divide_no_nan(first / (1.0 - beta_1**count), size + floor), (first, second)
 
-    return StepRule(f"adam(beta_1={beta_1}, beta_2={beta_2}, epsilon={epsilon})", init, update)
+    def length(threat):
+        return 1.0 if threat.norm == "Linf" else math.inf  # Elsewhere by the number of pixels.
+
+    return StepRule(f"adam(beta_1={beta_1}, beta_2={beta_2}, epsilon={epsilon})", init, update, length)
 
 
 def by_norm(*, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-9) -> ByNorm:
@@ -101,6 +111,9 @@ def resolve(
     default: Callable = steepest,
 ) -> tuple[StepRule, Callable]:
     """The rule and the sizes of an attack's steps.
+
+    Steps that together are shorter than the radius lead nowhere near what it allows, as Linf's do in L2: a warning says
+    so, where their sizes are numbers or may be computed, so not those of a function while a program is traced.
 
     Args:
         step_rule: as an attack is given it. None is `by_norm` without a step size, and with one `default`, in L2 and L1
@@ -133,7 +146,29 @@ def resolve(
         size = functools.partial(
             schedules.piecewise_constant, boundaries=(num_steps // 2, num_steps * 3 // 4), values=(0.1, 0.01, 0.0001)
         )
-    return step_rule, step_size_fn(size)
+    size_fn = step_size_fn(size)
+    if step_rule.length is not None and (tf.executing_eagerly() or not callable(size)):
+        _check_reach(step_rule.length(threat), size if not callable(size) else size_fn, num_steps, threat)
+    return step_rule, size_fn
+
+
+def _check_reach(length, size, num_steps, threat):
+    """Warns of steps that are too short together; `size` is a number, a fraction or a function of the step."""
+    if callable(size):
+        reach = length * sum(float(size(tf.constant(k))) for k in range(num_steps))
+    else:
+        reach = length * num_steps * threats.parse_fraction(size, "step_size")
+    if reach < threat.epsilon * (1 - 1e-6):
+        _warn(
+            f"Expected steps that together reach the radius, {threat.norm} {threat.epsilon_fraction}. Received: "
+            f"{num_steps} of {reach:.3g} in all, of {threat.epsilon:.3g}: bind a larger step_size, or in training add "
+            f"--gin_file=gin/threats/{threat.norm.lower()}_training.gin"
+        )
+
+
+@functools.cache  # Each once, however often a program is traced.
+def _warn(message):
+    logging.warning("%s", message)
 
 
 def step_size_fn(step_size: float | str | Callable) -> Callable:
@@ -166,4 +201,4 @@ def _normalised(name, length_fn):
         direction = threats.l1_sparse_step(gradient) if threat.norm == "L1" else threat.steepest_step(gradient)
         return length_fn(threat) * direction, state
 
-    return StepRule(name, lambda x: (), update)
+    return StepRule(name, lambda x: (), update, length_fn)

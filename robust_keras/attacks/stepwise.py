@@ -13,6 +13,7 @@ An example is broken by a search when any step of any of its runs proposes a mis
 
 import functools
 import inspect
+import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -80,6 +81,16 @@ def advance(
         return i + 1, following
 
     return tf.while_loop(lambda i, _: i < num_steps, body, (tf.constant(0), progress))[1]
+
+
+def seeds_of(search: Search | None, seeds: tf.Tensor) -> tf.Tensor:
+    """The seeds of a search's runs, int32 `[batch, 2]`: the same whether it runs alone or after others.
+
+    Args:
+        search: a `Search`; None for an attack that is none.
+        seeds: int32 `[batch, 2]`, of the examples.
+    """
+    return seeds if search is None else noise.fold_in(seeds, zlib.crc32(search.name.encode()) & 0x7FFFFFFF)
 
 
 def attack(build: Callable[..., Search]) -> Callable:

@@ -108,8 +108,10 @@ def _resolve(gin_files: list[str], gin_params: tuple | list) -> tuple[Any, _Eval
 
 
 def _evaluation(evaluate: Any) -> _Evaluation:
+    from robust_keras.commands import bound_functions
     from robust_keras.evaluation import plan
 
+    bound_functions.check_complete(evaluate)
     parameters = inspect.signature(evaluate.func).parameters
     settings = {name: parameter.default for name, parameter in parameters.items()} | evaluate.keywords
     attacks = plan.make(settings["attacks"], settings["baseline"], settings["threat"]).attacks
@@ -118,13 +120,13 @@ def _evaluation(evaluate: Any) -> _Evaluation:
 
 def _data(names: dict, data_dir: str | None) -> Any:
     """A `training_batches.TrainingData` of black images like those of the sets."""
-    from robust_keras.data import sources
+    from robust_keras.data import sources, training_batches
     from robust_keras.tpu_check import parts
 
     name, has_extra = names["dataset"], names.get("extra_data") is not None
-    if name.partition(":")[0] in _SETS:
+    if name.partition(":")[0] in _SETS and names.get("image_size") is None:
         return parts.black_images(name, *_SETS[name.partition(":")[0]], has_extra=has_extra)
-    source = sources.load(name, "train", data_dir=data_dir)
+    source = sources.load(name, "train", data_dir=data_dir, **training_batches.reading(names))
     return parts.black_images(name, source.images.shape[1:], source.num_classes, has_extra=has_extra)
 
 
@@ -178,18 +180,11 @@ def _flops(recipe: Any, data: Any, batch_size: int) -> float | None:
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the command's flags."""
-    flags.DEFINE_multi_string(
-        "gin_file", None, "Recipe, such as gin/at.gin; several are read in order.", flag_values=values
-    )
-    flags.DEFINE_multi_string(
-        "gin_param", [], "Binding, such as \"NORM = 'L2'\"; any number of times.", flag_values=values
-    )
-    flags.DEFINE_string("data_dir", None, "Where data sets are, for the shapes of those not known.", flag_values=values)
+    launcher.define_recipe(values)
     flags.DEFINE_integer(
         "num_cores", None, "Cores of the slice; 32 by default, or as many as share a smaller batch.", flag_values=values
     )
     flags.DEFINE_float("memory_gib", _MEMORY_GIB, "Memory of a core.", lower_bound=0.0, flag_values=values)
-    flags.mark_flag_as_required("gin_file", flag_values=values)
 
 
 def main(values: flags.FlagValues) -> None:

@@ -19,8 +19,14 @@ import tensorflow as tf
 
 import gin
 from robust_keras import losses, ownership, schedules, threats
-from robust_keras.attacks import apgd, autoattack, fab, multi_targeted, pgd, square, step_rules, transfer
-from robust_keras.commands import gin_text, label_pool_settings, train_settings
+from robust_keras.attacks import step_rules, transfer
+from robust_keras.attacks.apgd import apgd, apgd_targeted
+from robust_keras.attacks.autoattack import autoattack
+from robust_keras.attacks.fab import fab
+from robust_keras.attacks.multi_targeted import multi_targeted
+from robust_keras.attacks.pgd import pgd
+from robust_keras.attacks.square import square
+from robust_keras.commands import bound_functions, gin_text, label_pool_settings, train_settings
 from robust_keras.data import augmentation, training_batches
 from robust_keras.engines import strategies
 from robust_keras.evaluation import evaluate as evaluation
@@ -43,36 +49,26 @@ def gin_directory() -> pathlib.Path:
     return next(path for path in (package / "gin", package.parent / "gin") if path.is_dir())
 
 
-def _partial(function):
-    """A function with the signature of `function` that returns it with the given arguments bound."""
-
-    @functools.wraps(function)
-    def bind(**kwargs):
-        return functools.partial(function, **kwargs)
-
-    bind.__signature__ = inspect.signature(function)
-    return bind
-
-
 def _register(function, given=(), may_change=()):
     """Registers `function`; `given` are the caller's arguments, and `may_change` do not identify a run."""
     MAY_CHANGE[function.__name__] = frozenset(may_change)
     return gin.external_configurable(function, module="robust_keras", denylist=list(given))
 
 
+_function: Any
 for _function, _given in {
-    apgd.apgd: (),
-    apgd.apgd_targeted: (),
-    multi_targeted.multi_targeted: (),
-    pgd.pgd: ("seeds",),
+    apgd: (),
+    apgd_targeted: (),
+    multi_targeted: (),
+    pgd: ("seeds",),
     transfer.transfer: ("seeds",),
     augmentation.crop_and_flip: (),
+    augmentation.random_resized_crop: (),
     evaluation.correct_under_attack: ("seeds",),
-    fab.fab: (),
+    fab: (),
     losses.cross_entropy: (),
     losses.dlr: (),
     losses.kl_divergence: (),
-    load.load_weights: (),
     losses.margin: (),
     training_batches.batches: ("seed", "num_steps", "start_step", "num_hosts", "host"),
     training_batches.cutmix: (),
@@ -86,26 +82,29 @@ for _function, _given in {
     schedules.multistep: ("num_steps",),
     schedules.piecewise_constant: (),
     schedules.warm_up: ("num_steps",),
-    square.square: (),
+    square: (),
 }.items():
-    _register(_partial(_function), _given)
+    _register(bound_functions.partial(_function, (*_given, "seeds")), _given)  # Of searches gin does not see the seeds.
 
 # These make a value; nothing is left to be called later.
-for _function in (step_rules.steepest, autoattack.autoattack, load.load_logits_fn, threats.threat):
-    _register(_function)
+for _function in (step_rules.steepest, autoattack, load.load_logits_fn, threats.threat):
+    _register(bound_functions.complete(_function))
 
 # Recipes hold for all norms: in L2 and L1 the steps that they call Adam's are those of the norm.
 gin.external_configurable(step_rules.by_norm, name="adam", module="robust_keras")
 
-_register(_partial(training_batches.training_data), ["data_dir"], may_change=["cache_dir"])
+_register(bound_functions.partial(training_batches.training_data, ["data_dir"]), ["data_dir"], may_change=["cache_dir"])
+_register(bound_functions.partial(load.load_weights, (), positional=True))
 train = _register(
-    train_settings.train, may_change=(*training_recipes.Layout._fields, *training_recipes.Cadence._fields)
+    bound_functions.complete(train_settings.train),
+    may_change=(*training_recipes.Layout._fields, *training_recipes.Cadence._fields),
 )
 label_pool = _register(
-    label_pool_settings.label_pool, may_change=(*labelling_recipes.Sets._fields, *labelling_recipes.Layout._fields)
+    bound_functions.complete(label_pool_settings.label_pool),
+    may_change=(*labelling_recipes.Sets._fields, *labelling_recipes.Layout._fields),
 )
 evaluate = _register(
-    _partial(evaluation.evaluate),
+    bound_functions.partial(evaluation.evaluate),
     ["individual", "num_examples", "model_identity", "save_directory"],
     may_change=["progress", "save_every"],
 )
@@ -201,6 +200,8 @@ def resolve(configurable: Callable, *, is_last: bool = True) -> Any:
         bound = configurable()
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"Expected a complete configuration. Received: {' '.join(str(error).split())}") from error
+    if is_last and isinstance(bound, functools.partial):
+        bound_functions.check_complete(bound)
     if is_last and (unused := unused_bindings()):
         raise ValueError(f"Expected bindings that are used. Received: {', '.join(unused)}, which change nothing")
     return bound

@@ -9,22 +9,13 @@ An interrupted evaluation goes on where it was when the same command is given ag
 from robust_keras.commands import launcher  # isort: skip  Before TensorFlow is imported.
 
 import functools
-import json
-import posixpath
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-
-class _Files(NamedTuple):
-    """What an evaluation writes into its folder; `state` only lasts until it has finished."""
-
-    workdir: str
-    results: str
-    examples: str
-    state: str
-    subject: str
+if TYPE_CHECKING:
+    from robust_keras.evaluation import folder
 
 
 def run(
@@ -36,6 +27,9 @@ def run(
     gin_params: Sequence[str] = (),
     split: str = "test",
     data_dir: str | None = None,
+    image_size: int | None = None,
+    short_side: int | None = None,
+    cache_dir: str | None = None,
     num_examples: int | None = None,
     individual: bool = False,
     input_range: Sequence[float] = (0.0, 1.0),
@@ -53,8 +47,9 @@ def run(
         gin_files: what to attack with, read in order.
         workdir: where results go.
         gin_params: further bindings.
-        split: 'test' or 'train'.
+        split: 'test', 'train' or 'validation'.
         data_dir: where data sets are.
+        image_size: see `data.sources.load`, like `short_side` and `cache_dir`.
         num_examples: how many examples, the first ones; None for all.
         individual: whether each attack runs on every correctly classified example.
         input_range: see `saved_models.load.load_logits_fn`, like `input_layout`, `outputs` and `logits_output`.
@@ -66,6 +61,7 @@ def run(
     Raises:
         ValueError: for bad input, before any attack; for a folder of another evaluation, or in use by one.
     """
+    from robust_keras.evaluation import folder
     from robust_keras.saved_models import load
 
     reading = {
@@ -76,13 +72,24 @@ def run(
     }
     model = {"path": saved_model, "sha256": load.fingerprint(saved_model), **reading}
     data = {"name": dataset, "split": split, "num_examples": num_examples}
+    sizes = {"image_size": image_size, "short_side": short_side}
+    data |= {name: size for name, size in sizes.items() if size is not None}
     subject = {"model": model, "dataset": data, "individual": individual}
-    return _run(subject, _files(workdir), gin_files, gin_params, data_dir, strategy or "auto", tpu)
+    places = {"data_dir": data_dir, "cache_dir": cache_dir}
+    load_images = functools.cache(functools.partial(_images, data, places))
+    return _run(subject, folder.Folder(workdir), gin_files, gin_params, load_images, strategy or "auto", tpu)
 
 
-def _run(subject: dict, files: _Files, gin_files, gin_params, data_dir, strategy, tpu) -> dict[str, Any]:
+def _images(dataset: dict, places: dict) -> Any:
+    from robust_keras.data import sources
+
+    named = {name: value for name, value in dataset.items() if name != "num_examples"}
+    return sources.load(**named, **places)
+
+
+def _run(subject: dict, of: "folder.Folder", gin_files, gin_params, load_images, strategy, tpu) -> dict[str, Any]:
     from robust_keras import failures, ownership
-    from robust_keras.commands import configuration
+    from robust_keras.commands import configuration, model_cards
     from robust_keras.engines import replicas, strategies
 
     within = strategies.strategy(strategy, tpu=tpu)  # Processes meet before anything else.
@@ -91,102 +98,87 @@ def _run(subject: dict, files: _Files, gin_files, gin_params, data_dir, strategy
     configuration.parse(gin_files, gin_params)
     with within.scope():  # Other networks may be loaded here.
         evaluate = configuration.resolve(configuration.evaluate)
-    folder, writes = files.workdir, process == 0
-    with failures.running(folder, process=process), ownership.lock(folder, what="an evaluation", writes=writes):
-        if (finished := _claim(files, subject, configuration.operative_config(), writes)) is not None:
+    writes = process == 0
+    with failures.running(of.workdir, process=process), ownership.lock(of.workdir, what="an evaluation", writes=writes):
+        if (finished := _claim(of, subject, configuration.operative_config(), load_images, writes)) is not None:
             return finished
-        return _evaluate(evaluate, files, subject, data_dir, within, writes)
+        if line := model_cards.another_threat(subject["model"]["path"], evaluate.keywords["threat"]):
+            print(line, flush=True)
+        return _evaluate(evaluate, of, subject, load_images, within, writes)
 
 
-def _files(workdir: str) -> _Files:
-    names = ("results.json", "examples.npz", "state", "state/subject.json")
-    return _Files(workdir, *(posixpath.join(workdir, name) for name in names))
-
-
-def _claim(files: _Files, subject: dict, config: str, writes: bool) -> dict[str, Any] | None:
+def _claim(of: "folder.Folder", subject: dict, config: str, load_images, writes: bool) -> dict[str, Any] | None:
     """Refuses a folder of another evaluation; the results of this one where it has finished."""
-    import tensorflow as tf
-
-    from robust_keras import storage
     from robust_keras.commands import configuration
+    from robust_keras.evaluation import folder
     from robust_keras.evaluation import results as evaluation
 
-    results, begun = storage.read_json(files.results), storage.read_json(files.subject)
-    configuration.claim(files.workdir, config, holds_results=bool(results or begun), write=writes)
-    for path in (files.results, files.subject):
-        _claim_subject(path, subject, writes=False)
-    if not results:
-        return None
-    if begun and writes:  # Interrupted after its last line but one.
-        tf.io.gfile.rmtree(files.state)
-    print(f"Already finished: {files.results}")
-    print(evaluation.summary(results))
+    configuration.claim(of.workdir, config, holds_results=of.is_begun(), write=writes)
+    digest = functools.partial(_digest, load_images, subject["dataset"]["num_examples"])
+    if results := folder.finished(of, subject, writes=writes, digest=digest):
+        print(f"Already finished: {of.results}")
+        print(evaluation.summary(results))
     return results
 
 
-def _claim_subject(path: str, subject: dict, *, writes: bool) -> None:
-    """Claims a file that says, among other things, what is evaluated; a model is the same one wherever it is."""
-    from robust_keras import ownership
+def _digest(load_images, num_examples: int | None) -> str:
+    from robust_keras.evaluation import examples
 
-    def complete(identity):
-        return {**identity, "model": {**identity["model"], "path": None}}
-
-    def parse(text):
-        saved = json.loads(text)
-        return {**{name: saved[name] for name in subject}, "model": dict(saved["model"])}
-
-    compare = functools.partial(ownership.differences, complete=complete)
-    ownership.claim(path, subject, what="this evaluation", writes=writes, parse=parse, compare=compare)
+    return examples.digest(*examples.first(load_images(), num_examples))
 
 
-def _evaluate(evaluate, files: _Files, subject: dict, data_dir, within, writes: bool) -> dict[str, Any]:
-    import tensorflow as tf
-
-    from robust_keras import storage
-    from robust_keras.data import sources
+def _evaluate(evaluate, of: "folder.Folder", subject: dict, load_images, within, writes: bool) -> dict[str, Any]:
+    from robust_keras.evaluation import folder
     from robust_keras.evaluation import results as evaluation
     from robust_keras.saved_models import export, load
 
-    dataset, model = subject["dataset"], dict(subject["model"])
-    source = sources.load(dataset["name"], dataset["split"], data_dir=data_dir)
-    _claim_subject(files.subject, subject, writes=writes)
+    model, num_examples = dict(subject["model"]), subject["dataset"]["num_examples"]
+    subject = {**subject, "dataset": {**subject["dataset"], "sha256": _digest(load_images, num_examples)}}
+    folder.begin(of, subject, writes=writes)
     path = model.pop("path")
     reading = {name: value for name, value in model.items() if name != "sha256"}
     with within.scope():
         results, examples = evaluate(
             load.load_logits_fn(path, **reading),
-            source,
-            num_examples=dataset["num_examples"],
+            load_images(),
+            num_examples=num_examples,
             individual=subject["individual"],
             model_identity=model,
-            save_directory=files.state,
+            save_directory=of.state,
         )
     results = {**results, **subject, "versions": export.versions()}
     if writes:
-        storage.write_arrays(files.examples, examples, compressed=True)
-        storage.write_json(files.results, results)  # Written last: it marks a finished evaluation.
-        tf.io.gfile.rmtree(files.state)
+        folder.finish(of, results, examples)
         print(evaluation.summary(results))
-        print(f"Results: {files.results}")
+        print(f"Results: {of.results}")
     return results
+
+
+def _define_sizes(values: flags.FlagValues) -> None:
+    flags.DEFINE_integer(
+        "image_size", None, "Height and width that images of several sizes are resized to.", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "short_side", None, "Resizes the shorter side to this, and takes the middle of it.", flag_values=values
+    )
+    flags.DEFINE_string("cache_dir", None, "Where what has to be converted goes; beside the data.", flag_values=values)
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the command's flags."""
     flags.DEFINE_string("saved_model", None, "A SavedModel's folder or a .keras file.", flag_values=values)
-    flags.DEFINE_string("dataset", None, "Data set by name, such as cifar10, digits or npz:FILE.", flag_values=values)
-    flags.DEFINE_string("split", "test", "Its part: test or train.", flag_values=values)
-    flags.DEFINE_string("data_dir", None, "Where data sets are, or are to be downloaded to.", flag_values=values)
-    flags.DEFINE_multi_string("gin_file", None, "Attacks, such as gin/eval/pgd40.gin.", flag_values=values)
-    flags.DEFINE_multi_string(
-        "gin_param", [], "Binding, such as \"EPSILON = '4/255'\"; any number of times.", flag_values=values
+    flags.DEFINE_string(
+        "dataset", None, "Data set by name, such as cifar10, digits, npz:FILE or images:FOLDER.", flag_values=values
     )
+    flags.DEFINE_string("split", "test", "Its part: test, train or validation.", flag_values=values)
+    _define_sizes(values)
+    launcher.define_recipe(values, "Attacks, such as gin/eval/pgd40.gin")
     flags.DEFINE_integer("num_examples", None, "How many examples, the first ones; all by default.", flag_values=values)
     flags.DEFINE_bool("individual", False, "Run each attack on every correctly classified example.", flag_values=values)
     flags.DEFINE_string("workdir", None, "Where results.json and examples.npz go.", flag_values=values)
     launcher.define_reading(values)
     launcher.define_strategy(values)
-    flags.mark_flags_as_required(["saved_model", "dataset", "gin_file", "workdir"], flag_values=values)
+    flags.mark_flags_as_required(["saved_model", "dataset", "workdir"], flag_values=values)
 
 
 def main(values: flags.FlagValues) -> None:
@@ -199,6 +191,9 @@ def main(values: flags.FlagValues) -> None:
         gin_params=values.gin_param,
         split=values.split,
         data_dir=values.data_dir,
+        image_size=values.image_size,
+        short_side=values.short_side,
+        cache_dir=values.cache_dir,
         num_examples=values.num_examples,
         individual=values.individual,
         **launcher.reading(values),

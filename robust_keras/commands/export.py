@@ -42,6 +42,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "output", None, "A new folder for a SavedModel, or a file that ends in .keras.", flag_values=values
     )
+    launcher.define_import(values)
     flags.mark_flags_as_required(["workdir", "output"], flag_values=values)
 
 

@@ -66,6 +66,10 @@ def _run(main: Callable[[flags.FlagValues], None], values: flags.FlagValues) -> 
     from robust_keras.training import run_state, termination
 
     try:
+        if "import" in values and values["import"].value:
+            from robust_keras.commands import registration
+
+            registration.import_modules(values["import"].value)
         main(values)
     except run_state.NonFiniteLoss as error:
         _exit(exit_codes.NON_FINITE_LOSS, _one_line(error))
@@ -106,6 +110,29 @@ def _told(error: Exception) -> tuple[int, str] | None:
     return (exit_codes.FAILED, f"{name}{_one_line(error)}{kept}") if path else None
 
 
+def define_recipe(values: flags.FlagValues, what: str = "Recipe, such as gin/at.gin") -> None:
+    """Defines the flags that say what a command runs; `what` is in its gin files."""
+    flags.DEFINE_multi_string("gin_file", None, f"{what}; several are read in order.", flag_values=values)
+    flags.mark_flag_as_required("gin_file", flag_values=values)
+    define_bindings(values)
+
+
+def define_bindings(values: flags.FlagValues) -> None:
+    """Those of these flags that a command takes which knows its recipes itself."""
+    flags.DEFINE_multi_string(
+        "gin_param", [], "Binding, such as \"EPSILON = '4/255'\"; any number of times.", flag_values=values
+    )
+    flags.DEFINE_string("data_dir", None, "Where data sets are, or are to be downloaded to.", flag_values=values)
+    define_import(values)
+
+
+def define_import(values: flags.FlagValues) -> None:
+    """Defines the flag of modules that are imported before a command does anything."""
+    flags.DEFINE_multi_string(
+        "import", [], "Module with functions or layers of your own, imported first; any number.", flag_values=values
+    )
+
+
 def define_strategy(values: flags.FlagValues) -> None:
     """Defines the flags that say where a command computes."""
     flags.DEFINE_string(
@@ -138,10 +165,11 @@ def reading(values: flags.FlagValues) -> dict[str, Any]:
     Raises:
         ValueError: for an input range that is not two numbers.
     """
-    try:
-        low, high = (float(value) for value in values.input_range)
-    except ValueError:
-        raise ValueError(f"Expected --input_range=low,high. Received: {','.join(values.input_range)}") from None
+    from robust_keras import threats
+
+    if len(values.input_range) != 2:
+        raise ValueError(f"Expected --input_range=low,high. Received: {','.join(values.input_range)}")
+    low, high = (threats.parse_fraction(value, "each end of --input_range") for value in values.input_range)
     return {
         "input_range": [low, high],
         "input_layout": values.input_layout,

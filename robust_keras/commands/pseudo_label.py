@@ -103,7 +103,7 @@ def _resolved(gin_files: list[str], gin_params: list[str], *, trains: bool) -> _
         configuration.parse(gin_files, gin_params)
         configuration.resolve(configuration.label_pool, is_last=False)
     labelled, test_set = _labelled_set(train_classifier), label_pool.recipe.test_set
-    if test_set == labelled and labelled.startswith("npz:"):  # Which is one set, whatever the split.
+    if test_set == labelled and labelled.startswith(("npz:", "tfrecord:")):  # Which is one set, whatever the split.
         raise ValueError(f"Expected TEST_SET to name other images than DATASET. Received: {test_set!r} for both")
     return _Configured(train_classifier, training_config, label_pool, configuration.operative_config())
 
@@ -144,12 +144,13 @@ def _saved_classifier(saved_model: str, reading: dict[str, Any]) -> Callable:
 
 def _trained_classifier(configured: _Configured, *, data_dir: str | None, workdir: str, trains: bool) -> Callable:
     """The `classifier` of `label_pool` for one that is trained here, or by another worker."""
-    from robust_keras.data import sources
+    from robust_keras.data import sources, training_batches
 
+    names = configured.train.recipe.data.keywords
     labelled, test_set = _labelled_set(configured.train), configured.label_pool.recipe.test_set
 
     def classifier(image_shape):
-        source = sources.load(labelled, "train", data_dir=data_dir)
+        source = sources.load(labelled, "train", data_dir=data_dir, **training_batches.reading(names))
         if source.images.shape[1:] != image_shape:
             raise ValueError(
                 f"Expected labelled images {image_shape}, as in {test_set!r}. Received: {source.images.shape[1:]}"

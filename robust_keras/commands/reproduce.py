@@ -169,10 +169,7 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
         lower_bound=1,
     )
-    flags.DEFINE_multi_string(
-        "gin_param", [], "Binding for every row, such as \"EXTRA_DATA = 'npz:FILE'\".", flag_values=values
-    )
-    flags.DEFINE_string("data_dir", None, "Where data sets are, or are to be downloaded to.", flag_values=values)
+    launcher.define_bindings(values)
     flags.DEFINE_string("workdir", "runs/study", "Where runs and tables go.", flag_values=values)
     flags.DEFINE_bool("list", False, "Print the rows with the paper's numbers.", flag_values=values)
     flags.DEFINE_bool("dry_run", False, "Print steps, operations and hours on several devices.", flag_values=values)

@@ -99,19 +99,12 @@ def _export(trained: "training.TrainedModel", workdir: str) -> None:
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the command's flags."""
-    flags.DEFINE_multi_string(
-        "gin_file", None, "Recipe, such as gin/at.gin; several are read in order.", flag_values=values
-    )
-    flags.DEFINE_multi_string(
-        "gin_param", [], "Binding, such as \"NORM = 'L2'\"; any number of times.", flag_values=values
-    )
-    flags.DEFINE_string("data_dir", None, "Where data sets are, or are to be downloaded to.", flag_values=values)
+    launcher.define_recipe(values)
     flags.DEFINE_string("workdir", None, "The run's folder; runs/<recipe> by default.", flag_values=values)
     launcher.define_strategy(values)
     flags.DEFINE_string(
         "init_from", None, "Start from the weights of this run's folder or .keras file.", flag_values=values
     )
-    flags.mark_flag_as_required("gin_file", flag_values=values)
 
 
 def main(values: flags.FlagValues) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+from robust_keras.attacks.attack import as_attack
 from robust_keras.training import recipes
 from robust_keras.training import train as training
 
@@ -63,6 +64,9 @@ def train(
     progress: bool = _CADENCE.progress,
 ) -> ConfiguredRun:
     """The run that these settings are; `training.recipes` says what each means."""
+    for each in (attack, getattr(validation, "keywords", {}).get("attack")):
+        if each is not None:
+            as_attack(each)  # Bad settings show before any work.
     layout = recipes.Layout(strategy, tpu, accumulation_steps, steps_per_execution, jit_compile, validation_batch_size)
     cadence = recipes.Cadence(validate_every, checkpoint_every, log_every, num_checkpoints, progress)
     recipe = recipes.Recipe(

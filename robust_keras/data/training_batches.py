@@ -5,21 +5,25 @@ the same step whatever the number of devices and hosts.
 """
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from robust_keras import noise
 from robust_keras.data import sources
+from robust_keras.data.readers import views
+
+_BUFFER_BYTES = 1 << 29  # Of batches that are made ahead of time; by default half of the machine's memory.
 
 
 class TrainingData(NamedTuple):
     """What a run trains on, made by `training_data`.
 
     Attributes:
-        labelled: a `sources.Source`, without the held-out images.
+        labelled: a `sources.Source`, without the held-out images. Where they are larger than `image_shape`, an
+            augmentation such as `random_resized_crop` makes images of that size of them.
         validation: a `sources.Source` of held-out training images.
         extra: a `sources.Source` of pseudo-labelled images, which may lie on disk, or None.
         mean: per channel, of pixels in [0, 1].
@@ -32,6 +36,11 @@ class TrainingData(NamedTuple):
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    @property
+    def image_shape(self) -> tuple:
+        """(height, width, channels) of the images that a network is given."""
+        return tuple(self.validation.images.shape[1:])
+
 
 def training_data(
     *,
@@ -40,6 +49,8 @@ def training_data(
     extra_data: str | None = None,
     data_dir: str | None = None,
     cache_dir: str | None = None,
+    image_size: int | None = None,
+    short_side: int | None = None,
 ) -> TrainingData:
     """Loads what a run trains on.
 
@@ -48,7 +59,9 @@ def training_data(
         num_validation: training images held out for validation.
         extra_data: name of the extra set, as `sources.load_extra` takes it, or None.
         data_dir: where TFDS data and extra files are; None for TFDS' own default.
-        cache_dir: where extra data that cannot be mapped into memory as it is gets a copy that can; None for beside it.
+        cache_dir: where data that cannot be mapped into memory as it is gets a copy that can; None for beside it.
+        image_size: see `sources.load`; extra images are resized alike.
+        short_side: see there. More than `image_size` leaves something at the edges for `random_resized_crop`.
 
     Returns:
         A `TrainingData`.
@@ -56,8 +69,11 @@ def training_data(
     Raises:
         ValueError: for an unknown, missing or malformed set.
     """
-    source = sources.load(dataset, "train", data_dir=data_dir)
+    sources.check_sizes(image_size, short_side)
+    side = short_side or image_size
+    source = sources.load(dataset, "train", data_dir=data_dir, image_size=side, cache_dir=cache_dir)
     labelled, validation = sources.hold_out(source, num_validation)
+    validation = validation._replace(images=views.middle(validation.images, image_size))
     extra = None
     if extra_data is not None:
         extra = sources.load_extra(
@@ -66,8 +82,14 @@ def training_data(
             num_classes=source.num_classes,
             image_shape=source.images.shape[1:],
             cache_dir=cache_dir,
+            resized=side is not None,
         )
     return TrainingData(labelled, validation, extra, *sources.channel_statistics(source))
+
+
+def reading(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What `sources.load` takes of the settings of `training_data`, to read the labelled set alone in the same way."""
+    return {name: settings[name] for name in ("image_size", "short_side", "cache_dir") if name in settings}
 
 
 def batches(
@@ -117,13 +139,14 @@ def batches(
 
     Raises:
         ValueError: for a batch that is not a whole number of groups for each host, an impossible split of a group, a
-            smoothing outside [0, 1], or data that are no bytes or have labels that are no integers.
+            smoothing outside [0, 1], data that are no bytes or have labels that are no integers, or another image size
+            than that of the held-out ones.
     """
     groups = _Groups(batch_size, group_size or batch_size, num_repeats, num_hosts, host)
     smoothings = label_smoothing, extra_label_smoothing
     _check(groups, labelled_fraction, smoothings)
     make = functools.partial(_batch, groups, _parts(data, groups, labelled_fraction, smoothings), seed)
-    return _dataset(functools.partial(make, augmentation, mix), start_step, num_steps)
+    return _dataset(functools.partial(make, augmentation, mix), start_step, num_steps, data.image_shape)
 
 
 class _Groups(NamedTuple):
@@ -323,10 +346,16 @@ def _shuffled(position: tf.Tensor, size: int, key: tuple) -> tf.Tensor:
     return tf.raw_ops.RandomIndexShuffle(index=position, seed=key, max_index=max_index, rounds=24)
 
 
-def _dataset(make: Callable, start_step: int, num_steps: int) -> tf.data.Dataset:
-    """What `make` makes of each step, in their order, on every host alike."""
+def _dataset(make: Callable, start_step: int, num_steps: int, image_shape: tuple) -> tf.data.Dataset:
+    """What `make` makes of each step, images of a shape, in their order, on every host alike."""
     dataset = tf.data.Dataset.range(start_step, num_steps).map(make, num_parallel_calls=tf.data.AUTOTUNE)
+    if (shape := tuple(dataset.element_spec["image"].shape[1:])) != image_shape:
+        raise ValueError(
+            f"Expected an augmentation that makes images of {image_shape}, such as random_resized_crop, where "
+            f"short_side is larger than image_size. Received: {shape}"
+        )
     options = tf.data.Options()
     options.deterministic = True
+    options.autotune.ram_budget = _BUFFER_BYTES
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return dataset.with_options(options).prefetch(tf.data.AUTOTUNE)

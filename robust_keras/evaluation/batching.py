@@ -6,7 +6,6 @@ so its verdict is that of running alone. All replicas of the strategy in scope s
 the same books and compute their parts.
 """
 
-import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from robust_keras.attacks import attack as attacks
 from robust_keras.attacks import stepwise
 from robust_keras.engines import replicas
 from robust_keras.evaluation.examples import Examples
+from robust_keras.models.any_network import sized
 
 # Steps between two looks at which examples have fallen: so many, or one in a hundred of longer runs.
 _STEPS = 10
@@ -71,7 +71,7 @@ def programs(attack: attacks.Attack, logits_fn: Callable, num_classes: int) -> P
     if attack.search is None:
 
         def run(x, labels, seeds):
-            return attack.run(logits_fn, x, labels, seeds=seeds)
+            return attacks.checked(attack.run(logits_fn, x, labels, seeds=seeds), x, attack.name)
 
         return Programs(run=run)
 
@@ -82,15 +82,6 @@ def programs(attack: attacks.Attack, logits_fn: Callable, num_classes: int) -> P
         return stepwise.advance(attack.search, logits_fn, x, labels, progress, num_steps)
 
     return Programs(begin=begin, advance=advance)
-
-
-def sized(logits_fn: Callable, num_classes: int) -> Callable:
-    """`logits_fn` in float32 and with a static shape: a loaded model may not tell how many classes it has."""
-
-    def sized_logits_fn(x):
-        return tf.ensure_shape(tf.cast(logits_fn(x), tf.float32), (x.shape[0], num_classes))
-
-    return sized_logits_fn
 
 
 def work_of(
@@ -104,11 +95,14 @@ class Packing:
     """One search over chosen examples, resumable between any two calls of `advance`.
 
     Attributes:
+        unit: what is counted below, for people.
         broken: bool `[num_examples]`, which examples the search has broken so far.
         num_steps: of all runs of all examples.
         steps_taken: summed over examples.
         steps_left: an upper bound of those still to take, summed over examples.
     """
+
+    unit = " steps of an image"
 
     def __init__(
         self, attack: attacks.Attack, logits_fn: Callable, examples: Examples, indices: np.ndarray, batches: Batches
@@ -239,15 +233,16 @@ class Packing:
         """Images, labels and progress of runs that begin; empty slots hold copies."""
         indices = np.where(slots[:, 0] < 0, slots[:, 0].max(), slots[:, 0])
         x, labels, seeds = inputs(self._examples, indices, self._batches.seed)
-        # The same noise for an attack whether it runs alone or after others.
-        seeds = noise.fold_in(seeds, zlib.crc32(self._search.name.encode()) & 0x7FFFFFFF)
+        seeds = stepwise.seeds_of(self._search, seeds)
         clean_logits = tf.constant(self._examples.clean_logits[indices])
         runs = tf.constant(np.maximum(slots[:, 1], 0), tf.int32)
         return x, labels, self._begin(x, labels, clean_logits, seeds, runs)
 
 
 class Batchwise:
-    """An attack that is a plain function, over chosen examples; the interface of `Packing`."""
+    """An attack that is a plain function, over chosen examples, each one step; the interface of `Packing`."""
+
+    unit = " images"
 
     def __init__(
         self, attack: attacks.Attack, logits_fn: Callable, examples: Examples, indices: np.ndarray, batches: Batches
@@ -263,6 +258,7 @@ class Batchwise:
         self._examples, self._indices, self._batches = examples, np.asarray(indices), batches
         self.num_steps = len(self._indices)
         self.steps_taken = 0
+        self._name = attack.name
         run = programs(attack, logits_fn, examples.num_classes).run
         self._run = replicas.over_replicas(run, jit_compile=batches.jit_compile)
 
@@ -281,8 +277,8 @@ class Batchwise:
         if not len(chosen):
             return None
         self.steps_taken += len(chosen)
-        packed = np.resize(chosen, batch_size)
-        return chosen, self._run(*inputs(self._examples, packed, seed)).numpy()[: len(chosen)]
+        x, labels, seeds = inputs(self._examples, np.resize(chosen, batch_size), seed)
+        return chosen, attacks.checked(self._run(x, labels, seeds), x, self._name).numpy()[: len(chosen)]
 
     def save(self) -> dict[str, np.ndarray]:
         return {"taken": np.array(self.steps_taken)}
@@ -307,6 +303,8 @@ def chunk(num_steps: int, left: int) -> int:
 
 def inputs(examples: Examples, indices: np.ndarray, seed: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """float32 images in [0, 1], int32 labels and int32 seeds `[n, 2]` of the examples `indices`."""
-    x = tf.constant(examples.images[indices], tf.float32) / 255.0
+    images = examples.images[indices]
+    x = tf.constant(images, tf.float32)
+    x = x / 255.0 if images.dtype == np.uint8 else x
     seeds = noise.example_seeds(seed, 0, tf.constant(indices, tf.int32))
     return x, tf.constant(examples.labels[indices], tf.int32), noise.fold_in(seeds, noise.ATTACK)

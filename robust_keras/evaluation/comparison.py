@@ -139,16 +139,21 @@ def _verdict(difference, expected, is_shown):
 def summary(comparison: Comparison) -> str:
     """A comparison as one line for people, in percentage points."""
     low, high = comparison.interval
+    verdict, not_needed = comparison.verdict, comparison.not_needed
+    if verdict == "no expectation":
+        verdict = "may be chance" if low <= 0 <= high else "more than chance"
+    if not comparison.difference and not comparison.needed:
+        not_needed = "the two are right equally often"
     line = (
         f"{_points(comparison.difference)} points ({100 * comparison.confidence:g} %: {_points(low)} to "
         f"{_points(high)}{'' if comparison.covers_seeds else ', other seeds not covered'}), "
-        f"{_count(comparison.num_seeds, 'seed')} x {comparison.num_images:,} images: {comparison.verdict}"
+        f"{_count(comparison.num_seeds, 'seed')} x {comparison.num_images:,} images: {verdict}"
     )
     if comparison.needed:
         num_images, num_seeds = comparison.needed
         line += f"; about {num_images:,} images and {_count(num_seeds, 'seed')} would"
         line += "" if comparison.verdict == "not resolved" else " tell it from 0"
-    return line + (f"; {comparison.not_needed}" if comparison.not_needed else "")
+    return line + (f"; {not_needed}" if not_needed else "")
 
 
 def is_at_chance(predictions: np.ndarray, labels: np.ndarray) -> bool:

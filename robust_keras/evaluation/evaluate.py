@@ -10,10 +10,11 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from robust_keras import failures, losses, ownership, threats
-from robust_keras.attacks.attack import Attack
+from robust_keras.attacks.attack import Attack, checked
 from robust_keras.engines import replicas
-from robust_keras.evaluation import batching, examples, gradient_masking, outputs, results, saved_state, verification
+from robust_keras.evaluation import batching, examples, gradient_masking, results, saved_state, verification
 from robust_keras.evaluation import plan as plans
+from robust_keras.models import any_network, outputs
 
 # The diagnosis looks at so many examples, or at a batch of them where that is more.
 _DIAGNOSED = 32
@@ -33,9 +34,14 @@ def correct_under_attack(
 
     Returns:
         (clean, robust): bool `[batch]` each. What the clean image gets wrong is not robust.
+
+    Raises:
+        ValueError: for an attack that returns anything but images like `x`.
     """
     clean = ~losses.is_wrong(logits_fn(x), labels)
-    return clean, clean & ~losses.is_wrong(logits_fn(attack(logits_fn, x, labels, seeds=seeds)), labels)
+    name = getattr(getattr(attack, "func", attack), "__name__", "that is given")
+    x_adv = checked(attack(logits_fn, x, labels, seeds=seeds), x, name)
+    return clean, clean & ~losses.is_wrong(logits_fn(x_adv), labels)
 
 
 def evaluate(
@@ -100,14 +106,8 @@ def evaluate(
     return results.conclude(plan, seen, found, logits_fn)
 
 
-def _locked(save_directory):
-    if save_directory is None:
-        return contextlib.nullcontext()
-    return ownership.lock(save_directory, what="an evaluation", writes=replicas.process_index() == 0)
-
-
-def _look(logits_fn, predict_fn, images, labels, batch_size, allow_chance):
-    """The `Examples`, once the model has seen the clean images and neither they nor it turn out to be wrong."""
+def check_batch_size(logits_fn: Callable, batch_size: int) -> None:
+    """Raises ValueError for a batch that replicas cannot share, or of another size than the only one of a model."""
     num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
     if batch_size < 1 or batch_size % num_replicas:
         raise ValueError(f"Expected a batch_size that divides among {num_replicas} replicas. Received: {batch_size}")
@@ -117,9 +117,20 @@ def _look(logits_fn, predict_fn, images, labels, batch_size, allow_chance):
             f"Expected evaluate.batch_size = {only * num_replicas}: a replica takes batches of {only} alone. "
             f"Received: {batch_size}"
         )
-    seen = examples.Examples(images, labels, verification.predict(predict_fn, images, batch_size))
+
+
+def _locked(save_directory):
+    if save_directory is None:
+        return contextlib.nullcontext()
+    return ownership.lock(save_directory, what="an evaluation", writes=replicas.process_index() == 0)
+
+
+def _look(logits_fn, predict_fn, images, labels, batch_size, allow_chance):
+    """The `Examples`, once the model has seen the clean images and neither they nor it turn out to be wrong."""
+    check_batch_size(logits_fn, batch_size)
+    seen = examples.Examples(images, labels, verification.first_look(predict_fn, images, batch_size))
     outputs.check(seen.clean_logits, are_log_probabilities=outputs.are_log_probabilities(logits_fn))
-    examples.check_labels(labels, seen.num_classes)
+    losses.check_labels(labels, seen.num_classes)
     if not allow_chance:
         examples.check_above_chance(seen)
     return seen
@@ -131,7 +142,7 @@ def _attack(logits_fn, plan, seen, found, judge, batches, diagnose, progress):
     if saved is not None and found.position < len(plan.attacks):
         print(f"Resuming from attack {found.position + 1} of {len(plan.attacks)}", flush=True)
     if diagnose and seen.correct.any() and "diagnosis" not in found.notes:
-        found.notes["diagnosis"] = _diagnose(logits_fn, plan, seen, batches)
+        _diagnose(logits_fn, plan, seen, found, judge, batches)
     for position in range(found.position, len(plan.attacks)):
         found.position = position
         before = slice(plan.first, plan.first if plan.individual else max(position, plan.first))
@@ -146,17 +157,20 @@ def _attack(logits_fn, plan, seen, found, judge, batches, diagnose, progress):
         found.save({})
 
 
-def _diagnose(logits_fn, plan, seen, batches):
-    """Looks at the first examples that are right, in batches of the evaluation's size."""
+def _diagnose(logits_fn, plan, seen, found, judge, batches):
+    """Looks at the first examples that are right, in batches of the evaluation's size, and notes what it finds."""
     looked_at = np.flatnonzero(seen.correct)[: max(_DIAGNOSED, batches.batch_size)]
-    return gradient_masking.diagnose(
-        batching.sized(logits_fn, seen.num_classes),
+    figures, proposed = gradient_masking.diagnose(
+        any_network.sized(logits_fn, seen.num_classes),
         *batching.inputs(seen, looked_at, batches.seed),
         threat=plan.threat,
         attacks=plan.attacks,
         batch_size=batches.batch_size,
         takes_other_sizes=batches.shrinks,
     )
+    wrong = np.any([judge.judge(looked_at, images).wrong for images in proposed], axis=0)
+    found.notes["diagnosis"] = figures
+    found.notes["diagnosed"] = {"examples": looked_at.tolist(), "broken": looked_at[wrong].tolist()}
 
 
 def _run(work, found, judge, name, progress):
@@ -178,7 +192,7 @@ def _run(work, found, judge, name, progress):
         found.steps[position] = work.steps_taken
         found.seconds[position] = seconds_before + time.perf_counter() - started
 
-    with tqdm(desc=name, unit="step", total=work.steps_left, disable=not progress, leave=False) as bar:
+    with tqdm(desc=name, unit=work.unit, total=work.steps_left, disable=not progress, leave=False) as bar:
         while (new := work.advance()) is not None:
             failures.work_begins()  # Settings that cannot be traced have shown by now.
             proposed.append(new)

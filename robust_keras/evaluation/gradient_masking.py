@@ -2,20 +2,33 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from robust_keras import losses, threats
 from robust_keras.attacks import attack as attacks_of
-from robust_keras.attacks import pgd, stepwise
+from robust_keras.attacks import stepwise
+from robust_keras.attacks.pgd import pgd
 from robust_keras.engines import replicas
 
 # Logits of the same image are the same, but for rounding, which other sizes of the batch may change.
 _SAME_PASS, _SAME_BATCH = 1e-4, 1e-2
 # What begins the name of the figure of an attack.
 _OF_ATTACK = "zero_gradients:"
+
+
+class Diagnosis(NamedTuple):
+    """What `diagnose` finds.
+
+    Attributes:
+        figures: by name, as JSON can hold them.
+        proposed: float32 `[n, ...]` each, the images that PGD of 5 and of 50 steps ended with.
+    """
+
+    figures: dict[str, float | None]
+    proposed: list[np.ndarray]
 
 
 def diagnose(
@@ -28,7 +41,7 @@ def diagnose(
     attacks: Sequence[attacks_of.Attack] = (),
     batch_size: int | None = None,
     takes_other_sizes: bool = True,
-) -> dict[str, float | None]:
+) -> Diagnosis:
     """Looks at correctly classified examples.
 
     Args:
@@ -42,7 +55,7 @@ def diagnose(
         takes_other_sizes: whether the model takes batches of another size too.
 
     Returns:
-        A dictionary of figures, as JSON can hold them; None for one that is no number:
+        A `Diagnosis` of these figures, None for one that is no number:
         `logits_spread`: the largest distance between normalised logits of the same image in five passes;
         `zero_gradients`: the share of examples whose margin has no gradient at all;
         `zero_gradients:NAME`: the same for the loss of the attack of that name;
@@ -68,12 +81,15 @@ def diagnose(
         "gradient_mismatch": mismatch[~zero].mean() if not zero.all() else 0.0,
         "margin": np.mean(losses.margin(logits[-1], labels)),
     }
+    proposed = []
     for num_steps in (5, 50):
-        margin = functools.partial(_margin_after, logits_fn, threat, num_steps)
-        figures[f"margin_{num_steps}_steps"] = np.mean(_in_batches(margin, batch_size)(x, labels, seeds))
+        attacked = functools.partial(_attacked, logits_fn, threat, num_steps)
+        x_adv, margin = _in_batches(attacked, batch_size)(x, labels, seeds)
+        proposed.append(x_adv)
+        figures[f"margin_{num_steps}_steps"] = np.mean(margin)
     figures["batch_dependence"] = _batch_dependence(predict, logits[0], logits_fn, x, batch_size, takes_other_sizes)
     # JSON knows no NaN.
-    return {name: float(value) if np.isfinite(value) else None for name, value in figures.items()}
+    return Diagnosis({name: float(value) if np.isfinite(value) else None for name, value in figures.items()}, proposed)
 
 
 def flags(figures: dict[str, float | None]) -> list[str]:
@@ -175,8 +191,9 @@ def _zero_and_non_finite(logits_fn, loss_fns, x, labels):
     return tf.stack(zero, axis=1), non_finite
 
 
-def _margin_after(logits_fn, threat, num_steps, x, labels, seeds):
-    x_adv = pgd.pgd(
+def _attacked(logits_fn, threat, num_steps, x, labels, seeds):
+    """Images that PGD on the margin ends with, and their margins."""
+    x_adv = pgd(
         logits_fn,
         x,
         labels,
@@ -187,7 +204,7 @@ def _margin_after(logits_fn, threat, num_steps, x, labels, seeds):
         seeds=seeds,
         random_start=False,
     )
-    return losses.margin(logits_fn(x_adv), labels)
+    return x_adv, losses.margin(logits_fn(x_adv), labels)
 
 
 def _batch_dependence(predict, logits, logits_fn, x, batch_size, takes_other_sizes):

@@ -34,10 +34,10 @@ def read_results(workdirs: Sequence[str]) -> list[dict[str, Any]]:
     results = []
     for workdir in workdirs:
         path = posixpath.join(workdir, "results.json")
-        found = storage.read_json(path)
+        found = storage.read_object(path)
         if found is None:
             raise ValueError(f"Expected the folder of a finished evaluation. Received: {workdir}, without results.json")
-        if not isinstance(found, dict) or not _is_whole(found):
+        if not _is_whole(found):
             raise ValueError(f"Expected the results of an evaluation in {path}. Received: something else")
         results.append({**found, "workdir": workdir})
     return results
@@ -82,8 +82,7 @@ def examples(workdir: str) -> dict[str, np.ndarray]:
         with tf.io.gfile.GFile(path, "rb") as file, np.load(io.BytesIO(file.read()), allow_pickle=False) as arrays:
             return {name: arrays[name] for name in ("index", "label", "clean_prediction", "robust")}
     except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile, tf.errors.NotFoundError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"Expected the examples of an evaluation in {path}. Received: {reason}") from error
+        raise ValueError(f"Expected the examples of an evaluation in {path}. Received: {storage.why(error)}") from error
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:

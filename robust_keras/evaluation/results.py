@@ -5,22 +5,52 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from robust_keras.evaluation import gradient_masking, outputs, warnings
+from robust_keras.evaluation import gradient_masking, warnings
 from robust_keras.evaluation.examples import Examples
 from robust_keras.evaluation.plan import Plan
 from robust_keras.evaluation.saved_state import Verdicts
+from robust_keras.models import outputs
 
 
 class Evaluation(NamedTuple):
-    """What `evaluate` returns.
+    """What `evaluate` returns; printed, it is the `summary`.
 
     Attributes:
-        results: a dictionary as results.json holds it, but for `model`, `dataset` and `versions`.
+        results: a dictionary as results.json holds it, perhaps without `model`, `dataset` and `versions`.
         examples: NumPy arrays by name as examples.npz holds them.
     """
 
     results: dict[str, Any]
     examples: dict[str, np.ndarray]
+
+    @property
+    def clean_accuracy(self) -> float:
+        """The share of examples that are right before any attack."""
+        return self.results["clean_accuracy"]
+
+    @property
+    def robust_accuracy(self) -> float:
+        """The share that no attack broke: an upper bound of the true robust accuracy."""
+        return self.results["robust_accuracy"]
+
+    @property
+    def robust_accuracy_after(self) -> dict[str, float]:
+        """The same after each attack, by its name, in order; of several of one name the last."""
+        return {after["attack"]: after["robust_accuracy"] for after in self.results["robust_accuracy_after"]}
+
+    @property
+    def confidence_interval_95(self) -> tuple[float, float]:
+        """Of the robust accuracy, for other images of the same kind."""
+        low, high = self.results["confidence_interval_95"]
+        return low, high
+
+    @property
+    def warnings(self) -> list[str]:
+        """Names of what was seen that speaks against these numbers; `evaluation.warnings.WARNINGS` explains them."""
+        return self.results["warnings"]
+
+    def __repr__(self) -> str:
+        return summary(self.results)
 
 
 def conclude(plan: Plan, examples: Examples, verdicts: Verdicts, logits_fn: Any) -> Evaluation:
@@ -35,12 +65,13 @@ def conclude(plan: Plan, examples: Examples, verdicts: Verdicts, logits_fn: Any)
     broken, broken_uint8 = verdicts.broken[plan.first :], verdicts.broken_uint8[plan.first :]
     correct = examples.correct
     standing = correct & ~broken.any(axis=0)
+    in_bytes = examples.images.dtype == np.uint8
     records = [_record(attack, k, verdicts) for k, attack in enumerate(plan.attacks)]
     results: dict[str, Any] = {
         "num_examples": len(correct),
         "clean_accuracy": float(correct.mean()),
         "robust_accuracy": float(standing.mean()),
-        "robust_accuracy_uint8": float((correct & ~broken_uint8.any(axis=0)).mean()),
+        "robust_accuracy_uint8": float((correct & ~broken_uint8.any(axis=0)).mean()) if in_bytes else None,
         "robust_accuracy_after": [
             {"attack": attack.name, "robust_accuracy": float((correct & ~broken[: k + 1].any(axis=0)).mean())}
             for k, attack in enumerate(plan.attacks[plan.first :])
@@ -55,7 +86,7 @@ def conclude(plan: Plan, examples: Examples, verdicts: Verdicts, logits_fn: Any)
         "seed": plan.seed,
     }
     if figures := verdicts.notes.get("diagnosis"):
-        results["diagnosis"] = figures
+        results["diagnosis"] = {**figures, **_diagnosed(plan, verdicts)}
     if outputs.are_log_probabilities(logits_fn):
         results["saturated_examples"] = outputs.num_saturated(examples.clean_logits)
     if plan.has_baseline:
@@ -77,6 +108,20 @@ def _record(attack, k, verdicts):
     return {**record, **{name: number for name, number in refused.items() if number}}
 
 
+def _diagnosed(plan, verdicts):
+    """On how many examples the diagnosis and the attacks differ; nothing without attacks, or of an older version."""
+    if "diagnosed" not in verdicts.notes or len(plan.attacks) == plan.first:
+        return {}
+    examples, by_diagnosis = (np.array(verdicts.notes["diagnosed"][name], int) for name in ("examples", "broken"))
+    by_attacks = np.flatnonzero(verdicts.broken[plan.first :].any(axis=0))
+    return {
+        "examples": len(examples),
+        "examples_broken": len(by_diagnosis),
+        "broken_by_diagnosis_alone": len(np.setdiff1d(by_diagnosis, by_attacks)),
+        "broken_by_attacks_alone": len(np.setdiff1d(np.intersect1d(examples, by_attacks), by_diagnosis)),
+    }
+
+
 def _warnings(plan, examples, verdicts, logits_fn):
     notes, names = verdicts.notes, [attack.name for attack in plan.attacks]
     broken = verdicts.broken[plan.first :]
@@ -88,6 +133,8 @@ def _warnings(plan, examples, verdicts, logits_fn):
     found += ["outside_threat_model"] if any(notes.get("outside_threat_model", ())) else []
     baseline_broken = verdicts.broken[0] if plan.has_baseline else None
     found += warnings.of_verdicts(names[plan.first :], broken, standing, baseline_broken)
+    if differ := _diagnosed(plan, verdicts):
+        found += warnings.of_diagnosis(differ["broken_by_diagnosis_alone"], differ["broken_by_attacks_alone"])
     found += warnings.of_classes(plan.attacks, examples.num_classes)
     if getattr(logits_fn, "straight_through_cast", False):
         # Differences of less than a byte are rounded away, which contradicts any gradient.
@@ -146,8 +193,11 @@ def _named(results):
     def counts(name):
         return ", ".join(f"{record[name]} of {record['name']}" for record in records if name in record)
 
+    diagnosis = results.get("diagnosis", {})
+    alone = diagnosis.get("broken_by_diagnosis_alone")
     return {
-        "zero_gradients": ", ".join(gradient_masking.without_gradients(results.get("diagnosis", {}))),
+        "diagnosis_beats_attacks": f"{alone} of {diagnosis['examples']} images" if alone else "",
+        "zero_gradients": ", ".join(gradient_masking.without_gradients(diagnosis)),
         "non_finite_gradients": counts("non_finite_images"),
         "outside_threat_model": counts("outside_threat_model"),
     }

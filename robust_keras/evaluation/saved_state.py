@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from robust_keras import storage
 from robust_keras.engines import replicas
+from robust_keras.evaluation.examples import as_floats
 
 _SAVED = ("broken", "broken_uint8", "seconds", "attacked", "steps", "steps_without_packing")
 
@@ -76,7 +77,7 @@ class Verdicts:
 
     def adversarial(self, images: np.ndarray, broken_by: np.ndarray) -> np.ndarray:
         """float32 `[num_examples, ...]`: the image of attack `broken_by[i]`, the clean one where that is negative."""
-        adversarial = images.astype(np.float32) / np.float32(255)
+        adversarial = np.array(as_floats(images))
         for position, indices, found in self._pieces:
             counts = broken_by[indices] == position
             adversarial[indices[counts]] = found[counts]
@@ -126,7 +127,7 @@ class Verdicts:
             position, notes, num_pieces = int(info["position"]), dict(info["notes"]), int(info["num_pieces"])
             taken = {name: arrays[name] for name in _SAVED}
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"Expected the state of an evaluation. Received: {path}.json, {error!r}") from error
+            raise ValueError(f"Expected the state of an evaluation. Received: {path}.json, something else") from error
         self._check_identity(info.get("identity") or {})
         for name, array in taken.items():
             if array.shape != (shape := getattr(self, name).shape):
@@ -160,8 +161,9 @@ class Verdicts:
                 raise ValueError("images of other examples")
             return position, indices, images
         except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile, tf.errors.NotFoundError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"Expected the images that were found so far in {path}. Received: {reason}") from error
+            raise ValueError(
+                f"Expected the images that were found so far in {path}. Received: {storage.why(error)}"
+            ) from error
 
     def _piece_path(self, k):
         return posixpath.join(self._directory, f"adversarial-{k:06d}.npz")

@@ -7,6 +7,8 @@ import numpy as np
 import tensorflow as tf
 
 from robust_keras import losses, threats
+from robust_keras.evaluation.examples import as_floats
+from robust_keras.models import any_network
 
 # A float32 subtraction of two pixels is off by at most this much.
 _TOLERANCE = 1e-6
@@ -23,12 +25,46 @@ def predict(predict_fn: Callable, images: np.ndarray, batch_size: int) -> np.nda
     return np.concatenate(pieces)
 
 
+# What a model raises that takes other images, or returns no tensor.
+_NO_SUCH_MODEL = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    NotImplementedError,
+    tf.errors.InvalidArgumentError,
+    tf.errors.UnimplementedError,
+)
+
+
+def first_look(predict_fn: Callable, images: np.ndarray, batch_size: int) -> np.ndarray:
+    """What `predict` returns, of a model that may be none of such images.
+
+    Raises:
+        ValueError: where it does not take them, or returns no logits of several classes for each.
+    """
+    try:
+        logits = predict(predict_fn, images, batch_size)
+    except _NO_SUCH_MODEL as error:
+        if str(error).startswith("Expected"):
+            raise
+        raise ValueError(
+            f"Expected a model of images {images.shape[1:]} in batches of {batch_size}. "
+            f"Received: {any_network.reason(error)}"
+        ) from error
+    if logits.ndim != 2 or logits.shape[0] != len(images) or logits.shape[1] < 2:
+        raise ValueError(
+            f"Expected logits [{len(images)}, classes] of at least two classes. Received: shape {logits.shape}"
+        )
+    return logits
+
+
 class Judged(NamedTuple):
     """What came of images that an attack proposed: bool `[n]` each.
 
     Attributes:
         wrong: inside the threat model, and the model gets them wrong.
-        wrong_uint8: the same, after they were rounded to bytes.
+        wrong_uint8: the same, after they were rounded to bytes; none where clean images are no bytes.
         non_finite: not all of the pixels are finite numbers. These break nothing.
         outside: finite, and outside of the threat model. Nor do these.
     """
@@ -53,7 +89,7 @@ class Judge:
         """
         Args:
             predict_fn: images to logits, over all replicas.
-            images: uint8 `[num_examples, ...]`, the clean ones.
+            images: `[num_examples, ...]`, the clean ones, uint8 or float32 in [0, 1].
             labels: int32 `[num_examples]`.
             threat: what adversarial images must obey.
             batch_size: of each prediction.
@@ -73,13 +109,14 @@ class Judge:
             A `Judged`.
         """
         wrong, wrong_uint8 = np.zeros((2, len(indices)), bool)
-        clean = self._images[indices] / np.float32(255)
+        clean = as_floats(self._images[indices])
         finite = np.isfinite(proposed).all(axis=tuple(range(1, proposed.ndim)))
         inside = finite & self._is_inside(proposed, clean)
         if inside.any():
             proposed, clean, labels = proposed[inside], clean[inside], self._labels[indices[inside]]
             wrong[inside] = self._is_wrong(proposed, labels)
-            wrong_uint8[inside] = self._is_wrong(_rounded(proposed, clean, self._threat), labels)
+            if self._images.dtype == np.uint8:
+                wrong_uint8[inside] = self._is_wrong(_rounded(proposed, clean, self._threat), labels)
         return Judged(wrong, wrong_uint8, ~finite, finite & ~inside)
 
     def _is_wrong(self, x, labels):
@@ -100,7 +137,7 @@ def _rounded(x_adv, x, threat):
     step = (x_adv - x) * 255
     towards_x = np.round(x * 255) + np.trunc(step + np.copysign(1e-3, step))
     outside = threat.distance(nearest / np.float32(255), x).numpy() > _limit(threat)
-    return np.where(outside[:, None, None, None], towards_x, nearest) / np.float32(255)
+    return np.where(outside.reshape(-1, *[1] * (x.ndim - 1)), towards_x, nearest) / np.float32(255)
 
 
 def _limit(threat):

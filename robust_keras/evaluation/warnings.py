@@ -1,5 +1,6 @@
 """The warnings that results carry: machine-readable names, and what verdicts, classes and models call for them."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,6 +19,7 @@ WARNINGS = {
     "{attack}_beats_white_box": "an attack without gradients broke what those with gradients did not",
     "baseline_gap_above_5_points": "the baseline alone flatters the model by more than 5 points",
     "baseline_beats_attacks": "the attacks together broke less than the baseline, which does not count",
+    "diagnosis_beats_attacks": "the attacks together broke less than the short PGD of the diagnosis, on its images",
     "outside_threat_model": "images that an attack proposed left the threat model, and count not",
     "dlr_fell_back_to_margin": "too few classes for the difference of logits ratio",
     "targeted_dlr_fell_back_to_margin": "too few classes for the targeted difference of logits ratio",
@@ -64,6 +66,22 @@ def of_verdicts(
         if -missed > _BY_CHANCE * num_examples:
             found.append("baseline_beats_attacks")
     return found
+
+
+def of_diagnosis(by_diagnosis: int, by_attacks: int) -> list[str]:
+    """The warnings that a comparison of the attacks with the diagnosis' own calls for.
+
+    Attacks that are as strong break as many of the examples on which the two differ, or more. Whether they break fewer
+    is a one-sided sign test at 5 %: with none that the attacks alone broke, five that the diagnosis alone broke.
+
+    Args:
+        by_diagnosis: how many examples it alone broke.
+        by_attacks: how many of those that it looked at the attacks alone broke.
+    """
+    num = by_diagnosis + by_attacks
+    # The probability that so many of them, or more, are heads of a coin.
+    p = sum(math.comb(num, k) for k in range(by_diagnosis, num + 1)) / 2**num
+    return ["diagnosis_beats_attacks"] if p < 0.05 else []
 
 
 def of_classes(attacks: Sequence[attacks_of.Attack], num_classes: int) -> list[str]:

@@ -31,6 +31,15 @@ def by_name(network: keras.Model) -> dict[str, keras.Variable]:
     return dict(zip(names(network), network.weights, strict=True))
 
 
+def random_states(network: keras.Model) -> list[keras.Variable]:
+    """What layers such as Dropout draw their next random numbers from, in the layers' order.
+
+    Keras numbers these through a process, so that their names tell nothing.
+    """
+    weights = {id(weight) for weight in network.weights}
+    return [variable for variable in network.variables if id(variable) not in weights]
+
+
 def assign(network: keras.Model, arrays: Mapping[str, np.ndarray], known: Sequence[str] | None = None) -> None:
     """Gives a network weights by name.
 

@@ -65,7 +65,8 @@ def label_pool(
     recipes.check(recipe.scoring, share, strategy.num_replicas_in_sync)
     with strategy.scope():
         _check_alone()
-        test = sources.load(recipe.test_set, "test", data_dir=data_dir)
+        test = sources.load(recipe.test_set, "test", data_dir=data_dir, cache_dir=layout.cache_dir)
+        test = test._replace(images=np.asarray(test.images))
         num_classes, obtain = classifier(test.images.shape[1:])
     _check_classes(test, num_classes, sets.sizes)
     scores = posixpath.join(workdir, "scores")
@@ -92,8 +93,8 @@ def _check_alone() -> None:
 
 
 def _check_classes(test: sources.Source, num_classes: int, sizes: tuple) -> None:
-    # An npz file knows its classes by the labels that it has, and a test set need not have them all.
-    is_whole = not test.name.startswith("npz:")
+    # A file knows its classes by the labels that it has, and a test set need not have them all.
+    is_whole = not test.name.startswith(("npz:", "tfrecord:"))
     if test.num_classes > num_classes or (test.num_classes < num_classes and is_whole):
         raise ValueError(f"Expected a test set of {num_classes} classes. Received: {test.num_classes} in {test.name!r}")
     selection.check_sizes(sizes, num_classes)

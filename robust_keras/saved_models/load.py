@@ -1,21 +1,27 @@
 """Any saved classifier as a function from images in [0, 1] to logits."""
 
+import functools
 import hashlib
 import os
 import posixpath
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from robust_keras import ownership, storage
+from robust_keras import bounds, ownership, storage
+from robust_keras.models import any_network
 from robust_keras.models import weights as named_weights
 from robust_keras.saved_models.opening import CARD, UNFINISHED, load_keras, open_model
 
 gfile = tf.io.gfile
 # Files in a model's folder that are no part of the model.
 _NOT_THE_MODEL = {CARD, UNFINISHED, ownership.lock_name()}
+# How a command is told which output to take.
+_SAY = {
+    "choose": "the logits' name with --logits_output",
+    "hint": "; where there are other outputs, --logits_output names one",
+}
 
 
 def load_logits_fn(
@@ -54,21 +60,21 @@ def load_logits_fn(
     _check_reading(low, high, input_layout, outputs)
     path = str(path)
     model = open_model(path)
+    logits_of = functools.partial(any_network.logits_of, **_SAY)
     if model.dtype.is_integer:
-        low, high = _integer_range(low, high, model.dtype)
+        low, high = any_network.integer_range(low, high, model.dtype, hint="--input_range=0,255")
     batch_size = model.shape[0] if model.shape.rank else None
 
     @tf.autograph.experimental.do_not_convert  # Errors keep their one line.
     def logits_fn(x):
-        if (low, high) != (0.0, 1.0):
-            x = low + x * (high - low)
+        x = bounds.from_unit(x, (low, high))
         if model.dtype.is_integer:
-            x = _rounded(x)
+            x = any_network.rounded(x)
         if input_layout == "NCHW":
             x = tf.transpose(x, (0, 3, 1, 2))
         _check_shape(x, model.shape)
-        y = _in_parts(lambda part: _logits(model.call(part), logits_output), x, batch_size)
-        return tf.math.log(tf.maximum(y, np.finfo(np.float32).tiny)) if outputs == "probabilities" else y
+        y = any_network.in_parts(lambda part: logits_of(model.call(part), logits_output), x, batch_size)
+        return any_network.log_probabilities(y) if outputs == "probabilities" else y
 
     logits_fn.name, logits_fn.outputs = path, outputs
     logits_fn.input_range, logits_fn.straight_through_cast = (low, high), model.is_straight_through
@@ -126,58 +132,9 @@ def _check_reading(low: float, high: float, input_layout: str, outputs: str) -> 
         raise ValueError(f"Expected an input range as low,high with low < high. Received: {low},{high}")
 
 
-def _integer_range(low: float, high: float, dtype: tf.DType) -> tuple[float, float]:
-    """The range of a model that takes integers."""
-    if dtype == tf.uint8 and (low, high) == (0.0, 1.0):
-        return 0.0, 255.0
-    if high - low <= 1 or low < dtype.min or high > dtype.max:
-        raise ValueError(
-            f"Expected a range of pixel values for a model that takes {dtype.name}, such as --input_range=0,255. "
-            f"Received: {low},{high}"
-        )
-    return low, high
-
-
-@tf.custom_gradient
-def _rounded(x):
-    return tf.round(x), lambda upstream: upstream
-
-
 def _check_shape(x: tf.Tensor, expected: tf.TensorShape) -> None:
     if not expected[1:].is_compatible_with(x.shape[1:]):
         raise ValueError(
             f"Expected images of the model's shape {tuple(expected[1:])}. Received: {tuple(x.shape[1:])}; do "
             "--input_layout and the data set fit the model?"
         )
-
-
-def _in_parts(fn: Callable, x: tf.Tensor, size: int | None) -> tf.Tensor:
-    """`fn(x)` in parts of `size` examples; the last one is filled up with copies of the first example."""
-    if size is None or x.shape[0] == size:
-        return fn(x)
-    num = tf.shape(x)[0] if x.shape[0] is None else x.shape[0]
-    filled = tf.concat([x, tf.repeat(x[:1], -num % size, axis=0)], axis=0)
-    parts = tf.reshape(filled, (-1, size, *x.shape[1:]))
-    y = tf.map_fn(fn, parts, fn_output_signature=tf.float32)
-    return tf.reshape(y, (-1, y.shape[-1]))[:num]
-
-
-def _logits(outputs: Any, name: str | None) -> tf.Tensor:
-    """The output of a model that holds the logits, float32 `[batch, num_classes]`."""
-    if isinstance(outputs, (list, tuple)):
-        outputs = {str(k): output for k, output in enumerate(outputs)}
-    if isinstance(outputs, dict):
-        if name is None:
-            name = "logits" if "logits" in outputs else next(iter(outputs)) if len(outputs) == 1 else None
-        if name not in outputs:
-            raise ValueError(
-                f"Expected the logits' name with --logits_output, one of {', '.join(sorted(outputs))}. "
-                f"Received: {name!r}"
-            )
-        outputs = outputs[name]
-    if outputs.shape.rank not in (None, 2) or outputs.shape[-1] == 1:
-        raise ValueError(
-            "Expected logits [batch, classes] of at least two classes; where there are other outputs, "
-            f"--logits_output names one. Received: an output of shape {tuple(outputs.shape)}"
-        )
-    return tf.cast(outputs, tf.float32)

@@ -2,34 +2,17 @@
 
 import posixpath
 import zipfile
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
 from robust_keras.models import keras_classes
+from robust_keras.models.any_network import Opened, open_keras, reason
 from robust_keras.saved_models import integer_inputs
 
 gfile = tf.io.gfile
 # What an export writes last, and what it writes first and then removes.
 CARD, UNFINISHED = "model_card.json", "unfinished"
-
-
-class Opened(NamedTuple):
-    """A model with one input.
-
-    Attributes:
-        call: float32 images in the model's own range, layout and batch size to its outputs.
-        shape: of the images it takes, with the batch.
-        dtype: of the images it takes; where it takes integers, `call` is to be given whole numbers.
-        is_straight_through: whether it takes integers and gradients pass its cast of them.
-    """
-
-    call: Callable[[tf.Tensor], Any]
-    shape: tf.TensorShape
-    dtype: tf.DType
-    is_straight_through: bool
 
 
 def open_model(path: str) -> Opened:
@@ -39,7 +22,7 @@ def open_model(path: str) -> Opened:
         ValueError: for a path that holds no model, half of one, or one that takes anything but one batch of images.
     """
     if path.endswith(".keras") and gfile.exists(path) and not gfile.isdir(path):
-        return _open_keras(path)
+        return open_keras(load_keras(path), path)
     if gfile.exists(posixpath.join(path, UNFINISHED)):
         raise ValueError(f"Expected a finished export. Received: {path}, which is under way or was interrupted")
     if gfile.exists(posixpath.join(path, "saved_model.pb")):
@@ -64,31 +47,6 @@ def load_keras(path: str) -> keras.Model:
             "Expected a .keras file of classes that Keras and this package have; a SavedModel, as model.export() "
             f"writes it, needs none. Received: {path} ({reason(error)})"
         ) from error
-
-
-def reason(error: Exception) -> str:
-    """What went wrong, on one line, without the configuration of all around it that Keras adds."""
-    text = str(error).rpartition("Exception encountered: ")[2].split("Full object config:")[0]
-    return " ".join(text.split())[:300]
-
-
-def _open_keras(path: str) -> Opened:
-    model = load_keras(path)
-    inputs = getattr(model, "inputs", None)  # A subclass of Model need not know them.
-    if not inputs:
-        return Opened(lambda x: model(x, training=False), tf.TensorShape(None), tf.float32, False)
-    if len(inputs) != 1:
-        names = ", ".join(each.name for each in inputs)
-        raise ValueError(f"Expected a model with one input, the images. Received: {names} in {path}")
-    shape, dtype = tf.TensorShape(inputs[0].shape), tf.as_dtype(inputs[0].dtype)
-    if dtype.is_integer:  # A model converts what it is given to its inputs' type.
-        floats = keras.Input(batch_shape=inputs[0].shape, dtype="float32")
-        if isinstance(model, keras.Sequential):  # Which Keras 3.5 cannot clone onto another input.
-            model = keras.Sequential([floats, *model.layers])
-        else:
-            given = tf.nest.map_structure(lambda _: floats, model.input)
-            model = keras.models.clone_model(model, input_tensors=given, clone_function=lambda layer: layer)
-    return Opened(lambda x: model(x, training=False), shape, dtype, dtype.is_integer)
 
 
 def _open_saved_model(path: str) -> Opened:

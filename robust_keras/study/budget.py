@@ -215,11 +215,13 @@ def read(path: str, plan: planning.Plan, jobs: Mapping[str, planning.Job]) -> Fi
     """The plan that `write` wrote, or None where there is none.
 
     Raises:
-        ValueError: for one that was made for other jobs.
+        ValueError: for one that was made for other jobs, or is none.
     """
-    saved = storage.read_json(path)
+    saved = storage.read_object(path)
     if saved is None:
         return None
+    if not isinstance(saved.get("jobs"), dict) or not {"size", "share"} <= saved.keys():
+        raise ValueError(f"Expected what a budget was planned for in {path}. Received: something else")
     if saved["jobs"].keys() != jobs.keys():
         raise ValueError(
             f"Expected what {path} was made for, {', '.join(saved['jobs'])}, or another workdir. "

@@ -1,7 +1,6 @@
 """What the study trains and evaluates, in which order, and within which time."""
 
 import functools
-import json
 import posixpath
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -121,8 +120,13 @@ def train_models(configuration: Configuration, folder: str, commands: Commands) 
                 continue
         elif different := commands.differences(configuration.files, bindings, workdir):
             raise ValueError(f"Expected a workdir of this run. Received: {workdir} of another, {'; '.join(different)}")
-        card = json.loads(storage.read_text(posixpath.join(saved_model, export.CARD)))
-        validations[seed] = card["validation"]["best"]["metrics"]
+        card_path = posixpath.join(saved_model, export.CARD)
+        try:
+            validations[seed] = (storage.read_object(card_path) or {})["validation"]["best"]["metrics"]
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"Expected the model card of a run in {card_path}. Received: {storage.why(error)}"
+            ) from error
     return validations
 
 

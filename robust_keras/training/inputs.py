@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from robust_keras import losses
-from robust_keras.data.sources import Source
+from robust_keras.data import sources
 from robust_keras.data.training_batches import TrainingData
 
 _NAMES = ("image", "label", "targets", "seeds", "is_labelled")
@@ -29,19 +29,12 @@ def checked(data: TrainingData) -> TrainingData:
     )
 
 
-def _checked_source(source: Source, num_classes: int) -> Source:
-    images, labels = source.images, source.labels
-    if images.dtype != np.uint8 or len(images.shape) != 4:
-        raise ValueError(
-            "Expected images as bytes, uint8 [N, height, width, channels], which training divides by 255. Received: "
-            f"{images.dtype} {tuple(images.shape)} in {source.name!r}"
-        )
-    if len(labels.shape) != 1:
-        labels = losses.as_labels(labels).numpy()
-    if len(labels) != len(images):
-        raise ValueError(f"Expected {len(images)} labels in {source.name!r}, one an image. Received: {len(labels)}")
-    _check_range(labels, num_classes, f" in {source.name!r}")
-    return source._replace(labels=labels)
+def _checked_source(source: sources.Source, num_classes: int) -> sources.Source:
+    if np.ndim(source.labels) != 1:
+        source = source._replace(labels=losses.as_labels(source.labels).numpy())
+    sources.check(source)
+    _check_range(source.labels, num_classes, f" in {source.name!r}")
+    return source
 
 
 def check_batch(batch: Mapping[str, tf.Tensor]) -> None:

@@ -117,7 +117,7 @@ def _network(recipe: Recipe, data: TrainingData, dtype_policy: str = "float32") 
             num_classes=data.labelled.num_classes,
             mean=data.mean,
             std=data.std,
-            input_shape=data.labelled.images.shape[1:],
+            input_shape=data.image_shape,
         )
     finally:
         keras.config.set_dtype_policy(previous)

@@ -117,7 +117,7 @@ class RunRecorder(keras.callbacks.Callback):
         self._bar = tqdm(
             total=self._train_steps,
             initial=self._start_step,
-            unit="step",
+            unit=" steps",
             disable=not (self._cadence.progress and self._is_writer),
             dynamic_ncols=interactive,
             mininterval=0.5 if interactive else 30.0,

@@ -6,7 +6,10 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from robust_keras.models import weights
 from robust_keras.training.program import Program
+
+_RANDOM = "random/"  # What the names of states begin with from which layers draw random numbers.
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -46,17 +49,20 @@ class RunState(NamedTuple):
         Raises:
             ValueError: where those are other variables.
         """
-        shapes = {name: tuple(variable.shape) for name, variable in self.variables.items()}
+        variables = self.variables
+        if not any(name.startswith(_RANDOM) for name in arrays):  # Of an older version, or there are none.
+            variables = {name: variable for name, variable in variables.items() if not name.startswith(_RANDOM)}
+        shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
         saved = {name: array.shape for name, array in arrays.items()}
         if shapes != saved:
             different = sorted(name for name in shapes.keys() | saved.keys() if shapes.get(name) != saved.get(name))
             raise ValueError(f"Expected this run's variables in {path}. Received: others, such as {different[0]}")
-        for name, variable in self.variables.items():
+        for name, variable in variables.items():
             variable.assign(arrays[name])
 
 
 def state_of(program: Program) -> RunState:
-    """The state of a program: its step, weights, momentum and averages."""
+    """The state of a program: its step, weights, momentum, averages, and what its layers draw random numbers from."""
     network, twin, optimizer = program.network, program.twin, program.model.optimizer
     name_of = {id(weight): name for name, weight in zip(program.names, network.weights, strict=True)}
     variables = {"step": optimizer.iterations.value}
@@ -64,5 +70,6 @@ def state_of(program: Program) -> RunState:
     variables |= {f"momentum/{name_of[id(w)]}": m.value for w, m in zip(network.trainable_weights, optimizer.momentums)}
     if twin is not None:
         variables |= {f"averages/{name}": w.value for name, w in zip(program.names, twin.weights, strict=True)}
+    variables |= {f"{_RANDOM}{k}": state.value for k, state in enumerate(weights.random_states(network))}
     folder = "weights" if twin is None else "averages"
     return RunState(variables, {name: f"{folder}/{name}" for name in program.names})

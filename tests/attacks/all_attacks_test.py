@@ -8,7 +8,12 @@ import tensorflow as tf
 from smooth_networks import pictures, predictions, seeds_of, smooth_network
 
 from robust_keras import losses, threats
-from robust_keras.attacks import apgd, fab, multi_targeted, pgd, square, step_rules, stepwise, transfer
+from robust_keras.attacks import step_rules, stepwise, transfer
+from robust_keras.attacks.apgd import apgd, apgd_targeted
+from robust_keras.attacks.fab import fab
+from robust_keras.attacks.multi_targeted import multi_targeted
+from robust_keras.attacks.pgd import pgd
+from robust_keras.attacks.square import square
 
 NORMS = ("Linf", "L2", "L1")
 # At which each attack below breaks some of the images.
@@ -23,7 +28,7 @@ def pgd_of(**settings):
     settings = dict(loss_fn=losses.cross_entropy, num_steps=5) | settings
 
     def build(threat):
-        return functools.partial(pgd.pgd, threat=threat, **{"step_size": threat.epsilon / 3, **settings})
+        return functools.partial(pgd, threat=threat, **{"step_size": threat.epsilon / 3, **settings})
 
     return build
 
@@ -41,13 +46,13 @@ ATTACKS = {
     "pgd": pgd_of(),
     "pgd-restarts": pgd_of(num_restarts=2, loss_fn=losses.dlr),
     "pgd-adam": pgd_of(loss_fn=losses.margin, step_rule=step_rules.adam(), step_size=0.02),
-    "multi-targeted": search(multi_targeted.multi_targeted, num_steps=6, num_restarts=1, num_targets=2),
-    "apgd-ce": search(apgd.apgd, num_steps=6),
-    "apgd-dlr": search(apgd.apgd, num_steps=6, loss_fn=losses.dlr),
-    "apgd-t": search(apgd.apgd_targeted, num_steps=6, num_targets=2),
-    "fab": search(fab.fab, num_steps=4, num_restarts=2),
-    "fab-t": search(fab.fab, num_steps=4, num_restarts=1, num_targets=2, targeted=True),
-    "square": search(square.square, num_queries=40),
+    "multi-targeted": search(multi_targeted, num_steps=6, num_restarts=1, num_targets=2),
+    "apgd-ce": search(apgd, num_steps=6),
+    "apgd-dlr": search(apgd, num_steps=6, loss_fn=losses.dlr),
+    "apgd-t": search(apgd_targeted, num_steps=6, num_targets=2),
+    "fab": search(fab, num_steps=4, num_restarts=2),
+    "fab-t": search(fab, num_steps=4, num_restarts=1, num_targets=2, targeted=True),
+    "square": search(square, num_queries=40),
     "transfer": on_surrogate,
 }
 
@@ -190,7 +195,7 @@ def test_a_loss_that_is_no_number_is_never_the_best(threat):
         margin = losses.margin(logits, labels)
         return margin + tf.stop_gradient(tf.where(margin < -0.3, np.nan, 0.0))
 
-    search = apgd.apgd.search(threat=threat, loss_fn=loss_fn, num_steps=12)
+    search = apgd.search(threat=threat, loss_fn=loss_fn, num_steps=12)
     clean_logits = NETWORK(IMAGES)
     state = stepwise.begin(search, IMAGES, LABELS, clean_logits, seeds_of(range(8)), tf.zeros_like(LABELS)).state
     step = tf.function(functools.partial(search.step, NETWORK), autograph=False)

@@ -1,4 +1,5 @@
 import functools
+import importlib
 import pathlib
 from typing import NamedTuple
 
@@ -8,7 +9,8 @@ import tensorflow as tf
 from smooth_networks import pictures, predictions, seeds_of, smooth_network
 
 from robust_keras import losses, threats
-from robust_keras.attacks import apgd, stepwise
+from robust_keras.attacks import stepwise
+from robust_keras.attacks.apgd import apgd, apgd_targeted
 
 NORMS = ("Linf", "L2", "L1")
 ORDERS = {"Linf": np.inf, "L2": 2, "L1": 1}
@@ -40,8 +42,8 @@ class Case(NamedTuple):
         settings |= dict(threat=threats.threat(norm=self.norm, epsilon=epsilon or RADII[self.norm]))
         settings |= dict(shrinking_radius=True) if self.shrinking else {}
         if self.loss == "t":
-            return apgd.apgd_targeted.search(**settings)
-        return apgd.apgd.search(loss_fn=losses.dlr if self.loss == "dlr" else losses.cross_entropy, **settings)
+            return apgd_targeted.search(**settings)
+        return apgd.search(loss_fn=losses.dlr if self.loss == "dlr" else losses.cross_entropy, **settings)
 
 
 # --- Against upstream's attack
@@ -65,7 +67,8 @@ def recorded_network(x):
 )
 def test_trajectory_agrees_with_upstream(name, case, num_steps, goes_back, monkeypatch):
     drawn = tf.constant(RECORDED[f"noise/{case.norm}"])
-    monkeypatch.setitem(apgd._NORMS, case.norm, apgd._NORMS[case.norm]._replace(draw=lambda seeds, shape: drawn))
+    norms = importlib.import_module("robust_keras.attacks.apgd")._NORMS
+    monkeypatch.setitem(norms, case.norm, norms[case.norm]._replace(draw=lambda seeds, shape: drawn))
     x, labels = tf.constant(RECORDED["images"]), tf.constant(RECORDED["labels"])
     points, wrong = RECORDED[f"{name}/points"], RECORDED[f"{name}/wrong"]
     epsilon = float(RECORDED[f"epsilon/{case.norm}"])
@@ -208,7 +211,7 @@ def test_names():
     assert Case("Linf", "dlr").search().name == "apgd-dlr"
     assert Case("Linf", "t").search().name == "apgd-t"
     bound = functools.partial(losses.dlr)  # as gin binds it
-    assert apgd.apgd.search(threat=threats.threat(norm="L2", epsilon=1), loss_fn=bound).name == "apgd-dlr"
+    assert apgd.search(threat=threats.threat(norm="L2", epsilon=1), loss_fn=bound).name == "apgd-dlr"
 
 
 @pytest.mark.parametrize("num_classes, num_targets", [(2, 1), (3, 2), (10, 9), (100, 9)])
@@ -267,7 +270,7 @@ def test_gradients_are_averaged_over_draws():
     x, labels = pictures((4, 4, 3), 3), tf.zeros(3, tf.int32)
     threat = threats.threat(norm="L2", epsilon=0.1)
     for eot_steps in (1, 4):
-        search = apgd.apgd.search(threat=threat, loss_fn=losses.margin, eot_steps=eot_steps)
+        search = apgd.search(threat=threat, loss_fn=losses.margin, eot_steps=eot_steps)
         state = search.start(x, labels, tf.zeros((3, 3)), seeds_of(range(3)), labels)
         calls.clear()
         state, x_adv, broken = search.step(network, x, labels, state, labels)
@@ -332,9 +335,9 @@ def test_breaks_within_the_ball_and_the_range(case, shape, num_classes):
     # The last two are misclassified from the beginning.
     labels = tf.where(tf.range(8) < 6, labels, (labels + 1) % num_classes)
     attack = (
-        apgd.apgd_targeted
+        apgd_targeted
         if case.loss == "t"
-        else functools.partial(apgd.apgd, loss_fn=losses.dlr if case.loss == "dlr" else losses.cross_entropy)
+        else functools.partial(apgd, loss_fn=losses.dlr if case.loss == "dlr" else losses.cross_entropy)
     )
     attack = functools.partial(attack, num_steps=6, num_restarts=2, shrinking_radius=case.shrinking)
     attack = functools.partial(attack, **(dict(num_targets=2) if case.loss == "t" else {}))
@@ -361,7 +364,7 @@ def test_a_batch_of_nothing_but_mistakes():
     network, x = smooth_network((4, 4, 3), 4), pictures((4, 4, 3), 3)
     labels = (predictions(network, x) + 1) % 4
     threat = threats.threat(norm="L2", epsilon=1.0)
-    for attack in (apgd.apgd, apgd.apgd_targeted):
+    for attack in (apgd, apgd_targeted):
         x_adv = attack(network, x, labels, threat=threat, num_steps=1, seeds=seeds_of(range(3)))
         np.testing.assert_array_equal(x_adv, x)
 
@@ -400,7 +403,7 @@ def test_compiled_by_xla(case):
         ),
     ],
 )
-@pytest.mark.parametrize("attack", [apgd.apgd, apgd.apgd_targeted])
+@pytest.mark.parametrize("attack", [apgd, apgd_targeted])
 def test_refuses(attack, settings, message):
     with pytest.raises(ValueError, match=message):
         attack.search(**{**dict(threat=threats.threat(norm="Linf", epsilon=0.1)), **settings})
@@ -409,4 +412,4 @@ def test_refuses(attack, settings, message):
 @pytest.mark.parametrize("num_targets", [0, -1])
 def test_refuses_no_targets(num_targets):
     with pytest.raises(ValueError, match=f"num_targets.* Received: .*{num_targets}"):
-        apgd.apgd_targeted.search(threat=threats.threat(norm="Linf", epsilon=0.1), num_targets=num_targets)
+        apgd_targeted.search(threat=threats.threat(norm="Linf", epsilon=0.1), num_targets=num_targets)

@@ -8,7 +8,13 @@ import pytest
 import tensorflow as tf
 
 from robust_keras import losses, threats
-from robust_keras.attacks import apgd, attack, autoattack, fab, multi_targeted, pgd, square, step_rules, transfer
+from robust_keras.attacks import attack, step_rules, transfer
+from robust_keras.attacks.apgd import apgd, apgd_targeted
+from robust_keras.attacks.autoattack import standard
+from robust_keras.attacks.fab import fab
+from robust_keras.attacks.multi_targeted import multi_targeted
+from robust_keras.attacks.pgd import pgd
+from robust_keras.attacks.square import square
 
 LINF = threats.threat(norm="Linf", epsilon="8/255")
 
@@ -25,7 +31,7 @@ class WithName:
 
 
 def test_a_search():
-    record = attack.as_attack(functools.partial(fab.fab, threat=LINF, targeted=True))
+    record = attack.as_attack(functools.partial(fab, threat=LINF, targeted=True))
     assert (record.name, record.threat) == ("fab-t", LINF)
     assert (record.search.name, record.search.num_steps) == ("fab-t", 100)
     assert "threat" not in record.parameters and record.parameters["num_targets"] == 9
@@ -34,7 +40,7 @@ def test_a_search():
 
 def test_plain_functions():
     settings = {"loss_fn": functools.partial(losses.margin), "num_steps": 3, "step_size": "2/255"}
-    record = attack.as_attack(functools.partial(pgd.pgd, threat=LINF, step_rule=step_rules.adam(), **settings))
+    record = attack.as_attack(functools.partial(pgd, threat=LINF, step_rule=step_rules.adam(), **settings))
     assert (record.name, record.threat, record.search) == ("pgd", LINF, None)
     assert record.loss_fn is settings["loss_fn"] and record.parameters["loss_fn"] == "margin"
     assert record.parameters["step_rule"].startswith("adam(")
@@ -56,9 +62,9 @@ def test_it_runs_as_what_was_given():
         (functools.partial(own, "logits"), "bound by keyword. Received: .'logits',."),
         (3, "a function with a name. Received: 3"),
         ("pgd40", "a function with a name. Received: 'pgd40'"),
-        (functools.partial(square.square, threat=LINF, num_queries=0), "num_queries"),
-        (functools.partial(pgd.pgd, threat=LINF, num_steps=10), "settings of pgd. Received: none for loss_fn$"),
-        (apgd.apgd, "Received: none for threat$"),
+        (functools.partial(square, threat=LINF, num_queries=0), "num_queries"),
+        (functools.partial(pgd, threat=LINF, num_steps=10), "settings of pgd. Received: none for loss_fn$"),
+        (apgd, "Received: none for threat$"),
     ],
 )
 def test_what_is_none_is_refused(given, message):
@@ -70,7 +76,7 @@ def test_parameters_are_json_whatever_they_are():
     settings = {
         "nan": float("nan"),
         "numpy": np.float32(0.5),
-        "nested": [(1, functools.partial(pgd.pgd, num_steps=3, threat=LINF))],
+        "nested": [(1, functools.partial(pgd, num_steps=3, threat=LINF))],
         "table": {1: own},
         "object": object(),
     }
@@ -88,13 +94,13 @@ def test_parameters_are_json_whatever_they_are():
 @pytest.mark.parametrize(
     "given, expected",
     [
-        (functools.partial(apgd.apgd, threat=LINF), losses.cross_entropy),
-        (functools.partial(apgd.apgd, threat=LINF, loss_fn=losses.dlr), losses.dlr),
-        (functools.partial(fab.fab, threat=LINF), losses.margin),
-        (functools.partial(multi_targeted.multi_targeted, threat=LINF), losses.margin),
-        (functools.partial(pgd.pgd, threat=LINF, loss_fn=losses.dlr, num_steps=1, step_size=1), losses.dlr),
+        (functools.partial(apgd, threat=LINF), losses.cross_entropy),
+        (functools.partial(apgd, threat=LINF, loss_fn=losses.dlr), losses.dlr),
+        (functools.partial(fab, threat=LINF), losses.margin),
+        (functools.partial(multi_targeted, threat=LINF), losses.margin),
+        (functools.partial(pgd, threat=LINF, loss_fn=losses.dlr, num_steps=1, step_size=1), losses.dlr),
         (
-            functools.partial(apgd.apgd_targeted, threat=LINF),
+            functools.partial(apgd_targeted, threat=LINF),
             # The first target is the strongest wrong class: here the second, of logits 5 and 3.
             lambda logits, labels: losses.targeted_dlr(logits, labels, tf.constant([1])),
         ),
@@ -107,7 +113,7 @@ def test_the_loss_that_an_attack_follows(given, expected):
 
 def test_attacks_that_follow_no_loss():
     for given in (
-        functools.partial(square.square, threat=LINF),
+        functools.partial(square, threat=LINF),
         functools.partial(transfer.transfer, threat=LINF, surrogate=own, attack=own),
         own,
     ):
@@ -117,5 +123,5 @@ def test_attacks_that_follow_no_loss():
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
 def test_the_attacks_of_autoattack_are_records_too(norm):
     threat = threats.threat(norm=norm, epsilon=0.1)
-    names = [attack.as_attack(each).name for each in autoattack.standard(threat=threat)]
+    names = [attack.as_attack(each).name for each in standard(threat=threat)]
     assert names == ["apgd-ce", "apgd-t", "fab-t", "square"]

@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 
 from robust_keras import threats
-from robust_keras.attacks import autoattack
 from robust_keras.attacks.attack import as_attack
+from robust_keras.attacks.autoattack import standard
 from robust_keras.data import sources
 from robust_keras.evaluation import evaluate
 
@@ -39,7 +39,7 @@ def test_the_standard_ensemble_takes_any_classes_and_shapes(num_classes, shape, 
     threat = threats.threat(norm=norm, epsilon=epsilon)
     few = {"apgd-ce": {"num_steps": 3}, "apgd-t": {"num_steps": 3}, "fab-t": {"num_steps": 2}}
     few["square"] = {"num_queries": 3}
-    whole = autoattack.standard(threat=threat)
+    whole = standard(threat=threat)
     steps = [functools.partial(one, **few[as_attack(one).name]) for one in whole]
     results, examples = evaluate.evaluate(
         network,

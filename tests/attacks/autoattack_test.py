@@ -3,8 +3,8 @@
 import pytest
 
 from robust_keras import threats
-from robust_keras.attacks import autoattack
 from robust_keras.attacks.attack import as_attack
+from robust_keras.attacks.autoattack import autoattack, custom, plus, rand, standard
 
 THREATS = {
     "Linf": threats.threat(norm="Linf", epsilon="8/255"),
@@ -77,10 +77,10 @@ def described(attacks, threat):
 )
 def test_versions_have_upstreams_attacks_and_parameters(version, norm, expected):
     threat = THREATS[norm]
-    assert described(autoattack.autoattack(threat=threat, version=version), threat) == expected
-    assert described(getattr(autoattack, version)(threat=threat), threat) == expected
+    assert described(autoattack(threat=threat, version=version), threat) == expected
+    assert described({"standard": standard, "plus": plus, "rand": rand}[version](threat=threat), threat) == expected
     if version == "standard":
-        assert described(autoattack.autoattack(threat=threat), threat) == expected
+        assert described(autoattack(threat=threat), threat) == expected
 
 
 def test_the_number_of_runs():
@@ -88,12 +88,12 @@ def test_the_number_of_runs():
         return [as_attack(attack).search.num_runs(num_classes) for attack in attacks]
 
     # Restarts times target classes.
-    assert num_runs(autoattack.standard(threat=THREATS["Linf"]), 10) == [1, 9, 9, 1]
-    assert num_runs(autoattack.standard(threat=THREATS["Linf"]), 100) == [1, 9, 9, 1]
-    assert num_runs(autoattack.standard(threat=THREATS["Linf"]), 3) == [1, 2, 2, 1]
-    assert num_runs(autoattack.standard(threat=THREATS["L1"]), 10) == [5, 5, 9, 1]
-    assert num_runs(autoattack.plus(threat=THREATS["L2"]), 10) == [5, 5, 5, 1, 9, 9]
-    assert num_runs(autoattack.rand(threat=THREATS["L2"]), 10) == [1, 1]
+    assert num_runs(standard(threat=THREATS["Linf"]), 10) == [1, 9, 9, 1]
+    assert num_runs(standard(threat=THREATS["Linf"]), 100) == [1, 9, 9, 1]
+    assert num_runs(standard(threat=THREATS["Linf"]), 3) == [1, 2, 2, 1]
+    assert num_runs(standard(threat=THREATS["L1"]), 10) == [5, 5, 9, 1]
+    assert num_runs(plus(threat=THREATS["L2"]), 10) == [5, 5, 5, 1, 9, 9]
+    assert num_runs(rand(threat=THREATS["L2"]), 10) == [1, 1]
 
 
 @pytest.mark.parametrize("norm", THREATS)
@@ -101,8 +101,8 @@ def test_custom_takes_attacks_by_name_in_the_given_order(norm):
     threat = THREATS[norm]
     for names in (["square", "fab-t"], ("apgd-dlr",), ["fab", "apgd-t", "apgd-ce", "apgd-dlr", "fab-t", "square"]):
         expected = [(name, dict(PLUS)[name]) for name in names]
-        assert described(autoattack.custom(threat=threat, attacks=names), threat) == expected
-        assert described(autoattack.autoattack(threat=threat, version="custom", attacks=names), threat) == expected
+        assert described(custom(threat=threat, attacks=names), threat) == expected
+        assert described(autoattack(threat=threat, version="custom", attacks=names), threat) == expected
 
 
 @pytest.mark.parametrize(
@@ -119,4 +119,4 @@ def test_custom_takes_attacks_by_name_in_the_given_order(norm):
 )
 def test_refuses(settings, message):
     with pytest.raises(ValueError, match=message):
-        autoattack.autoattack(threat=THREATS["Linf"], **settings)
+        autoattack(threat=THREATS["Linf"], **settings)

@@ -1,4 +1,5 @@
 import functools
+import importlib
 import math
 import pathlib
 from typing import NamedTuple
@@ -9,7 +10,8 @@ import tensorflow as tf
 from smooth_networks import pictures, predictions, seeds_of, smooth_network
 
 from robust_keras import threats
-from robust_keras.attacks import fab, stepwise
+from robust_keras.attacks import stepwise
+from robust_keras.attacks.fab import fab, project
 
 NORMS = ("Linf", "L2", "L1")
 ORDERS = {"Linf": np.inf, "L2": 2, "L1": 1}
@@ -47,7 +49,7 @@ def recorded_hyperplanes(dimension):
 
 def moves_of(points, weights, gap, norm):
     gap = tf.constant(np.reshape(gap, (-1,) + (1,) * (points.ndim - 1)), tf.float32)
-    return fab.project(tf.constant(points, tf.float32), tf.constant(weights, tf.float32), gap, norm).numpy()
+    return project(tf.constant(points, tf.float32), tf.constant(weights, tf.float32), gap, norm).numpy()
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -135,11 +137,15 @@ def recorded_network(x):
 @pytest.mark.parametrize("name", ["fab", "fab-t"])
 @pytest.mark.parametrize("norm", NORMS)
 def test_trajectory_agrees_with_upstream(norm, name, start, monkeypatch):
-    monkeypatch.setattr(fab, "start_noise", lambda seeds, shape, norm: tf.constant(RECORDED[f"noise/{norm}"]))
+    monkeypatch.setattr(
+        importlib.import_module("robust_keras.attacks.fab"),
+        "start_noise",
+        lambda seeds, shape, norm: tf.constant(RECORDED[f"noise/{norm}"]),
+    )
     x, labels = tf.constant(RECORDED["images"][:-1]), tf.constant(RECORDED["labels"][:-1])
     epsilon = float(RECORDED[f"epsilon/{norm}"])
     recorded = {key: RECORDED[f"{norm}/{name}/{start}/{key}"] for key in ("images", "wrong", "distance")}
-    search = fab.fab.search(threat=Ball(norm, epsilon), targeted=name == "fab-t", num_restarts=5)
+    search = fab.search(threat=Ball(norm, epsilon), targeted=name == "fab-t", num_restarts=5)
     assert search.name == name and search.num_runs(5) == (20 if name == "fab-t" else 5)
     # The second target, in the first or third restart.
     run = tf.fill((5,), (5 if name == "fab-t" else 0) + (2 if start == "random" else 0))
@@ -167,7 +173,7 @@ def test_trajectory_agrees_with_upstream(norm, name, start, monkeypatch):
 def test_verdicts_agree_with_upstream(norm, targeted):
     x, labels = tf.constant(RECORDED["images"]), tf.constant(RECORDED["labels"])
     epsilon = float(RECORDED[f"epsilon/{norm}"])
-    attack = functools.partial(fab.fab, threat=Ball(norm, epsilon), num_steps=20, num_restarts=1, targeted=targeted)
+    attack = functools.partial(fab, threat=Ball(norm, epsilon), num_steps=20, num_restarts=1, targeted=targeted)
     x_adv = tf.function(lambda x: attack(recorded_network, x, labels, seeds=seeds_of(range(6))))(x)
     # Some target class is the nearest one's, so that the untargeted record serves for both.
     expected = np.append(RECORDED[f"{norm}/fab/start/distance"] <= epsilon, True)
@@ -194,7 +200,7 @@ class Case(NamedTuple):
 
         @functools.partial(tf.function, jit_compile=jit_compile, autograph=False, reduce_retracing=True)
         def run(x, labels, seeds, epsilon):
-            return fab.fab(network, x, labels, threat=Ball(self.norm, epsilon), seeds=seeds, **settings)
+            return fab(network, x, labels, threat=Ball(self.norm, epsilon), seeds=seeds, **settings)
 
         return lambda x, labels, seeds, epsilon=RADII[self.norm]: run(x, labels, seeds, tf.constant(epsilon)).numpy()
 
@@ -238,7 +244,7 @@ def test_breaks_within_the_ball_and_the_range(case):
 def test_follows_the_seed_and_nothing_else(case):
     network, x = smooth_network(case.shape, case.num_classes), pictures(case.shape, 8)
     labels, indices = predictions(network, x), [5, 2, 5, 0]
-    search = fab.fab.search(threat=Ball(case.norm, RADII[case.norm]), targeted=case.targeted, num_restarts=2)
+    search = fab.search(threat=Ball(case.norm, RADII[case.norm]), targeted=case.targeted, num_restarts=2)
 
     # Traced once: the same program for either batch.
     @functools.partial(tf.function, autograph=False, input_signature=[*SIGNATURE, tf.TensorSpec((None,), tf.int32)])
@@ -264,7 +270,7 @@ def test_follows_the_seed_and_nothing_else(case):
 def test_starts(norm, targeted):
     network, x = smooth_network((8, 8, 3), 10), tf.fill((6, 8, 8, 3), 0.5) + 0.01 * pictures((8, 8, 3), 6)
     labels, clean_logits = predictions(network, x), network(x)
-    search = fab.fab.search(threat=Ball(norm, 0.3), targeted=targeted, num_restarts=3, num_targets=4)
+    search = fab.search(threat=Ball(norm, 0.3), targeted=targeted, num_restarts=3, num_targets=4)
     assert search.num_runs(10) == (12 if targeted else 3) and search.num_runs(2) == 3
     assert search.num_runs(3) == (6 if targeted else 3)
     # Examples of one batch in different runs.
@@ -305,7 +311,7 @@ def test_goes_to_the_class_nearest_in_its_norm(norm, expected):
     # Each class is the nearest in one norm: the sum, the Euclidean length and the largest of its slopes are.
     slopes = tf.constant([[0, 0, 0, 0], [1, 1, 1, 1], [1.8, 1.8, 0, 0], [2.4, 0, 0, 0]], tf.float32)
     x, labels = tf.fill((1, 4), 0.5), tf.zeros(1, tf.int32)
-    search = fab.fab.search(threat=Ball(norm, 0.1), alpha_max=0.0, eta=1.0, beta=1.0)
+    search = fab.search(threat=Ball(norm, 0.1), alpha_max=0.0, eta=1.0, beta=1.0)
     state, *_ = search.step(
         lambda x: (x - 0.5) @ tf.transpose(slopes) - [0.0, 0.5, 0.5, 0.5], x, labels, {"image": x}, labels
     )
@@ -319,7 +325,7 @@ def test_boundaries_of_infinite_slope_do_not_count():
 
     for norm in NORMS:
         threat = Ball(norm, 0.1)
-        search = fab.fab.search(threat=threat, alpha_max=0.0, eta=1.0)
+        search = fab.search(threat=threat, alpha_max=0.0, eta=1.0)
         state, _, broken = search.step(
             logits_fn, tf.zeros((1, 3)), tf.zeros(1, tf.int32), {"image": tf.zeros((1, 3))}, 0
         )
@@ -375,7 +381,7 @@ def test_from_a_saved_model_and_compiled_by_xla(jit_compile, case, served):
 def test_shapes_are_static(case):
     network, x = convolutional(10), pictures((8, 8, 3), 4)
     labels, classes = predictions(network, x), tf.range(4)
-    search = fab.fab.search(threat=Ball(case.norm, RADII[case.norm]), targeted=case.targeted)
+    search = fab.search(threat=Ball(case.norm, RADII[case.norm]), targeted=case.targeted)
     state = {"image": x, "target": classes} if case.targeted else {"image": x}
     step = tf.function(functools.partial(search.step, network), jit_compile=True, autograph=False)
     hlo = step.experimental_get_compiler_ir(x, labels, state, classes)(stage="hlo")
@@ -385,7 +391,7 @@ def test_shapes_are_static(case):
 def test_the_program_does_not_grow_with_the_classes():
     def num_nodes(num_classes):
         network = convolutional(num_classes)
-        search = fab.fab.search(threat=Ball("L2", 0.5))
+        search = fab.search(threat=Ball("L2", 0.5))
         images, labels = tf.TensorSpec((4, 8, 8, 3)), tf.TensorSpec((4,), tf.int32)
         step = tf.function(lambda x, y: search.step(network, x, y, {"image": x}, y), autograph=False)
         graph = step.get_concrete_function(images, labels).graph.as_graph_def()
@@ -398,7 +404,7 @@ def test_batch_of_unknown_size_and_of_one():
     network, x = convolutional(10), pictures((8, 8, 3), 4)
     arguments = (x, predictions(network, x), seeds_of(range(4)))
     expected = Case("L2", False).attack(network, num_steps=2)(*arguments)
-    attack = functools.partial(fab.fab, network, threat=Ball("L2", RADII["L2"]), num_steps=2, num_restarts=2)
+    attack = functools.partial(fab, network, threat=Ball("L2", RADII["L2"]), num_steps=2, num_restarts=2)
     free = tf.function(lambda x, y, seeds: attack(x, y, seeds=seeds), input_signature=SIGNATURE, autograph=False)
     np.testing.assert_allclose(free(*arguments), expected, rtol=0, atol=1e-6)
     one = [argument[:1] for argument in arguments]
@@ -420,4 +426,4 @@ def test_batch_of_unknown_size_and_of_one():
 )
 def test_refuses(settings, message):
     with pytest.raises(ValueError, match=message):
-        fab.fab.search(**{**dict(threat=threats.threat(norm="Linf", epsilon=0.1)), **settings})
+        fab.search(**{**dict(threat=threats.threat(norm="Linf", epsilon=0.1)), **settings})

@@ -10,9 +10,10 @@ from cleverhans.tf2.attacks.momentum_iterative_method import momentum_iterative_
 from cleverhans.tf2.attacks.projected_gradient_descent import projected_gradient_descent
 
 from robust_keras import losses, noise, schedules, threats
-from robust_keras.attacks import multi_targeted, step_rules, stepwise, transfer
+from robust_keras.attacks import step_rules, stepwise, transfer
 from robust_keras.attacks.apgd import apgd, apgd_targeted
 from robust_keras.attacks.fab import fab
+from robust_keras.attacks.multi_targeted import multi_targeted
 from robust_keras.attacks.pgd import pgd
 from robust_keras.attacks.square import square
 from robust_keras.models.normalization import batch_norm_mode
@@ -463,9 +464,9 @@ def test_errors(arguments, message):
 
 # Attacks that are searches: they return misclassified images, and the clean ones where there are none.
 SEARCHES = {
-    "multi_targeted": (multi_targeted.multi_targeted, "Linf", dict(num_steps=4, num_restarts=1, num_targets=2)),
+    "multi_targeted": (multi_targeted, "Linf", dict(num_steps=4, num_restarts=1, num_targets=2)),
     "multi_targeted-L2": (
-        multi_targeted.multi_targeted,
+        multi_targeted,
         "L2",
         dict(num_steps=4, num_restarts=1, num_targets=2, step_rule=step_rules.steepest(), step_size=0.2),
     ),
@@ -508,7 +509,7 @@ def test_searches(name, network, tiny_images, labels):
 
 @pytest.mark.parametrize("num_classes, num_targets", [(2, 1), (3, 2), (10, 9), (100, 9)])
 def test_multi_targeted_takes_every_target_and_then_again(num_classes, num_targets):
-    search = multi_targeted.multi_targeted.search(threat=threats.threat(norm="Linf", epsilon=0.1), num_restarts=3)
+    search = multi_targeted.search(threat=threats.threat(norm="Linf", epsilon=0.1), num_restarts=3)
     assert search.name == "multi-targeted" and search.num_runs(num_classes) == 3 * num_targets
     run = np.arange(3 * num_targets, dtype=np.int32)
     clean_logits = np.random.default_rng(0).normal(size=(len(run), num_classes)).astype(np.float32)
@@ -528,7 +529,7 @@ def test_multi_targeted_learning_rates():
     x, labels = tf.fill((len(k), 2, 2, 3), 0.5), tf.zeros(len(k), tf.int32)
     settings = dict(threat=threats.threat(norm="Linf", epsilon=0.5), random_start=False, num_restarts=1)
     for step_rule in (step_rules.steepest(), None):
-        search = multi_targeted.multi_targeted.search(**settings, step_rule=step_rule)
+        search = multi_targeted.search(**settings, step_rule=step_rule)
         assert search.num_steps == 201  # 200 steps lead to 201 points
         state = search.start(x, labels, linear(x), seeds_of(range(len(k))), labels)
         state, x_adv, _ = search.step(linear, x, labels, state, tf.constant(k))
@@ -538,9 +539,7 @@ def test_multi_targeted_learning_rates():
             np.testing.assert_allclose(moved, np.outer([0.1, 0.1, 0.1, 0.01, 0.01, 1e-4, 1e-4], np.ones(12)), atol=1e-7)
         else:  # Adam's first step is one of signs too.
             np.testing.assert_allclose(moved[0], 0.1, atol=1e-6)
-    search = multi_targeted.multi_targeted.search(
-        **settings, step_rule=step_rules.steepest(), num_steps=8, step_size="1/50"
-    )
+    search = multi_targeted.search(**settings, step_rule=step_rules.steepest(), num_steps=8, step_size="1/50")
     state = search.start(x, labels, linear(x), seeds_of(range(len(k))), labels)
     state, *_ = search.step(linear, x, labels, state, tf.zeros_like(labels))
     np.testing.assert_allclose(np.reshape(state["x_adv"] - x, (len(k), 12)) * UPHILL, 0.02, atol=1e-6)
@@ -550,7 +549,7 @@ def test_multi_targeted_learning_rates():
 def test_multi_targeted_walks_as_pgd_on_the_margin_of_its_target(rule, network, tiny_images, labels):
     threat, num_steps = threats.threat(norm="Linf", epsilon=0.06), 6
     step_rule = STEP_RULES[rule]() if rule else None
-    search = multi_targeted.multi_targeted.search(
+    search = multi_targeted.search(
         threat=threat, num_steps=num_steps, step_rule=step_rule, random_start=False, num_restarts=1
     )
     state = search.start(tiny_images, labels, network(tiny_images), seeds_of(range(8)), tf.fill((8,), 1))
@@ -585,7 +584,7 @@ def test_multi_targeted_breaks_no_less_than_pgd(network):
     schedule = functools.partial(schedules.piecewise_constant, boundaries=(5, 7), values=(0.1, 0.01, 1e-4))
     both = dict(threat=threat, num_steps=10, step_rule=step_rules.steepest(), step_size=schedule, random_start=False)
     untargeted = pgd(network, x, labels, loss_fn=losses.margin, seeds=seeds_of(range(64)), **both)
-    attack = functools.partial(multi_targeted.multi_targeted, network, num_restarts=1, **both)
+    attack = functools.partial(multi_targeted, network, num_restarts=1, **both)
     targeted = tf.function(lambda: attack(x, labels, seeds=seeds_of(range(64))), autograph=False)()
     broken_by_pgd = np.argmax(network(untargeted), axis=-1) != labels.numpy()
     broken = np.argmax(network(targeted), axis=-1) != labels.numpy()
@@ -606,7 +605,7 @@ def test_multi_targeted_breaks_no_less_than_pgd(network):
 )
 def test_multi_targeted_errors(arguments, message):
     with pytest.raises(ValueError, match=message):
-        multi_targeted.multi_targeted.search(threat=threats.threat(norm="Linf", epsilon=0.1), **arguments)
+        multi_targeted.search(threat=threats.threat(norm="Linf", epsilon=0.1), **arguments)
 
 
 def test_transfer_attacks_the_surrogate_and_asks_no_other():

@@ -3,10 +3,13 @@ import functools
 import numpy as np
 import pytest
 import tensorflow as tf
+from absl import logging
 from smooth_networks import pictures, predictions, seeds_of, smooth_network
 
 from robust_keras import losses, schedules, threats
-from robust_keras.attacks import multi_targeted, pgd, step_rules, stepwise
+from robust_keras.attacks import attack, step_rules, stepwise
+from robust_keras.attacks.multi_targeted import multi_targeted
+from robust_keras.attacks.pgd import pgd
 
 SHAPE = (32, 32, 3)
 RADII = {"Linf": "8/255", "L2": "128/255", "L1": 12}
@@ -54,7 +57,7 @@ def attacks_on_a_linear_model(threat):
     def run(weights):
         network = linear(weights)
         return (
-            *(pgd.pgd(network, x, labels, threat=threat, seeds=seeds, **settings) for settings in (PGD_40, default)),
+            *(pgd(network, x, labels, threat=threat, seeds=seeds, **settings) for settings in (PGD_40, default)),
             last_point(multi_targeted.multi_targeted.search(threat=threat), network, x, labels, seeds),
         )
 
@@ -80,7 +83,7 @@ def test_reaches_what_a_linear_model_allows(norm, share):
 def test_in_linf_the_rule_is_adam():
     network, x = smooth_network((6, 5, 3), 6), pictures((6, 5, 3), 4)
     run = functools.partial(
-        pgd.pgd,
+        pgd,
         network,
         x,
         predictions(network, x),
@@ -105,10 +108,10 @@ def test_sizes_of_steps_by_norm_are_in_diameters(norm):
             x = tf.fill((1, *SHAPE), 0.5)
             settings = dict(loss_fn=losses.margin, num_steps=num_steps, random_start=False, seeds=seeds_of([0]))
             settings |= dict(threat=threat, step_rule=step_rules.by_norm())
-            x_adv = pgd.pgd(linear(weights), x, [0], step_size=schedule, **settings)
+            x_adv = pgd(linear(weights), x, [0], step_size=schedule, **settings)
             np.testing.assert_allclose(threat.distance(x_adv, x), expected * epsilon, rtol=1e-4)
             # With a size of its own, an attack takes steps of that length.
-            x_adv = pgd.pgd(linear(weights), x, [0], step_size=0.1, **settings | {"step_rule": None})
+            x_adv = pgd(linear(weights), x, [0], step_size=0.1, **settings | {"step_rule": None})
             np.testing.assert_allclose(threat.distance(x_adv, x), 0.1 * num_steps, rtol=1e-4)
 
 
@@ -118,10 +121,10 @@ def test_sizes_may_be_given_by_norm():
     for norm, expected in (("Linf", 2 / 255), ("L2", 0.25)):
         threat = threats.threat(norm=norm, epsilon=0.9)
         settings = dict(loss_fn=losses.margin, num_steps=1, random_start=False, seeds=seeds_of([0]), step_size=sizes)
-        x_adv = pgd.pgd(linear(weights), x, [0], threat=threat, **settings)
+        x_adv = pgd(linear(weights), x, [0], threat=threat, **settings)
         np.testing.assert_allclose(threat.distance(x_adv, x), expected, rtol=1e-4)
     with pytest.raises(ValueError, match="a step_size for the norm L1. Received: {'Linf': '2/255', 'L2': 0.25}"):
-        pgd.pgd(linear(weights), x, [0], threat=threats.threat(norm="L1", epsilon=1), **settings)
+        pgd(linear(weights), x, [0], threat=threats.threat(norm="L1", epsilon=1), **settings)
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e6])
@@ -149,3 +152,80 @@ def test_each_examples_scale_is_its_own():
     gradient[1] = 1e-12 * gradient[0]
     direction, _ = rule.update(tf.constant(gradient), rule.init(tf.zeros((2, 4, 4, 3))), tf.constant(0), threat)
     np.testing.assert_allclose(direction[1], direction[0], rtol=0, atol=1e-3)
+
+
+@pytest.fixture
+def warned(monkeypatch):
+    """The warnings that were logged, as text."""
+    messages = []
+    monkeypatch.setattr(logging, "warning", lambda message, *args: messages.append(message % args))
+    step_rules._warn.cache_clear()
+    return messages
+
+
+def steps_of(norm, epsilon, *, num_steps, rule=None, size=None):
+    settings = dict(threat=threats.threat(norm=norm, epsilon=epsilon), step_rule=rule, step_size=size)
+    step_rules.resolve(num_steps=num_steps, **settings)
+    return settings
+
+
+def sizes(*values):
+    return functools.partial(schedules.piecewise_constant, boundaries=range(1, len(values)), values=values)
+
+
+@pytest.mark.parametrize(
+    "norm, epsilon, num_steps, rule, size, is_short",
+    [
+        ("Linf", "8/255", 4, None, "2/255", False),
+        ("Linf", "8/255", 3, None, "2/255", True),
+        ("L2", "128/255", 10, None, "2/255", True),
+        ("L2", "128/255", 10, None, {"Linf": "2/255", "L2": "15/255"}, False),
+        ("L1", 12, 4, None, 3, False),
+        ("L1", 12, 3, None, 3, True),
+        ("L2", 1.0, 2, step_rules.steepest(), 0.4, True),
+        ("L2", 1.0, 3, step_rules.steepest(), 0.4, False),
+        # In diameters of the ball.
+        ("L2", 1.0, 5, step_rules.by_norm(), 0.1, False),
+        ("L2", 1.0, 4, step_rules.by_norm(), 0.1, True),
+        ("Linf", 0.3, 2, step_rules.by_norm(), sizes(0.2, 0.05), True),
+        ("Linf", 0.3, 2, step_rules.by_norm(), sizes(0.2, 0.1), False),
+        ("L2", 1.0, 1, step_rules.adam(), 0.1, False),  # By the number of pixels.
+        ("L2", 1.0, 4, None, None, True),
+        ("L2", 1.0, 40, None, None, False),
+        ("Linf", 0.0, 1, None, 1e-6, False),
+        ("L2", 1.0, 1, step_rules.StepRule("of one's own", None, None), 1e-3, False),
+    ],
+)
+def test_steps_that_cannot_reach_the_radius_are_warned_of(warned, norm, epsilon, num_steps, rule, size, is_short):
+    steps_of(norm, epsilon, num_steps=num_steps, rule=rule, size=size)
+    assert len(warned) == is_short
+    for line in warned:
+        assert line.startswith(
+            f"Expected steps that together reach the radius, {norm} {epsilon}. Received: {num_steps} of "
+        )
+        assert "bind a larger step_size" in line and f"gin/threats/{norm.lower()}_training.gin" in line
+    steps_of(norm, epsilon, num_steps=num_steps, rule=rule, size=size)
+    assert len(warned) == is_short  # Once is enough.
+
+
+def test_short_steps_are_warned_of_before_any_and_while_a_program_is_traced(warned):
+    threat = threats.threat(norm="L2", epsilon="128/255")
+    settings = dict(threat=threat, loss_fn=losses.margin, num_steps=10, step_size="2/255")
+    attack.as_attack(functools.partial(pgd, **settings))
+    assert len(warned) == 1
+    step_rules._warn.cache_clear()
+    network = linear(np.ones(3072))
+    tf.function(lambda: pgd(network, tf.fill((1, *SHAPE), 0.5), [0], seeds=seeds_of([0]), **settings))()
+    assert len(warned) == 2
+    settings |= dict(step_size=sizes(0.1, 0.1), num_steps=2)
+    tf.function(lambda: pgd(network, tf.fill((1, *SHAPE), 0.5), [0], seeds=seeds_of([0]), **settings))()
+    assert len(warned) == 2  # Not of a function of the step, which may be of the program alone.
+    attack.as_attack(functools.partial(multi_targeted, threat=threat, num_steps=2, step_size="1/255"))
+    assert len(warned) == 3
+
+
+def test_bad_settings_of_pgd_show_before_any_work():
+    threat = threats.threat(norm="L2", epsilon="128/255")
+    for bad in (dict(num_steps=0), dict(step_size=-1), dict(num_restarts=2, random_start=False)):
+        with pytest.raises(ValueError, match=r"Expected .* Received: "):
+            attack.as_attack(functools.partial(pgd, threat=threat, loss_fn=losses.margin, **{"num_steps": 1, **bad}))

@@ -4,6 +4,7 @@ What is compared with was recorded by `tests/oracles/record_upstream_verdicts.py
 """
 
 import functools
+import importlib
 import pathlib
 
 import numpy as np
@@ -11,8 +12,10 @@ import pytest
 import tensorflow as tf
 
 from robust_keras import losses, noise, threats
-from robust_keras.attacks import apgd, autoattack, fab
+from robust_keras.attacks.apgd import apgd
 from robust_keras.attacks.attack import as_attack
+from robust_keras.attacks.autoattack import standard
+from robust_keras.attacks.fab import fab
 from robust_keras.evaluation import batching
 from robust_keras.evaluation.examples import Examples
 from robust_keras.models import wide_resnet
@@ -50,12 +53,12 @@ def recorded_starts(norm, num_runs):
 def make_attack(name, norm):
     threat = threats.threat(norm=norm, epsilon=EPSILONS[norm])
     if name == "apgd-dlr":
-        return functools.partial(apgd.apgd, threat=threat, loss_fn=losses.dlr)
+        return functools.partial(apgd, threat=threat, loss_fn=losses.dlr)
     if name == "apgd-ce":
-        return functools.partial(apgd.apgd, threat=threat, shrinking_radius=norm == "L1")
+        return functools.partial(apgd, threat=threat, shrinking_radius=norm == "L1")
     if name == "fab":
-        return functools.partial(fab.fab, threat=threat, num_restarts=1)
-    return dict(zip(("apgd-ce", "apgd-t", "fab-t"), autoattack.standard(threat=threat)))[name]
+        return functools.partial(fab, threat=threat, num_restarts=1)
+    return dict(zip(("apgd-ce", "apgd-t", "fab-t"), standard(threat=threat)))[name]
 
 
 def test_logits(network):
@@ -90,8 +93,9 @@ def test_verdicts(network, monkeypatch, norm, name):
         noise, "fold_in", lambda seeds, data: tf.stack([seeds[:, 0], 0 * seeds[:, 0] + tf.cast(data, tf.int32)], 1)
     )
     monkeypatch.setattr(noise, "example_seeds", lambda seed, step, indices: tf.stack([indices, indices], 1))
-    monkeypatch.setitem(apgd._NORMS, norm, apgd._NORMS[norm]._replace(draw=draw))
-    monkeypatch.setattr(fab, "start_noise", draw)
+    norms = importlib.import_module("robust_keras.attacks.apgd")._NORMS
+    monkeypatch.setitem(norms, norm, norms[norm]._replace(draw=draw))
+    monkeypatch.setattr(importlib.import_module("robust_keras.attacks.fab"), "start_noise", draw)
     images, labels = RECORDED["images"], RECORDED["labels"]
     examples = Examples(images, labels, RECORDED["logits"])
     attack = as_attack(make_attack(name, norm))

@@ -171,3 +171,13 @@ def test_what_the_costs_do_not_know_is_checked_all_the_same(monkeypatch, capsys,
     said = capsys.readouterr()
     assert code == 0, said.err
     assert "FLOP a step" not in said.out and said.out.endswith("ready: cores of 16 GiB\n")
+
+
+def test_the_shape_of_images_of_ones_own(tmp_path):
+    for k in range(6):
+        path = tmp_path / f"{k % 3}" / f"{k}.png"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(tf.io.encode_png(tf.zeros((9 + k, 12, 3), tf.uint8)).numpy())
+    names = {"dataset": f"images:{tmp_path}", "image_size": 8, "short_side": 9}
+    data = check_tpu._data(names, None)
+    assert data.labelled.images.shape == (3, 8, 8, 3) and data.image_shape == (8, 8, 3)

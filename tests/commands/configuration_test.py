@@ -1,5 +1,6 @@
 """What gin files may hold, what identifies a run, and where it goes by default."""
 
+import inspect
 import itertools
 import os
 import re
@@ -252,3 +253,42 @@ def test_what_is_left_over():
     assert gin_text.left_over([first]) == gin_text.left_over([first, "f.b = 1"]) == set()
     assert gin_text.left_over([first, "f.a = None"]) == {"g.x", "s/g.y", "h.w", "M"}
     assert gin_text.left_over([first, "f.a = None\ng.x = 2", "h.w = 3"]) == {"s/g.y", "M"}
+
+
+@pytest.mark.parametrize(
+    "files, params, function, missing",
+    [
+        (["at.gin"], ["train.learning_rate = @warm_up()"], "warm_up", "fraction, schedule"),
+        (["at.gin"], ["train.learning_rate = @piecewise_constant()"], "piecewise_constant", "boundaries, values"),
+        (["at.gin"], ["train.attack = @mine/pgd()"], "mine/pgd", "loss_fn, num_steps"),
+        (["at.gin"], ["train.initial_weights = @load_weights()"], "load_weights", "path"),
+        (["at.gin"], ["correct_under_attack.attack = @transfer()"], "transfer", "attack, surrogate, threat"),
+        (["objectives/at.gin"], [], "training/pgd", "threat"),
+        (["eval/pgd40.gin"], ["evaluate.attacks = [@apgd()]"], "apgd", "threat"),
+        (["eval/pgd40.gin"], ["evaluate.attacks = @autoattack()"], "autoattack", "threat"),
+        (["schedules/cosine.gin"], [], "evaluate", "attacks, threat"),
+    ],
+)
+def test_what_a_function_needs_is_asked_for_before_any_work(files, params, function, missing):
+    """Of whatever is bound somewhere inside."""
+    configuration.parse(files, params)
+    is_evaluation = files[0].startswith(("eval", "schedules"))
+    with pytest.raises(ValueError) as error:
+        configuration.resolve(configuration.evaluate if is_evaluation else configuration.train)
+    line = str(error.value).splitlines()[0]
+    assert line == f"Expected settings of {function}. Received: none for {missing}"
+
+
+def test_every_registered_function_is_asked_for_what_it_needs():
+    for selector in configuration.MAY_CHANGE:
+        configurable = configuration.gin.get_configurable(selector)
+        configuration.gin.clear_config()
+        try:
+            bound = configurable()
+        except ValueError as error:
+            assert str(error).startswith(f"Expected settings of {selector}. Received: none for "), selector
+            continue
+        if selector not in ("steepest", "evaluate"):  # A value, and what `resolve` asks for.
+            signature = inspect.signature(bound.func).parameters.values()
+            needed = {each.name for each in signature if each.kind is each.KEYWORD_ONLY and each.default is each.empty}
+            assert needed <= {"seeds", "num_steps"}, selector  # Which their callers give.

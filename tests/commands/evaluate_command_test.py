@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -11,10 +12,11 @@ import time
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from command_line import call, failed, refused
 
-from robust_keras import ownership, storage
-from robust_keras.commands import evaluate
+from robust_keras import ownership, storage, threats
+from robust_keras.commands import evaluate, model_cards
 from robust_keras.evaluation import batching
 from robust_keras.saved_models import export as exporting
 
@@ -134,6 +136,11 @@ def test_individual_evaluation(monkeypatch, network, tmp_path):
     call(monkeypatch, evaluate, *evaluation_of(network, tmp_path, "--individual"))
     results, examples = measured(tmp_path)
     assert results["individual"] is True
+    section = (
+        (ROOT / "docs" / "evaluation.md").read_text().partition("## What the results say")[2].partition("\n## ")[0]
+    )
+    explained = set(re.findall(r"`(\w+)`", section))
+    assert results.keys() | results["attacks"][0].keys() | examples.keys() | {"seconds"} <= explained
     assert [record["examples_attacked"] for record in results["attacks"]] == [10] * 3
     assert results["clean_accuracy"] == 10 / 12
     assert results["robust_accuracy"] == examples["robust"].mean()
@@ -213,15 +220,74 @@ def test_two_evaluations_in_one_folder(monkeypatch, capsys, network, tmp_path):
         assert os.listdir(tmp_path) == ["in_use.json"]
 
 
+def with_images(arguments, path):
+    return [f"--dataset=npz:{path}" if each.startswith("--dataset=") else each for each in arguments]
+
+
+def test_images_are_the_same_wherever_they_are(monkeypatch, capsys, network, tmp_path):
+    workdir, moved, other = tmp_path / "run", tmp_path / "moved.npz", tmp_path / "other.npz"
+    shutil.copy(network / "images.npz", moved)
+    with np.load(moved) as arrays:
+        np.savez(other, image=arrays["image"], label=arrays["label"][::-1])
+    arguments = quick_evaluation_of(network, workdir)
+    interrupt(monkeypatch, arguments, 2)
+    named = f"dataset.name = npz:{network}/images.npz, not npz:{other}"
+    assert named in refused(monkeypatch, capsys, evaluate, *with_images(arguments, other))
+    call(monkeypatch, evaluate, *with_images(arguments, moved))
+    assert "Resuming from attack 1 of 1" in capsys.readouterr().out
+    call(monkeypatch, evaluate, *arguments)
+    assert capsys.readouterr().out.startswith("Already finished")
+    line = refused(monkeypatch, capsys, evaluate, *with_images(arguments, other))
+    assert f"dataset.name = npz:{moved}, not npz:{other}" in line
+    results = json.loads((workdir / "results.json").read_text())
+    del results["dataset"]["sha256"]  # As an older version wrote it, which did not know.
+    (workdir / "results.json").write_text(json.dumps(results))
+    assert "dataset.name" in refused(monkeypatch, capsys, evaluate, *arguments)
+    call(monkeypatch, evaluate, *with_images(arguments, moved))
+
+
+@pytest.mark.parametrize(
+    "config, said",
+    [
+        ("threat.norm = 'Linf'\nthreat.epsilon = %EPSILON\nEPSILON = '2/255'\n", None),
+        ("threat.norm = 'Linf'\nthreat.epsilon = '4/510'\n", None),
+        ("threat.norm = 'Linf'\nthreat.epsilon = '8/255'\n", "Linf 8/255"),
+        ("threat.norm = 'Linf'\nthreat.epsilon = '2/255'\ntraining/threat.epsilon = '2.2/255'\n", "Linf 2.2/255"),
+        ("threat.norm = 'L2'\nthreat.epsilon = '2/255'\n", "L2 2/255"),
+        ("threat.epsilon = 3", None),
+        ("no gin", None),
+        (None, None),
+        ([], None),
+    ],
+)
+def test_a_card_of_another_threat_model_is_told_of(tmp_path, config, said):
+    (tmp_path / "model_card.json").write_text(json.dumps(config if config == [] else {"config": config}))
+    line = model_cards.another_threat(str(tmp_path), threats.threat(norm="Linf", epsilon="2/255"))
+    told = f"The model's card is for {said}; the attacks here are of Linf 2/255, as NORM and EPSILON say"
+    assert line == (told if said else None)
+
+
+def test_models_without_a_card(tmp_path):
+    for name in ("none", "none.keras"):
+        assert model_cards.another_threat(str(tmp_path / name), threats.threat(norm="Linf", epsilon=0.1)) is None
+
+
+def test_a_command_tells_of_it_and_goes_on(monkeypatch, capsys, network, tmp_path):
+    monkeypatch.setattr(model_cards, "another_threat", lambda path, threat: f"{path} at {threat.epsilon_fraction}")
+    call(monkeypatch, evaluate, *quick_evaluation_of(network, tmp_path))
+    assert f"{network}/saved_model at 2/255" in capsys.readouterr().out.splitlines()
+
+
 @pytest.mark.parametrize("name", ["state/subject.json", "config.gin", "results.json"])
-@pytest.mark.parametrize("text", ["no json", '{"model": 3}', "[1]", "\udcff"])
+@pytest.mark.parametrize("text", ["no json", '{"model": 3}', "[1]", "[]", "{}", "0", "\udcff"])
 def test_a_malformed_file_of_an_evaluation_is_one_line_that_names_it(
     monkeypatch, capsys, network, tmp_path, name, text
 ):
     arguments = quick_evaluation_of(network, tmp_path)
     interrupt(monkeypatch, arguments, 1)
     (tmp_path / name).write_bytes(text.encode("utf-8", "surrogateescape"))
-    assert f"{tmp_path}/{name}" in refused(monkeypatch, capsys, evaluate, *arguments)
+    line = refused(monkeypatch, capsys, evaluate, *arguments)
+    assert f"{tmp_path}/{name}" in line and "Error" not in line
 
 
 def test_an_error_in_the_middle_of_an_evaluation_keeps_its_traceback(monkeypatch, capsys, network, tmp_path):
@@ -261,3 +327,31 @@ def test_bad_attacks_are_refused(monkeypatch, capsys, network, tmp_path, gin_fil
     )  # fmt: skip
     assert message in line
     assert not (tmp_path / "eval").exists()
+
+
+def test_a_folder_of_images_that_differ_in_size(monkeypatch, capsys, network, tmp_path):
+    """The first of them, resized once; another size is another evaluation."""
+    for k in range(40):
+        path = tmp_path / "set" / "val" / f"class {k % 4}" / f"{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = np.random.RandomState(k).randint(0, 256, (9 + k % 3, 9 + k % 2, 3)).astype(np.uint8)
+        path.write_bytes(tf.io.encode_png(image).numpy())
+
+    given = [f"--dataset=images:{tmp_path}/set", "--num_examples=12", f"--cache_dir={tmp_path}/cache"]
+    arguments = quick_evaluation_of(network, tmp_path / "results", *given)
+    assert "Expected an image_size, to which images" in refused(monkeypatch, capsys, evaluate, *arguments)
+    for _ in range(2):
+        call(monkeypatch, evaluate, *arguments, "--image_size=8", "--short_side=9")
+    said = capsys.readouterr().out
+    assert said.count("Converting ") == 1 and "Already finished" in said
+    results, examples = measured(tmp_path / "results")
+    assert results["dataset"] == {
+        "name": f"images:{tmp_path}/set",
+        "split": "test",
+        "num_examples": 12,
+        "image_size": 8,
+        "short_side": 9,
+    }
+    assert set(examples["label"]) == {0, 1, 2, 3} and examples["adversarial"].shape == (12, 8, 8, 3)
+    assert os.listdir(tmp_path / "cache") and os.listdir(tmp_path / "set") == ["val"]
+    assert "short_side" in refused(monkeypatch, capsys, evaluate, *arguments, "--image_size=8")

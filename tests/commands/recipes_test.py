@@ -7,21 +7,29 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from absl import logging
 
 from robust_keras import losses
-from robust_keras.attacks import pgd
+from robust_keras.attacks import step_rules
+from robust_keras.attacks.pgd import pgd
 from robust_keras.commands import configuration
-from robust_keras.data import sources, training_batches
-from robust_keras.evaluation import evaluate
+from robust_keras.data import augmentation, sources, training_batches
+from robust_keras.evaluation import evaluate, plan
 from robust_keras.models import wide_resnet
-from robust_keras.study import costs
+from robust_keras.study import costs, rows
 from robust_keras.training import objectives
 
 GIN = configuration.gin_directory()
 LABELLING = "pseudo_label.gin"
 RECIPES = sorted(path.name for path in GIN.glob("*.gin") if path.name not in ("base.gin", LABELLING))
 # For --gin_file=... after a recipe.
-OVERLAYS = ["data/cutmix.gin", "presets/released_code.gin", "scales/mini.gin"]
+OVERLAYS = [
+    "data/cutmix.gin",
+    "data/images.gin",
+    "presets/released_code.gin",
+    "scales/mini.gin",
+    "threats/l1_training.gin",
+]
 EVALUATIONS = ["eval/aa_mt.gin", "eval/aa_mt_mini.gin", "eval/autoattack.gin", "eval/pgd20.gin", "eval/pgd40.gin"]
 
 # Typed from Gowal et al. 2020, section 3.1, and where the paper is silent from the released code.
@@ -226,8 +234,10 @@ def test_every_gin_file_is_part_of_a_recipe():
 
     for recipe in [*RECIPES, *EVALUATIONS, LABELLING]:
         read(recipe)
-    on_disk = {path.relative_to(GIN).as_posix() for path in GIN.rglob("*.gin")}
-    assert on_disk - used == set(OVERLAYS)
+    assert not used & set(OVERLAYS)
+    for overlay in OVERLAYS:
+        read(overlay)
+    assert {path.relative_to(GIN).as_posix() for path in GIN.rglob("*.gin")} == used
 
 
 @pytest.mark.parametrize("recipe", GOLDEN)
@@ -240,7 +250,7 @@ def test_the_recipes_numbers_are_the_papers(recipe):
     assert train.optimizer.weight_decay == expected["weight_decay"]
     assert train.optimizer.momentum == expected["momentum"]
     attack = train.attack.attack_fn
-    assert attack.func is pgd.pgd and attack.keywords["loss_fn"].func is expected["attack_loss"]
+    assert attack.func is pgd and attack.keywords["loss_fn"].func is expected["attack_loss"]
     assert attack.keywords["num_steps"] == expected["num_steps"]
     assert attack.keywords["step_size"] == expected["step_size"]
     assert attack.keywords["threat"].norm == expected["norm"]
@@ -283,6 +293,48 @@ def test_every_recipe_has_golden_numbers():
     assert GOLDEN.keys() | QUICKSTARTS == set(RECIPES)
 
 
+def test_training_against_l1():
+    # Not the paper's: a radius of the literature, and steps of a quarter of it.
+    train = resolved("at.gin", preset="threats/l1_training.gin")
+    attack = train.attack.attack_fn.keywords
+    assert (attack["threat"].norm, attack["threat"].epsilon, attack["step_size"]) == ("L1", 12.0, 3)
+    assert attack["num_steps"] == 10
+    threat = train.validation.correct_fn.keywords["attack"].keywords["threat"]
+    assert (threat.norm, threat.epsilon) == ("L1", 12.0)
+
+
+@pytest.fixture
+def warned(monkeypatch):
+    """The warnings that were logged, as text."""
+    messages = []
+    monkeypatch.setattr(logging, "warning", lambda message, *args: messages.append(message % args))
+    step_rules._warn.cache_clear()
+    return messages
+
+
+def test_the_steps_of_all_recipes_reach_their_radius(warned):
+    training = [([recipe], []) for recipe in RECIPES]
+    training += [([recipe, overlay], []) for recipe in ("at.gin", "trades_80mti.gin") for overlay in OVERLAYS]
+    training += [(list(row.files), list(row.bindings)) for row in rows.read() if row.runnable]
+    for files, params in training:
+        configuration.parse(files, params)
+        configuration.resolve(configuration.train)
+    for evaluation in EVALUATIONS:
+        for params in ([], ["NORM = 'L2'", "EPSILON = '128/255'"], ["NORM = 'L1'", "EPSILON = 12"]):
+            configuration.parse([evaluation], params)
+            bound = configuration.resolve(configuration.evaluate).keywords
+            plan.make(bound["attacks"], bound.get("baseline"), bound["threat"])
+    assert warned == []
+
+
+def test_steps_of_another_norm_are_warned_of_when_a_recipe_is_read(warned):
+    resolved("at.gin", "NORM = 'L2'", "EPSILON = '128/255'")
+    (line,) = warned
+    assert "L2 128/255. Received: 10 of 0.0784 in all" in line and "gin/threats/l2_training.gin" in line
+    resolved("at.gin", "NORM = 'L2'", "EPSILON = '128/255'", preset="threats/l2_training.gin")
+    assert len(warned) == 1
+
+
 @pytest.mark.parametrize("size", NUM_PARAMETERS, ids=lambda size: "{}_{}".format(*size))
 def test_networks_have_the_papers_parameters(size):
     recipe = {(28, 10): "at.gin", (34, 20): "best_wrn34_20.gin", (70, 16): "best_wrn70_16.gin"}[size]
@@ -318,6 +370,13 @@ def test_the_released_codes_preset_on_one_host():
     batch = next(iter(configuration.resolve(configuration.train).recipe.batches(data, seed=0, num_steps=1)))
     labels = batch["label"].numpy().reshape(32, 32)
     assert ((labels == 1).sum(axis=1) == 8).all()
+
+
+def test_images_of_ones_own_are_resized_and_cropped():
+    train = resolved("at.gin", "IMAGE_SIZE = 8", preset="data/images.gin")
+    assert (train.data.keywords["image_size"], train.data.keywords["short_side"]) == (8, 256)
+    assert train.batches.keywords["augmentation"].func is augmentation.random_resized_crop
+    assert train.batches.keywords["augmentation"].keywords == {"size": 8}
 
 
 def test_cutmix_mixes_images_and_what_the_attack_moves_away_from():

@@ -3,7 +3,8 @@ import pytest
 import tensorflow as tf
 
 from robust_keras import noise
-from robust_keras.data.augmentation import crop_and_flip
+from robust_keras.data import augmentation
+from robust_keras.data.augmentation import crop_and_flip, random_resized_crop
 
 SIZE, PADDING, NUM = 6, 2, 1000
 
@@ -113,3 +114,96 @@ def test_an_example_depends_on_its_own_seed_alone():
     assert len(np.unique(found, axis=0)) == 1
     later = crop_and_flip(originals, seeds(40, step=1), padding=PADDING).numpy()
     assert (later != together).any((1, 2, 3)).mean() > 0.8
+
+
+# Random parts, resized.
+
+
+def boxes(num=4000, height=40, width=40, area=(0.08, 1.0), ratio=(3 / 4, 4 / 3)):
+    drawn = noise.fold_in(seeds(num), noise.AUGMENTATION)
+    return augmentation._boxes(drawn, (height, width), area, ratio).numpy()
+
+
+@pytest.mark.parametrize("height, width", [(40, 40), (30, 60)])
+def test_parts_have_areas_and_ratios_within_the_bounds(height, width):
+    top, left, rows, columns = boxes(height=height, width=width).T
+    assert min(top.min(), left.min()) == 0
+    assert (top + rows).max() == height and (left + columns).max() == width
+    # Sides are whole pixels: half a pixel of each is rounding.
+    share = (rows * columns) / (height * width)
+    rounding = (rows + columns) / 2 / (height * width)
+    assert (share > 0.08 - rounding).all() and (share <= 1).all()
+    whole = (rows == height) & (columns == width)
+    assert ((columns - 0.5) / (rows + 0.5) < 4 / 3)[~whole].all() and ((columns + 0.5) / (rows - 0.5) > 3 / 4)[
+        ~whole
+    ].all()
+    assert np.unique(np.stack([rows, columns]), axis=1).shape[1] > 100
+
+
+def test_areas_are_uniform_where_all_fit():
+    """Of parts that are small enough to fit at once, as many in each tenth; the chi-squared of 9 is over 28 one time in a thousand."""
+    _, _, rows, columns = boxes(height=400, width=400, area=(0.1, 0.5)).T
+    counts = np.histogram(rows * columns / 160_000, bins=10, range=(0.1, 0.5))[0]
+    assert counts.sum() > 3990 and ((counts - 400) ** 2 / 400).sum() < 28
+    ratios = np.log(columns / rows)
+    assert abs(ratios.mean()) < 0.01 and abs(ratios.std() - np.log(16 / 9) / 12**0.5) < 0.01
+
+
+def test_places_are_uniform():
+    top, left, rows, columns = boxes(height=400, width=400, area=(0.1, 0.2)).T
+    for offset, length in ((top, rows), (left, columns)):
+        share = offset / (400 - length)
+        assert abs(share.mean() - 0.5) < 4 * 12**-0.5 / 4000**0.5 and abs(share.std() - 12**-0.5) < 0.01
+
+
+@pytest.mark.parametrize("size", [5, 12, 31])
+def test_a_part_is_resized_bilinearly(size):
+    originals = images(60, height=20, width=17)
+    found = random_resized_crop(tf.constant(originals), seeds(60), size=size)
+    assert found.dtype == tf.uint8 and found.shape == (60, size, size, 3)
+    drawn = noise.fold_in(seeds(60), noise.AUGMENTATION)
+    mirrored = noise.integers(noise.fold_in(drawn, 0), 1, 2)[:, 0].numpy() == 1
+    assert 15 < mirrored.sum() < 45
+    for k, (top, left, rows, columns) in enumerate(boxes(60, height=20, width=17)):
+        part = originals[k, top : top + rows, left : left + columns]
+        expected = tf.image.resize(part, (size, size), antialias=False).numpy()
+        expected = expected[:, ::-1] if mirrored[k] else expected
+        np.testing.assert_allclose(found[k], expected, atol=0.5 + 1e-3)
+
+
+def test_by_hand():
+    """Four pixels become two, each the mean of two, and a half is rounded up; two become four, between centres."""
+    whole = dict(area=(1.0, 1.0), ratio=(1.0, 1.0), flip=False)
+    four = np.array([[10, 13, 20, 30]], np.uint8).repeat(4, axis=0)[None, ..., None]
+    found = random_resized_crop(tf.constant(four), seeds(1), size=2, **whole)
+    np.testing.assert_array_equal(found[0, ..., 0], [[12, 25]] * 2)
+    two = np.array([[0, 100]], np.uint8).repeat(2, axis=0)[None, ..., None]
+    found = random_resized_crop(tf.constant(two), seeds(1), size=4, **whole)
+    np.testing.assert_array_equal(found[0, ..., 0], [[0, 25, 75, 100]] * 4)
+    originals = images(5)
+    np.testing.assert_array_equal(random_resized_crop(tf.constant(originals), seeds(5), **whole), originals)
+    flipped = random_resized_crop(tf.constant(images(100)), seeds(100), **{**whole, "flip": True}).numpy()
+    is_flipped = (flipped == images(100)[:, :, ::-1]).all((1, 2, 3))
+    assert 30 < is_flipped.sum() < 70 and ((flipped == images(100)).all((1, 2, 3)) ^ is_flipped).all()
+
+
+def test_a_part_depends_on_its_own_seed_alone():
+    originals, all_seeds = tf.constant(images(40)), seeds(40)
+    together = random_resized_crop(originals, all_seeds, size=5).numpy()
+    order = np.random.default_rng(1).permutation(40)[:17]
+    chosen = random_resized_crop(tf.gather(originals, order), tf.gather(all_seeds, order), size=5)
+    np.testing.assert_array_equal(chosen, together[order])
+    compiled = tf.function(lambda x, s: random_resized_crop(x, s, size=5))(originals, all_seeds)
+    np.testing.assert_array_equal(compiled, together)
+    assert (random_resized_crop(originals, seeds(40, step=1), size=5).numpy() != together).any((1, 2, 3)).mean() > 0.8
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"size": 0}, {"size": 2.5}, {"size": 1025}, {"area": (0.0, 1.0)}, {"area": (0.5, 1.5)}, {"ratio": (2, 1)}],
+)
+def test_refuses_what_no_part_can_have(settings):
+    with pytest.raises(ValueError, match="Expected a size from 1 to 1024, an area within .*Received: "):
+        random_resized_crop(tf.constant(images(2)), seeds(2), **settings)
+    with pytest.raises(ValueError, match="images as bytes. Received: float32"):
+        random_resized_crop(tf.zeros((2, 4, 4, 3)), seeds(2))

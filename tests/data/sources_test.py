@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 
 from robust_keras.data import sources, training_batches
-from robust_keras.data.readers import tfds_sets
+from robust_keras.data.readers import formats, mapped, tfds_sets
 
 _TFDS_DIR = pathlib.Path(__file__).parents[2].parent / "shared" / "tfds"
 needs_cifar10 = pytest.mark.skipif(not (_TFDS_DIR / "cifar10").is_dir(), reason="no prepared CIFAR-10")
@@ -286,7 +286,7 @@ def test_a_source_that_is_none_is_refused_at_the_edges():
     ):
         data = training_batches.TrainingData(right, right, wrong, (0.5,), (1.0,))
         swapped = data._replace(labelled=wrong, extra=None)
-        match = r"images uint8 \[N, height, width, channels\] and labels integers \[N\] in 'mine'"
+        match = r"images as bytes, uint8 \[N, height, width, channels\], and labels as integers, \[N\], in 'mine'"
         for edge in (data, swapped):
             _fails(match, training_batches.batches, edge, batch_size=4, seed=0, num_steps=1)
     floats = right._replace(images=_IMAGES / 255)
@@ -671,7 +671,7 @@ def test_tfds_labels_of_one_column():
         def as_dataset(self, **options):
             return tf.data.Dataset.from_tensor_slices({"image": _IMAGES, "label": _LABELS[:, None]})
 
-    images, labels = tfds_sets._read("made", Builder(), "train", (8, 6, 3))
+    images, labels = tfds_sets.read(tfds_sets.Split("made", "train", (8, 6, 3), 4, Builder()))
     np.testing.assert_array_equal(images, _IMAGES)
     np.testing.assert_array_equal(labels, _LABELS)
 
@@ -717,7 +717,7 @@ def _write_info(folder, split="test", per_shard=_PER_SHARD):
     (folder / "dataset_info.json").write_text(json.dumps(info))
 
 
-def test_tfds_set_in_the_order_of_its_files(cifar10_copy, caplog, capfd):
+def test_tfds_set_in_the_order_of_its_files(cifar10_copy, monkeypatch, caplog, capfd):
     verbosity = absl.logging.get_verbosity()
     absl.logging.set_verbosity(absl.logging.INFO)  # As a command sets it.
     try:
@@ -729,11 +729,17 @@ def test_tfds_set_in_the_order_of_its_files(cifar10_copy, caplog, capfd):
             np.testing.assert_array_equal(source.labels, np.arange(_PER_SHARD * _SHARDS) % 10)
             np.testing.assert_array_equal(source.images[:, 3, 4, 1], np.arange(_PER_SHARD * _SHARDS))
             assert sources.channel_statistics(source)[0] == (0.4914, 0.4822, 0.4465)
+        monkeypatch.setattr(formats, "IN_MEMORY_BYTES", 100)
+        on_disk = sources.load("cifar10", "test", data_dir=str(cifar10_copy.parents[1]))
+        assert type(on_disk.images) is mapped.MappedImages and on_disk.num_classes == 10
+        np.testing.assert_array_equal(on_disk.images, source.images)
+        np.testing.assert_array_equal(on_disk.labels, source.labels)
         assert absl.logging.get_verbosity() == absl.logging.INFO
     finally:
         absl.logging.set_verbosity(verbosity)
     assert caplog.records == []
-    assert "cifar10" not in "".join(capfd.readouterr())
+    said = "".join(capfd.readouterr())
+    assert said.count("cifar10") == said.count("Converting ") * 2 == 2  # Of the conversion alone: from where, to where.
 
 
 def test_refuses_incomplete_copies(cifar10_copy, no_network):

@@ -1,3 +1,4 @@
+import functools
 import os
 import pickle
 import subprocess
@@ -9,7 +10,8 @@ import tensorflow as tf
 
 from robust_keras import noise
 from robust_keras.data import sources, training_batches
-from robust_keras.data.augmentation import crop_and_flip
+from robust_keras.data.augmentation import crop_and_flip, random_resized_crop
+from robust_keras.data.readers import views
 from robust_keras.pseudo_labelling import record_sets
 
 EXTRA_SHADE = 200
@@ -508,3 +510,58 @@ def test_first_batches_of_every_source_hold_the_right_pixels(tmp_path, kind):
 def test_training_data_errors(options, match):
     with pytest.raises(ValueError, match=match):
         training_batches.training_data(**options)
+
+
+# Labelled sets on disk.
+
+
+def test_labelled_images_on_disk_are_those_in_memory(tmp_path):
+    """The order depends on the seed alone, and no more is read than what a batch holds."""
+    data = training_data(30, 40)
+    options = dict(batch_size=10, seed=3, num_steps=3)
+    expected = stream(data, **options)
+    on_disk = OnDisk(data.labelled.images)
+    labelled = data.labelled._replace(images=views.Selected(on_disk, np.arange(30)))
+    assert_same(stream(data._replace(labelled=labelled), **options), expected)
+    assert sorted(on_disk.read) == sorted(expected["index"][~expected["is_extra"]])
+
+
+def write_folder(folder, num, classes=3, side=12):
+    for k in range(num):
+        path = folder / str(k % classes) / f"{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = np.random.RandomState(k).randint(0, 256, (side + k % 3, side + k % 2, 3)).astype(np.uint8)
+        path.write_bytes(tf.io.encode_png(image).numpy())
+
+
+def test_a_folder_of_images_that_differ_in_size(tmp_path):
+    write_folder(tmp_path / "set", 30)
+    write_folder(tmp_path / "extra", 20, side=9)
+    settings = dict(dataset=f"images:{tmp_path / 'set'}", extra_data=f"images:{tmp_path / 'extra'}", num_validation=6)
+    data = training_batches.training_data(**settings, image_size=8, short_side=10)
+    assert data.labelled.images.shape == (24, 10, 10, 3) and data.extra.images.shape == (20, 10, 10, 3)
+    assert data.validation.images.shape == (6, 8, 8, 3) and data.image_shape == (8, 8, 3)
+    assert all(0.4 < mean < 0.6 for mean in data.mean) and data.labelled.num_classes == 3
+
+    def batch(augmentation, **options):
+        options = dict(batch_size=8, group_size=4, num_steps=2, augmentation=augmentation) | options
+        return [tf.nest.map_structure(np.asarray, each) for each in training_batches.batches(data, **options)]
+
+    cropped = functools.partial(random_resized_crop, size=8)
+    whole = batch(cropped, seed=0)
+    assert whole[0]["image"].shape == (8, 8, 8, 3)
+    hosts = [batch(cropped, seed=0, num_hosts=2, host=host) for host in (0, 1)]
+    for step in range(2):
+        assert_same({name: np.concatenate([each[step][name] for each in hosts]) for name in whole[step]}, whole[step])
+    (later,) = batch(cropped, seed=0, start_step=1)
+    assert_same(later, whole[1])
+    assert not np.array_equal(batch(cropped, seed=1)[0]["label"], whole[0]["label"])
+    for augmentation in (None, crop_and_flip):
+        match = r"augmentation that makes images of \(8, 8, 3\), such as random_resized_crop.*Received: \(10, 10, 3\)"
+        with pytest.raises(ValueError, match=match):
+            batch(augmentation, seed=0)
+
+    same_size = training_batches.training_data(**settings, image_size=8)
+    assert same_size.labelled.images.shape[1:] == same_size.image_shape == (8, 8, 3)
+    with pytest.raises(ValueError, match="image_size up to the short_side"):
+        training_batches.training_data(**settings, short_side=10)

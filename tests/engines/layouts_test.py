@@ -147,7 +147,7 @@ def main(*, workdir, num_devices, strategy, changes):
     import tensorflow as tf
 
     from robust_keras import noise, threats
-    from robust_keras.attacks import apgd
+    from robust_keras.attacks.apgd import apgd
     from robust_keras.data import training_batches
     from robust_keras.engines import replicas, strategies
     from robust_keras.evaluation import evaluate
@@ -187,7 +187,7 @@ def main(*, workdir, num_devices, strategy, changes):
         found = evaluate.evaluate(
             lambda x: trained.network(x, training=False),
             source._replace(labels=labels),
-            attacks=[functools.partial(apgd.apgd, threat=threat, num_steps=20)],
+            attacks=[functools.partial(apgd, threat=threat, num_steps=20)],
             threat=threat,
             batch_size=8,
             save_directory=f"{workdir}.evaluation",

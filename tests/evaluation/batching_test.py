@@ -9,8 +9,10 @@ import pytest
 import tensorflow as tf
 
 from robust_keras import noise, threats
-from robust_keras.attacks import apgd, multi_targeted, stepwise
+from robust_keras.attacks import stepwise
+from robust_keras.attacks.apgd import apgd
 from robust_keras.attacks.attack import Attack, as_attack
+from robust_keras.attacks.multi_targeted import multi_targeted
 from robust_keras.evaluation import batching
 from robust_keras.evaluation.examples import Examples
 
@@ -352,7 +354,7 @@ def tiny(make_tiny_model):
 def apgd_work(tiny, batch_size=4, **settings):
     network, images, logits = tiny
     settings = {"num_steps": 12, "num_restarts": 2, **settings}
-    attack = functools.partial(apgd.apgd, threat=threats.threat(norm="Linf", epsilon="8/255"), **settings)
+    attack = functools.partial(apgd, threat=threats.threat(norm="Linf", epsilon="8/255"), **settings)
     examples = Examples(images, logits.argmax(-1).astype(np.int32), logits)
     batches = batching.Batches(batch_size)
     return batching.Packing(as_attack(attack), network, examples, np.arange(len(images)), batches)
@@ -372,7 +374,7 @@ def test_apgd_in_slots_is_apgd(tiny):
     # The same noise as in the slots: of the attack's name.
     seeds = noise.fold_in(seeds, zlib.crc32(b"apgd-ce") & 0x7FFFFFFF)
     threat = threats.threat(norm="Linf", epsilon="8/255")
-    x_adv = apgd.apgd(network, x, labels, seeds=seeds, threat=threat, num_steps=12).numpy()
+    x_adv = apgd(network, x, labels, seeds=seeds, threat=threat, num_steps=12).numpy()
     moved = np.flatnonzero((x_adv != x.numpy()).any((1, 2, 3)))
     np.testing.assert_array_equal(moved, sorted(found))
     for k, image in found.items():
@@ -426,8 +428,6 @@ def test_batchwise_resumed_at_every_point():
 
 
 def test_attacks_as_functions_take_the_search_with_its_settings():
-    search = multi_targeted.multi_targeted.search(
-        threat=threats.threat(norm="L2", epsilon=1.0), num_steps=3, num_restarts=2
-    )
+    search = multi_targeted.search(threat=threats.threat(norm="L2", epsilon=1.0), num_steps=3, num_restarts=2)
     assert (search.name, search.num_steps) == ("multi-targeted", 4)
     assert [search.num_runs(num_classes) for num_classes in (2, 4, 100)] == [2, 6, 18]

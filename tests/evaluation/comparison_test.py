@@ -247,8 +247,13 @@ def test_summary():
         == "+1.2 points (95 %: -0.4 to +2.8), 3 seeds x 500 images: not resolved; about 1,900 images and 3 seeds would"
     )
     assert summary(found._replace(verdict="no expectation")).endswith(
-        ": no expectation; about 1,900 images and 3 seeds would tell it from 0"
+        ": may be chance; about 1,900 images and 3 seeds would tell it from 0"
     )
+    assert summary(found._replace(verdict="no expectation", interval=(0.004, 0.02), needed=None)).endswith(
+        "(95 %: +0.4 to +2.0), 3 seeds x 500 images: more than chance"
+    )
+    same = np.ones((1, 500), bool)
+    assert summary(compare(same, same)).endswith("1 seed x 500 images: may be chance; the two are right equally often")
     assert summary(found._replace(needed=None, not_needed="no number would")).endswith(
         ": not resolved; no number would"
     )

@@ -8,9 +8,13 @@ import pytest
 import tensorflow as tf
 
 from robust_keras import losses, noise, ownership, threats
-from robust_keras.attacks import apgd, fab, multi_targeted, square, step_rules, transfer
+from robust_keras.attacks import step_rules, transfer
+from robust_keras.attacks.apgd import apgd
 from robust_keras.attacks.attack import as_attack
+from robust_keras.attacks.fab import fab
+from robust_keras.attacks.multi_targeted import multi_targeted
 from robust_keras.attacks.pgd import pgd
+from robust_keras.attacks.square import square
 from robust_keras.data import sources
 from robust_keras.evaluation import batching, gradient_masking, plan
 from robust_keras.evaluation import evaluate as evaluation
@@ -558,8 +562,8 @@ def test_a_baseline_on_another_threat_is_refused():
 
 MIXED = (
     attack(random_shift),
-    attack(apgd.apgd, num_steps=12, num_restarts=2),
-    attack(square.square, num_queries=25),
+    attack(apgd, num_steps=12, num_restarts=2),
+    attack(square, num_queries=25),
 )
 
 
@@ -653,7 +657,8 @@ def test_what_was_diagnosed_is_kept(monkeypatch, tmp_path):
     def diagnose(logits_fn, x, labels, seeds, *, threat, attacks, batch_size, takes_other_sizes):
         looks.append((len(x), labels.numpy().tolist()))
         assert [attack.name for attack in attacks] == ["shift"] and (batch_size, takes_other_sizes) == (4, True)
-        return figures
+        moved = shift(None, x, labels, seeds=seeds, threat=threat, by=4.0)
+        return gradient_masking.Diagnosis(figures, [x.numpy(), moved.numpy()])
 
     monkeypatch.setattr(gradient_masking, "diagnose", diagnose)
     options = {"diagnose": True, "save_directory": str(tmp_path), "save_every": 0}
@@ -664,7 +669,8 @@ def test_what_was_diagnosed_is_kept(monkeypatch, tmp_path):
     results = evaluate([attack(by=2.0)], **options).results
     # At the examples that are classified correctly, once.
     assert looks == [(8, LABELS[BROKEN_BY_2_4_6 != 0].tolist())]
-    assert results["diagnosis"] == figures and results["warnings"] == ["zero_gradients"]
+    differ = {"examples": 8, "examples_broken": 4, "broken_by_diagnosis_alone": 2, "broken_by_attacks_alone": 0}
+    assert results["diagnosis"] == figures | differ and results["warnings"] == ["zero_gradients"]
 
 
 # A state that is not this evaluation's.
@@ -775,7 +781,7 @@ def test_a_model_that_takes_one_size_of_batch(size):
         return logits_fn(tf.ensure_shape(x, (size, 2, 2, 3)))
 
     fixed.batch_size = size
-    attacks = [attack(by=2.0), attack(apgd.apgd, num_steps=5), attack(square.square, num_queries=20)]
+    attacks = [attack(by=2.0), attack(apgd, num_steps=5), attack(square, num_queries=20)]
     found = evaluate(attacks, logits_fn=fixed, batch_size=size, diagnose=True)
     assert_same(found, evaluate(attacks, batch_size=size, diagnose=True))
     assert found.results["robust_accuracy"] < 0.5
@@ -790,7 +796,7 @@ def large_logits(x):
 
 
 def test_a_weak_attack_does_not_look_like_a_strong_model():
-    attacks = [attack(apgd.apgd, num_steps=10)]
+    attacks = [attack(apgd, num_steps=10)]
     baseline = attack(pgd, loss_fn=losses.margin, num_steps=10, step_size="2/255")
     results = evaluate(attacks, logits_fn=large_logits, baseline=baseline, diagnose=True).results
     # What lies near the threshold falls to the random start.
@@ -819,7 +825,7 @@ def test_a_model_with_a_root_loses_nothing():
 
     made = make_source()
     made.images[::2, 1, 1, 2] = 0
-    attacks = [attack(apgd.apgd, num_steps=10), attack(square.square, num_queries=10)]
+    attacks = [attack(apgd, num_steps=10), attack(square, num_queries=10)]
     found = evaluate(attacks, made, rooted, diagnose=True)
     assert "non_finite_gradients" in found.results["warnings"]
     assert np.isfinite(found.examples["adversarial"]).all()
@@ -854,8 +860,13 @@ def test_labels_and_images_of_other_types(dtype):
     made = make_source()
     with pytest.raises(ValueError, match=f"integer labels. Received: uint8 and {np.dtype(dtype)}"):
         evaluate([], made._replace(labels=made.labels.astype(dtype)))
-    with pytest.raises(ValueError, match=f"uint8 images and integer labels. Received: {np.dtype(dtype)} and int32"):
-        evaluate([], made._replace(images=(made.images / 255).astype(dtype)))
+    with pytest.raises(ValueError, match="uint8 or float images and integer labels. Received: int64 and int32"):
+        evaluate([], made._replace(images=made.images.astype(np.int64)))
+    with pytest.raises(ValueError, match=r"images within the bounds \(0, 1\). Received: values from "):
+        evaluate([], made._replace(images=made.images.astype(dtype)))
+    # Of whole bytes, it is the evaluation of these bytes.
+    attacks = [attack(by=by) for by in (2.0, 4.0)]
+    assert_same(evaluate(attacks, made._replace(images=(made.images / 255).astype(dtype))), evaluate(attacks, made))
 
 
 def chance_source(num_examples, num_correct):
@@ -901,7 +912,7 @@ def test_saturated_probabilities():
 def test_settings_that_an_attack_refuses_are_refused_before_any_runs():
     calls = []
     with pytest.raises(ValueError, match="num_queries"):
-        evaluate([attack(by=2.0, calls=calls), attack(square.square, num_queries=0)])
+        evaluate([attack(by=2.0, calls=calls), attack(square, num_queries=0)])
     assert calls == []
 
 
@@ -973,11 +984,11 @@ def test_pgd_on_a_network(tiny_model):
 @pytest.mark.parametrize(
     "searching, name",
     [
-        (attack(apgd.apgd, num_steps=8), "apgd-ce"),
-        (attack(apgd.apgd, loss_fn=losses.dlr, num_steps=8), "apgd-dlr"),
-        (attack(fab.fab, num_steps=8, num_restarts=1), "fab"),
-        (attack(square.square, num_queries=60), "square"),
-        (attack(multi_targeted.multi_targeted, num_steps=8, num_restarts=1), "multi-targeted"),
+        (attack(apgd, num_steps=8), "apgd-ce"),
+        (attack(apgd, loss_fn=losses.dlr, num_steps=8), "apgd-dlr"),
+        (attack(fab, num_steps=8, num_restarts=1), "fab"),
+        (attack(square, num_queries=60), "square"),
+        (attack(multi_targeted, num_steps=8, num_restarts=1), "multi-targeted"),
     ],
 )
 def test_searches_on_a_network(make_tiny_model, searching, name):
@@ -1005,7 +1016,7 @@ def test_searches_on_a_network(make_tiny_model, searching, name):
 
 def test_an_untargeted_attack_aims_at_no_class():
     # Three classes are fewer than the nine targets that `fab` would take if it were targeted.
-    untargeted, targeted = (attack(fab.fab, num_steps=1, num_restarts=1, targeted=t) for t in (False, True))
+    untargeted, targeted = (attack(fab, num_steps=1, num_restarts=1, targeted=t) for t in (False, True))
     assert "fewer_target_classes" not in evaluate([untargeted]).results["warnings"]
     assert "fewer_target_classes" in evaluate([targeted]).results["warnings"]
 
@@ -1058,8 +1069,8 @@ def test_replicas_share_the_work_and_find_the_same(mirrored, make_tiny_model):
             baseline = attack(pgd, threat, loss_fn=losses.margin, num_steps=3, step_size="1/255")
             return evaluate(
                 [
-                    attack(apgd.apgd, threat, num_steps=15, num_restarts=2),
-                    attack(square.square, threat, num_queries=50),
+                    attack(apgd, threat, num_steps=15, num_restarts=2),
+                    attack(square, threat, num_queries=50),
                 ],
                 sources.Source("made", images, labels, 4),
                 lambda x: network(x, training=False),
@@ -1084,3 +1095,73 @@ def test_replicas_share_the_work_and_find_the_same(mirrored, make_tiny_model):
 def test_a_batch_that_replicas_cannot_share_is_refused(mirrored):
     with mirrored.scope(), pytest.raises(ValueError, match="divides among 2 replicas. Received: 3"):
         evaluate([attack(by=2.0)], batch_size=3)
+
+
+# What is no attack, no model or no images.
+
+
+def returning(made):
+    def of_ones_own(logits_fn, x, labels, *, seeds):
+        return made(x)
+
+    return of_ones_own
+
+
+@pytest.mark.parametrize(
+    "made, received",
+    [
+        (lambda x: None, "None"),
+        (lambda x: [x], "a list"),
+        (lambda x: tf.cast(x, tf.float64), "float64 (4, 2, 2, 3)"),
+        (lambda x: tf.cast(x * 255, tf.uint8), "uint8 (4, 2, 2, 3)"),
+        (lambda x: x[:2], "float32 (2, 2, 2, 3)"),
+        (lambda x: x[..., :1], "float32 (4, 2, 2, 1)"),
+        (lambda x: tf.reshape(x, (4, 12)), "float32 (4, 12)"),
+        (lambda x: tf.boolean_mask(x, x[:, 0, 0, 1] > 0.5 / 255), "float32 (3, 2, 2, 3)"),  # In no batch but the first.
+        (lambda x: tf.reduce_sum(x), "float32 ()"),
+    ],
+)
+def test_an_attack_that_returns_no_images_like_those_given(made, received):
+    with pytest.raises(ValueError) as error:
+        evaluate([returning(made)])
+    line = f"Expected float32 images (4, 2, 2, 3) from the attack of_ones_own. Received: {received}"
+    assert str(error.value) == line
+    x = tf.fill((4, 2, 2, 3), 0.5)
+    if "(3," not in received:
+        with pytest.raises(ValueError) as error:
+            evaluation.correct_under_attack(logits_fn, x, tf.zeros(4, tf.int32), seeds=None, attack=returning(made))
+        assert str(error.value) == line
+
+
+def test_an_attack_of_ones_own():
+    found = evaluate([returning(lambda x: x.numpy() if tf.executing_eagerly() else x + 1 / 255)])
+    assert found.results["attacks"][0]["name"] == "of_ones_own"
+
+
+def test_images_without_channels():
+    made = make_source()
+
+    def of_colours(x):
+        return logits_fn(tf.ensure_shape(x, (None, 2, 2, 3)))
+
+    with pytest.raises(ValueError, match=r"^Expected a model of images \(2, 6\) in batches of 4. Received: .*$"):
+        evaluate([attack(by=2.0)], made._replace(images=made.images.reshape(10, 2, 6)), logits_fn=of_colours)
+
+
+@pytest.mark.parametrize(
+    "model, reason",
+    [
+        (lambda x: logits_fn(x) @ tf.ones((4, 2)), "Expected a model of images"),
+        (lambda x: tf.ensure_shape(x, (None, 32, 32, 3)), "Expected a model of images"),
+        (lambda x: {"logits": logits_fn(x)}, "Expected a model of images"),
+        (lambda x: x.numpy(), "Expected a model of images"),
+        (lambda x: tf.reshape(logits_fn(x), (-1, 2, 1, 3)), "Expected logits"),
+        (lambda x: logits_fn(x)[:, 0], "Expected logits"),
+        (lambda x: logits_fn(x)[:, :1], "Expected logits"),
+        (lambda x: logits_fn(x)[:1], "Expected logits"),
+    ],
+)
+def test_a_model_of_other_images_is_one_line(model, reason):
+    with pytest.raises(ValueError) as error:
+        evaluate([attack(by=2.0)], logits_fn=model)
+    assert str(error.value).startswith(reason) and "\n" not in str(error.value) and " Received: " in str(error.value)

@@ -41,7 +41,9 @@ def grey(num_examples=4):
 
 def diagnose(logits_fn, x, labels, threat=LINF, **options):
     seeds = noise.example_seeds(0, 0, tf.range(len(x)))
-    figures = gradient_masking.diagnose(logits_fn, x, labels, seeds, threat=threat, **options)
+    figures, proposed = gradient_masking.diagnose(logits_fn, x, labels, seeds, threat=threat, **options)
+    assert len(proposed) == 2 and all(images.shape == x.shape for images in proposed)
+    assert all(np.all(threat.distance(images, x) <= threat.epsilon * 1.0001) for images in proposed)
     assert {name for name in figures if ":" not in name} == FIGURES
     assert json.loads(json.dumps(figures, allow_nan=False)) == figures
     return figures

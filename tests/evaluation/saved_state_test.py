@@ -161,7 +161,9 @@ def test_a_damaged_file_of_images_is_named(tmp_path, damage):
 @pytest.mark.parametrize("info", [{}, {"position": 0}, {"position": "x", "num_pieces": 0, "notes": {}}])
 def test_a_snapshot_of_something_else_is_named(tmp_path, info):
     storage.write(str(tmp_path), 1, {"broken": np.zeros((2, 5))}, info)
-    with pytest.raises(ValueError, match=f"state of an evaluation. Received: {tmp_path}/step-00000001[^\n]*$"):
+    with pytest.raises(
+        ValueError, match=f"state of an evaluation. Received: {tmp_path}/step-00000001.json, something else$"
+    ):
         saved_state.Verdicts(2, 5, str(tmp_path)).restore()
 
 

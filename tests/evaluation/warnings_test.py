@@ -64,6 +64,25 @@ def test_a_baseline_gap():
 
 
 @pytest.mark.parametrize(
+    "by_diagnosis, by_attacks, flagged",
+    [
+        (0, 0, False),
+        (1, 0, False),
+        (4, 0, False),
+        (5, 0, True),
+        (6, 1, False),
+        (7, 1, True),
+        (20, 20, False),
+        (0, 9, False),
+    ],
+)
+def test_a_diagnosis_that_breaks_more(by_diagnosis, by_attacks, flagged):
+    # 1 / 32 is under 5 %, and so is 9 / 256; 1 / 16 and 8 / 128 are not.
+    found = warnings.of_diagnosis(by_diagnosis, by_attacks)
+    assert found == (["diagnosis_beats_attacks"] if flagged else [])
+
+
+@pytest.mark.parametrize(
     "num_classes, names, expected",
     [
         (2, ["apgd-ce"], []),

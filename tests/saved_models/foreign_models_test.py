@@ -9,7 +9,8 @@ import pytest
 import tensorflow as tf
 
 from robust_keras import losses, threats
-from robust_keras.attacks import apgd, square
+from robust_keras.attacks.apgd import apgd
+from robust_keras.attacks.square import square
 from robust_keras.data import sources
 from robust_keras.evaluation import evaluate as evaluation
 from robust_keras.saved_models import load
@@ -79,8 +80,8 @@ def images():
 def evaluate(logits_fn, images, labels, num_classes=NUM_CLASSES, threat=LINF, diagnose=False):
     source = sources.Source("made", images, np.asarray(labels, np.int32), num_classes)
     few = [
-        functools.partial(apgd.apgd, threat=threat, num_steps=5),
-        functools.partial(square.square, threat=threat, num_queries=10),
+        functools.partial(apgd, threat=threat, num_steps=5),
+        functools.partial(square, threat=threat, num_queries=10),
     ]
     return evaluation.evaluate(
         logits_fn, source, attacks=few, threat=threat, batch_size=10, individual=True, diagnose=diagnose, progress=False

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from robust_keras import losses, threats
-from robust_keras.attacks import pgd
+from robust_keras.attacks.pgd import pgd
 from robust_keras.saved_models import load
 
 pytestmark = pytest.mark.oldest
@@ -159,9 +159,7 @@ def test_an_attack_on_bytes_finds_what_it_finds_on_floats(tmp_path, kind):
     for logits_fn in (load.load_logits_fn(tmp_path / kind), on_floats_fn):
         labels = tf.argmax(logits_fn(images), axis=-1, output_type=tf.int32)
         seeds = tf.stack([tf.range(40), tf.zeros(40, tf.int32)], axis=1)
-        x_adv = pgd.pgd(
-            logits_fn, tf.constant(images), labels, num_steps=10, step_size="2/255", seeds=seeds, **settings
-        )
+        x_adv = pgd(logits_fn, tf.constant(images), labels, num_steps=10, step_size="2/255", seeds=seeds, **settings)
         found.append(float(np.mean(np.argmax(logits_fn(x_adv), -1) == labels)))
     on_bytes, on_floats = found
     assert on_floats < 0.6 and abs(on_bytes - on_floats) <= 0.05

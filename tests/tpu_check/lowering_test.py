@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from robust_keras import losses, threats
-from robust_keras.attacks import pgd
+from robust_keras.attacks.pgd import pgd
 from robust_keras.models import wide_resnet
 from robust_keras.study import costs
 from robust_keras.tpu_check import liveness, lowering, stablehlo
@@ -270,7 +270,7 @@ def test_an_attack_on_a_network_costs_what_its_architecture_says():
 
     def attack(x, labels, seeds):
         options = {"threat": linf, "loss_fn": losses.margin, "num_steps": 3, "step_size": 0.1, "seeds": seeds}
-        return pgd.pgd(lambda images: network(images, training=False), x, labels, **options)
+        return pgd(lambda images: network(images, training=False), x, labels, **options)
 
     program = lowering.lower(attack, ones(4, 8, 8, 3), ones(4, dtype=tf.int32), ones(4, 2, dtype=tf.int32))
     assert lowering.problems(program) == []

@@ -7,8 +7,10 @@ import pytest
 import tensorflow as tf
 
 from robust_keras import losses, threats
-from robust_keras.attacks import apgd, pgd, stepwise
+from robust_keras.attacks import stepwise
+from robust_keras.attacks.apgd import apgd
 from robust_keras.attacks.attack import as_attack
+from robust_keras.attacks.pgd import pgd
 from robust_keras.data import training_batches
 from robust_keras.evaluation import batching
 from robust_keras.evaluation.evaluate import correct_under_attack
@@ -17,7 +19,7 @@ from robust_keras.training import adversarial_model, objectives, recipes, valida
 from robust_keras.training import program as programs
 
 LINF = threats.threat(norm="Linf", epsilon="8/255")
-PGD = functools.partial(pgd.pgd, threat=LINF, loss_fn=losses.cross_entropy, step_size="2/255", num_steps=1)
+PGD = functools.partial(pgd, threat=LINF, loss_fn=losses.cross_entropy, step_size="2/255", num_steps=1)
 LAYOUT = recipes.Layout(validation_batch_size=8)
 DATA = parts.black_images("made", (8, 8, 3), 4, has_extra=False)
 
@@ -141,7 +143,7 @@ def test_accumulation_shows(recipe):
 
 
 def test_a_change_of_an_attacks_step_shows(tiny_model, monkeypatch):
-    searched = functools.partial(apgd.apgd, threat=LINF, num_steps=2)
+    searched = functools.partial(apgd, threat=LINF, num_steps=2)
     rows = ["prediction", "attack pgd", "attack apgd-ce, start", "attack apgd-ce, steps"]
     assert list(of_evaluation(tiny_model, PGD, searched)) == rows
     assert problems(of_evaluation(tiny_model, PGD, searched)) == []

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from robust_keras import losses, noise, ownership, schedules, storage, threats
-from robust_keras.attacks import pgd
+from robust_keras.attacks.pgd import pgd
 from robust_keras.commands import train_settings
 from robust_keras.data import sources, training_batches
 from robust_keras.evaluation import evaluate
@@ -50,7 +50,7 @@ def tiny_run(workdir, **changes):
 def tiny_settings(**changes):
     """A run with L2 steps, which do not turn rounding errors into whole steps as the sign does."""
     l2 = threats.threat(norm="L2", epsilon="128/255")
-    attack = functools.partial(pgd.pgd, threat=l2, loss_fn=losses.cross_entropy, num_steps=2, step_size="60/255")
+    attack = functools.partial(pgd, threat=l2, loss_fn=losses.cross_entropy, num_steps=2, step_size="60/255")
     arguments = {
         "data": tiny_data,
         "model": small_network,

@@ -144,7 +144,7 @@ def verify(path: str, arrays: Sequence[Member], note: str) -> None:
     checked = {"num_bytes": status.st_size, "mtime_nsec": status.st_mtime_ns}
     names = [array.file_name for array in arrays]
     if num_bytes > _CHECKED_EVERY_TIME:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError), open(note) as file:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError), open(note) as file:
             remembered = json.loads(file.read())
             if set(names) <= set(remembered.pop("arrays")) and remembered == checked:
                 return

@@ -1,13 +1,14 @@
 """Sets of images in files, as arrays that stay on disk: a function for each format.
 
 What is stored as it is used is memory-mapped where it lies, the rest is converted once, as `shards` says; only `carmon`
-and `load_npz` read everything. The functions take the same arguments and return the same:
+reads everything, and `load_npz` and `load_tfds` what is small. The functions take these arguments and return the same:
 
 Args:
     path: of the set.
     image_shape: (height, width, channels) that the images have to have, or None for any.
-    num_classes: of the labels that are wanted; None where no labels are.
+    num_classes: of the labels that are wanted, 0 for any number; None where no labels are.
     cache_dir: a local folder for what has to be converted, or None for beside the set.
+    resized: whether images of other sizes are resized to `image_shape`, a square in colour, see `pictures.decoded`.
 
 Returns:
     (images, labels): an image array, as `mapped` says; and integers `[N]`, not None where labels are wanted, which are
@@ -20,27 +21,62 @@ Raises:
 import contextlib
 import math
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from robust_keras.data.readers import archives, pickles, pictures, shards, tfrecords
+from robust_keras.data.readers import archives, pickles, pictures, shards, tfds_sets, tfrecords
 from robust_keras.data.readers.mapped import MappedImages, Part, local_path
 from robust_keras.data.readers.published import HOW_TO_LABEL
 
 Opened = tuple[np.ndarray | MappedImages, np.ndarray | None]
 
+# Labelled sets up to this size are held in memory.
+IN_MEMORY_BYTES = 1 << 29
 _BLOCK_BYTES = 1 << 24
 _TINY_SHAPE = (32, 32, 3)
 _TINY_BYTES = math.prod(_TINY_SHAPE)
 
 
-def load_npz(path: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images and labels of an npz file as arrays in memory: uint8 `[N, height, width, channels]`, integers `[N]`."""
-    _npz_members(path, labelled=True)
+def load_npz(path: str, cache_dir: str | None = None) -> Opened:
+    """A labelled npz file as arrays in memory, or one of more than `IN_MEMORY_BYTES` as `npz` opens it."""
+    image, _ = _npz_members(path, labelled=True)
+    if math.prod(image.shape) * image.dtype.itemsize > IN_MEMORY_BYTES:
+        return npz(path, image_shape=None, num_classes=0, cache_dir=cache_dir)
     images, labels = archives.load(path, ("image", "label"))
     return as_bytes(images, f"'image' in {path}"), labels.reshape(-1)
+
+
+def load_tfds(
+    name: str, split: str, folder: str, *, image_shape: tuple | None, cache_dir: str | None
+) -> tuple[Any, np.ndarray, int]:
+    """A labelled set of TensorFlow Datasets as arrays in memory, or on disk where it is larger than `IN_MEMORY_BYTES`.
+
+    Args:
+        name: see `tfds_sets.find`, like `split` and `folder`.
+        image_shape: what images are resized to, as above; None for a set whose images are of one shape.
+        cache_dir: as above; shards are otherwise kept in the folder of the set.
+
+    Returns:
+        (images, labels, num_classes).
+
+    Raises:
+        ValueError: as `tfds_sets.find`, and for images that cannot be read.
+    """
+    found = tfds_sets.find(name, split, folder, any_size=image_shape is not None)
+    if image_shape is None and found.num_images * math.prod(found.image_shape) <= IN_MEMORY_BYTES:
+        return *tfds_sets.read(found), found.num_classes
+    shape = image_shape or found.image_shape
+    decode = None if image_shape is None else pictures.compiled(pictures.decoded, shape=shape, resized=True)
+
+    def blocks(folder, first):
+        return tfds_sets.blocks(found, pictures.block_size(shape), first=first, decode=decode)
+
+    path, resized = os.path.join(found.folder, found.split), image_shape is not None
+    opened = _converted(path, found.files, blocks, shape, True, cache_dir, total=found.num_images, resized=resized)
+    return opened[0], np.asarray(opened[1]), found.num_classes
 
 
 def npz(path: str, *, image_shape: tuple | None, num_classes: int | None, cache_dir: str | None) -> Opened:
@@ -90,31 +126,47 @@ def tiny_images(path: str, *, image_shape: tuple | None, num_classes: int | None
     return _converted(path, [path], blocks, image_shape, False, cache_dir, total=num_images)
 
 
-def tfrecord(path: str, *, image_shape: tuple | None, num_classes: int | None, cache_dir: str | None) -> Opened:
+def tfrecord(
+    path: str,
+    *,
+    image_shape: tuple | None,
+    num_classes: int | None,
+    cache_dir: str | None,
+    resized: bool = False,
+) -> Opened:
     """TFRecord files, a glob, of `tf.train.Example`s of `image` and maybe `label`: see `tfrecords.blocks`."""
     labelled = num_classes is not None
     files = tfrecords.list_files(path)
     tfrecords.check_complete(files)
 
     def blocks(folder, first):
-        return tfrecords.blocks(files, image_shape, labelled=labelled, first=first)
+        return tfrecords.blocks(files, image_shape, labelled=labelled, first=first, resized=resized)
 
-    return _converted(path, files, blocks, image_shape, labelled, cache_dir)
+    return _converted(path, files, blocks, image_shape, labelled, cache_dir, resized=resized)
 
 
-def images(path: str, *, image_shape: tuple | None, num_classes: int | None, cache_dir: str | None) -> Opened:
-    """A folder of image files, or of sub-folders of them, each a class: see `pictures.list_folder`."""
+def images(
+    path: str,
+    *,
+    image_shape: tuple | None,
+    num_classes: int | None,
+    cache_dir: str | None,
+    resized: bool = False,
+    classes: Sequence[str] | None = None,
+) -> Opened:
+    """A folder of image files, or of sub-folders, each a class: see `pictures.list_folder`, also for `classes`."""
     labelled = num_classes is not None
-    files, labels = pictures.list_folder(path)
+    files, labels = pictures.list_folder(path, classes)
     if num_classes is not None and labels is None:
         raise ValueError(f"Expected a sub-folder of images for each class in {path}; {HOW_TO_LABEL}. Received: none")
-    if num_classes is not None and labels is not None and labels[-1] + 1 != num_classes:
+    if num_classes and labels is not None and labels[-1] + 1 != num_classes:
         raise ValueError(f"Expected {num_classes} classes, each a sub-folder of {path}. Received: {labels[-1] + 1}")
 
     def blocks(folder, first):
-        return pictures.file_blocks(files, labels, image_shape, first=first)
+        return pictures.file_blocks(files, labels, image_shape, first=first, resized=resized)
 
-    return _converted(path, files, blocks, image_shape, labelled, cache_dir, total=len(files))
+    opened = _converted(path, files, blocks, image_shape, labelled, cache_dir, total=len(files), resized=resized)
+    return opened if classes is None else (opened[0], labels)  # By other classes the shards may have other labels.
 
 
 def carmon(path: str, *, image_shape: tuple | None, num_classes: int | None, cache_dir: str | None) -> Opened:
@@ -228,6 +280,8 @@ def _mapped(path: str, image: archives.Member, label: archives.Member | None, ca
     return images, labels
 
 
-def _converted(path, files, blocks, image_shape, labelled, cache_dir, total=None):
+def _converted(path, files, blocks, image_shape, labelled, cache_dir, *, total=None, resized=False):
     where, identity = shards.place(path, cache_dir), shards.identity(files)
+    if resized:  # Each size has a folder of its own.
+        where = f"{where.removesuffix('.shards')}.{image_shape[0]}.shards"
     return shards.converted(path, where, identity, blocks, image_shape=image_shape, labelled=labelled, total=total)

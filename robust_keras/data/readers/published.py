@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -40,6 +41,19 @@ PUBLISHED = {
 
 class DataUnavailable(ValueError):
     """Data is not on this machine and could not be fetched; the message says how to get it."""
+
+
+def find_file(name: str, path: str, folder: str, exists: Callable = tf.io.gfile.exists, what: str = "file") -> str:
+    """The path as it is, or in the folder of the data sets.
+
+    Raises:
+        DataUnavailable: where neither `exists`.
+    """
+    path = os.path.expanduser(path)
+    for candidate in (path, os.path.join(folder, path)):
+        if exists(candidate):
+            return candidate
+    raise DataUnavailable(f"Expected an existing {what} in {name!r}. Received: no {path}, neither here nor in {folder}")
 
 
 def verify(path: str, published: Published) -> None:

@@ -34,7 +34,7 @@ SHARD_BYTES = 1 << 30
 _VERSION = 2
 _MARKER, _LABELS, _UNFINISHED = "shards.json", "labels.npy", "unfinished.json"
 _NAME = re.compile("[0-9a-f]{32}")
-_BINDINGS = "training_data.cache_dir, or of a pool label_pool.cache_dir,"
+_BINDINGS = "training_data.cache_dir, or --cache_dir of evaluate.py, or of a pool label_pool.cache_dir,"
 
 # Blocks of a source's images and labels, from one of its images on; see `converted`.
 Blocks = Generator[tuple[np.ndarray, np.ndarray | None], None, None]

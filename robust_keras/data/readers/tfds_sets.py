@@ -1,9 +1,11 @@
-"""Image-classification sets of TensorFlow Datasets as arrays."""
+"""Image-classification sets of TensorFlow Datasets."""
 
+import contextlib
 import os
 import re
 import urllib.parse
-from typing import Any
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, NamedTuple
 
 import absl.logging
 import numpy as np
@@ -12,7 +14,10 @@ import tensorflow as tf
 from robust_keras.data.readers.published import DataUnavailable
 
 # What a set can be called, these and others.
-KNOWN = "a TensorFlow Datasets name such as 'cifar10' or 'cifar100', 'digits', or 'npz:FILE'"
+KNOWN = (
+    "a TensorFlow Datasets name such as 'cifar10' or 'cifar100', 'digits', 'npz:FILE', 'images:FOLDER', or "
+    "'tfrecord:GLOB'"
+)
 _NAME = re.compile(r"[a-z]\w*(/[\w.\-]+)?(:\d+\.\d+\.\d+)?")
 
 
@@ -21,11 +26,47 @@ def is_name(name: str) -> bool:
     return bool(_NAME.fullmatch(name))
 
 
-def load(name: str, split: str, folder: str) -> tuple[np.ndarray, np.ndarray, int]:
-    """Loads a set, which is downloaded where `folder` has no prepared copy.
+class Split(NamedTuple):
+    """A split of a set that is there.
 
-    Returns:
-        (images, labels, num_classes): uint8 `[N, height, width, channels]`, integers `[N]` and an int.
+    Attributes:
+        name: of the set.
+        split: its name in the set.
+        image_shape: (height, width, channels), None for what differs from image to image.
+        num_classes: of the labels.
+        builder: that of TFDS.
+    """
+
+    name: str
+    split: str
+    image_shape: tuple
+    num_classes: int
+    builder: Any
+
+    @property
+    def num_images(self) -> int:
+        """How many there are."""
+        return self.builder.info.splits[self.split].num_examples
+
+    @property
+    def folder(self) -> str:
+        """Where the prepared copy is."""
+        return str(self.builder.data_dir)
+
+    @property
+    def files(self) -> list[str]:
+        """Those of the prepared copy that hold the split."""
+        return [str(path) for path in self.builder.info.splits[self.split].filepaths]
+
+
+def find(name: str, split: str, folder: str, *, any_size: bool = False) -> Split:
+    """Finds a split of a set, which is downloaded where `folder` has no prepared copy.
+
+    Args:
+        name: of the set.
+        split: 'train', 'validation' or 'test'; a set without 'test' has 'validation' in its place.
+        folder: of all sets.
+        any_size: whether images may differ in size.
 
     Raises:
         ValueError: for an unknown set, or one whose images are not uint8 and of one shape.
@@ -33,23 +74,86 @@ def load(name: str, split: str, folder: str) -> tuple[np.ndarray, np.ndarray, in
     """
     import tensorflow_datasets as tfds  # Slow to import, and not needed for other sets.
 
-    verbosity = absl.logging.get_verbosity()
-    absl.logging.set_verbosity(absl.logging.ERROR)
-    try:
+    with _quiet():
         try:
             builder = tfds.builder(name, data_dir=folder)
         except tfds.core.DatasetNotFoundError as error:
             raise ValueError(f"Expected {KNOWN}. Received: {name!r}") from error
         except Exception as error:  # For an unknown version or configuration, among others.
             raise ValueError(f"Expected {KNOWN}. Received: {name!r} ({why(error)})") from error
-        shape, num_classes = _image_features(name, builder.info.features)
+        shape, num_classes = _image_features(name, builder.info.features, any_size)
         _prepare(name, builder, folder)
-        return *_read(name, builder, split, shape), num_classes
+        splits = list(builder.info.splits)
+    found = "validation" if split == "test" and split not in splits else split
+    if found not in splits:
+        raise ValueError(f"Expected {name!r} to have a split {split!r}. Received: {splits}")
+    return Split(name, found, shape, num_classes, builder)
+
+
+def read(found: Split) -> tuple[np.ndarray, np.ndarray]:
+    """All images, uint8 `[N, height, width, channels]`, and labels, integers `[N]`, in memory.
+
+    Raises:
+        ValueError: for a copy that is not whole.
+    """
+    images, labels = np.empty((found.num_images, *found.image_shape), np.uint8), np.empty(found.num_images, np.int64)
+    end = 0
+    for some_images, some_labels in blocks(found, 1024):
+        start, end = end, end + len(some_images)
+        images[start:end], labels[start:end] = some_images, some_labels
+    return images, labels
+
+
+def blocks(
+    found: Split, size: int, *, first: int = 0, decode: Callable | None = None
+) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
+    """Images and labels, in the order of the files.
+
+    Args:
+        found: the split.
+        size: images in a block.
+        first: how many to leave out at the beginning.
+        decode: makes images of the strings that they are stored as; None for TFDS' own way, for images of one shape.
+
+    Yields:
+        (images, labels): uint8 `[n, height, width, channels]`, and integers `[n]`.
+
+    Raises:
+        ValueError: for a copy that is not whole, or what `decode` cannot read.
+    """
+    import tensorflow_datasets as tfds
+
+    # One shard after the other.
+    config = tfds.ReadConfig(try_autocache=False, interleave_cycle_length=1)
+    options = {"decoders": {"image": tfds.decode.SkipDecoding()}} if decode else {}
+    done = first
+    try:
+        with _quiet():
+            dataset = found.builder.as_dataset(split=found.split, shuffle_files=False, read_config=config, **options)
+        dataset = dataset.map(lambda example: (example["image"], example["label"])).skip(first).batch(size)
+        if decode is not None:
+            dataset = dataset.map(lambda images, labels: (decode(images), labels), tf.data.AUTOTUNE)
+        for images, labels in dataset.prefetch(2).as_numpy_iterator():
+            yield images, labels.reshape(-1)
+            done += len(images)
+    except Exception as error:
+        raise ValueError(
+            f"Expected a whole copy of {found.name!r} in {found.folder}, of which {done:,} images were read. "
+            f"Received: {why(error)}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    verbosity = absl.logging.get_verbosity()
+    absl.logging.set_verbosity(absl.logging.ERROR)
+    try:
+        yield
     finally:
         absl.logging.set_verbosity(verbosity)
 
 
-def _image_features(name: str, features) -> tuple[tuple, int]:
+def _image_features(name: str, features, any_size: bool = False) -> tuple[tuple, int]:
     """Shape of the images of a TFDS set and number of its classes."""
     image: Any = features["image"] if "image" in features else None
     label: Any = features["label"] if "label" in features else None
@@ -58,9 +162,9 @@ def _image_features(name: str, features) -> tuple[tuple, int]:
         has = f"labels of shape {label.shape}" if image is not None and num_classes else sorted(features)
         raise ValueError(f"Expected a set with an 'image' and a class 'label'. Received: {name!r}, which has {has}")
     dtype = tf.as_dtype(image.dtype)
-    if dtype != tf.uint8 or len(image.shape) != 3 or None in image.shape:
+    if dtype != tf.uint8 or len(image.shape) != 3 or (None in image.shape and not any_size):
         raise ValueError(
-            "Expected a set whose images are uint8 and of one shape. "
+            "Expected a set whose images are uint8 and of one shape, or an image_size to which they are resized. "
             f"Received: {name!r} with {dtype.name} of shape {image.shape}"
         )
     return image.shape, num_classes
@@ -105,28 +209,6 @@ def _unreachable(urls):
         except requests.RequestException as error:
             reason = f"cannot reach {host}: {type(error).__name__}"
     return reason
-
-
-def _read(name, builder, split, shape):
-    import tensorflow_datasets as tfds
-
-    splits = builder.info.splits
-    if split not in splits:
-        raise ValueError(f"Expected {name!r} to have a split {split!r}. Received: {list(splits)}")
-    num_images = splits[split].num_examples
-    images, labels = np.empty((num_images, *shape), np.uint8), np.empty(num_images, np.int64)
-    # One shard after the other.
-    config = tfds.ReadConfig(try_autocache=False, interleave_cycle_length=1)
-    end = 0
-    try:
-        dataset = builder.as_dataset(split=split, shuffle_files=False, read_config=config)
-        dataset = dataset.map(lambda example: (example["image"], example["label"])).batch(1024)
-        for batch in dataset.as_numpy_iterator():
-            start, end = end, end + len(batch[0])
-            images[start:end], labels[start:end] = batch[0], batch[1].reshape(-1)
-    except Exception as error:
-        raise ValueError(f"Expected a whole copy of {name!r} in {builder.data_dir}. Received: {why(error)}") from error
-    return images, labels
 
 
 def why(error: BaseException) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from robust_keras.data.readers.mapped import local_path
-from robust_keras.data.readers.pictures import BLOCK, FAILURES, PNG, compiled, decoded, decoded_or_refused
+from robust_keras.data.readers.pictures import FAILURES, PNG, block_size, compiled, decoded, decoded_or_refused
 from robust_keras.data.readers.published import HOW_TO_LABEL
 from robust_keras.data.readers.tfds_sets import why
 
@@ -25,11 +25,13 @@ class Layout(NamedTuple):
         image_shape: (height, width, channels).
         is_raw: whether the images are bytes as they are, not PNG or JPEG.
         has_labels: whether every record has a label, or none.
+        resized: whether images of any size are made images of that shape, see `pictures.decoded`.
     """
 
     image_shape: tuple
     is_raw: bool
     has_labels: bool
+    resized: bool
 
 
 def list_files(path: str) -> list[str]:
@@ -58,7 +60,7 @@ def check_complete(paths: Sequence[str]) -> None:
 
 
 def blocks(
-    paths: Sequence[str], image_shape: tuple | None, *, labelled: bool, first: int = 0
+    paths: Sequence[str], image_shape: tuple | None, *, labelled: bool, first: int = 0, resized: bool = False
 ) -> Generator[tuple[np.ndarray, np.ndarray | None], None, None]:
     """Decodes the records of TFRecord files, each compressed with GZIP or ZLIB or not.
 
@@ -68,6 +70,7 @@ def blocks(
         image_shape: of every image, or None for that of the first, which then must not be raw bytes.
         labelled: whether labels are wanted.
         first: how many records to leave out at the beginning.
+        resized: whether PNG and JPEG of any size are made images of that shape, see `pictures.decoded`.
 
     Yields:
         (images, labels): uint8 `[n, height, width, channels]`, and int64 `[n]` or None.
@@ -87,17 +90,18 @@ def blocks(
                 record = next(records.take(1).as_numpy_iterator(), None)
                 if record is None:
                     raise ValueError(f"Expected records in {path}. Received: none")
-                layout = _layout(record, path, image_shape, labelled)
+                layout = _layout(record, path, image_shape, labelled, resized)
+                size = block_size(layout.image_shape)
                 parse = compiled(_parsed, layout=layout)
             if first:
                 done = int(records.take(first).reduce(np.int64(0), lambda count, _: count + 1))
                 first -= done
-            dataset = records.skip(done).batch(BLOCK).map(parse, tf.data.AUTOTUNE)
+            dataset = records.skip(done).batch(size).map(parse, tf.data.AUTOTUNE)
             for images, labels in dataset.prefetch(2).as_numpy_iterator():
                 yield images, labels if layout.has_labels else None
                 done += len(images)
         except FAILURES as error:
-            for k, record in enumerate(_readable(records.skip(done).take(BLOCK)) if layout else ()):
+            for k, record in enumerate(_readable(records.skip(done).take(size)) if layout else ()):
                 _checked(record, layout, f"record {done + k} of {path}")
             raise ValueError(f"Expected a whole TFRecord file. Received: {path} ({why(error)})") from error
         if not done:
@@ -183,7 +187,7 @@ def _values(record, where):
     return [list(getattr(features[key], kind).value) if key in features else [] for key, kind in kinds]
 
 
-def _layout(record, path, image_shape, labelled):
+def _layout(record, path, image_shape, labelled, resized):
     """The `Layout` of a set whose first record that is."""
     where = f"record 0 of {path}"
     images, labels = _values(record, where)
@@ -195,8 +199,10 @@ def _layout(record, path, image_shape, labelled):
     if is_encoded:
         image_shape = image_shape or decoded_or_refused(data, None, where).shape
     elif image_shape is None and len(images) == 1:
-        raise ValueError(f"Expected PNG or JPEG in {path} where no image_shape is given. Received: other bytes")
-    layout = Layout(image_shape, not is_encoded, labelled or len(labels) == 1)
+        raise ValueError(
+            f"Expected PNG or JPEG in {path} where no image_shape or image_size is given. Received: other bytes"
+        )
+    layout = Layout(image_shape, not is_encoded, labelled or len(labels) == 1, resized and is_encoded)
     _checked(record, layout, where)
     return layout
 
@@ -210,7 +216,7 @@ def _checked(record, layout, where):
         raise ValueError(f"Expected one int64 'label' in {where}, as before. Received: {len(labels)}")
     num_bytes = math.prod(layout.image_shape)
     if not layout.is_raw:
-        decoded_or_refused(images[0], layout.image_shape, where)
+        decoded_or_refused(images[0], layout.image_shape, where, layout.resized)
     elif len(images[0]) != num_bytes:
         raise ValueError(
             f"Expected 'image' as PNG, JPEG or the {num_bytes} bytes of {layout.image_shape} in {where}. "
@@ -228,4 +234,4 @@ def _parsed(records, layout):
         labels = tf.identity(features["label"].values) if layout.has_labels else tf.zeros_like(counts)
     if layout.is_raw:
         return tf.reshape(tf.io.decode_raw(images, tf.uint8), (-1, *layout.image_shape)), labels
-    return decoded(images, layout.image_shape), labels
+    return decoded(images, layout.image_shape, resized=layout.resized), labels

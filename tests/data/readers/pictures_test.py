@@ -152,7 +152,7 @@ def test_records_without_labels(tmp_path):
 
 
 def test_more_records_than_a_block(tmp_path, monkeypatch):
-    monkeypatch.setattr(tfrecords, "BLOCK", 4)
+    monkeypatch.setattr(pictures, "BLOCK", 4)
     assert_right(tfrecord(write_records(tmp_path / "set", records())))
 
 
@@ -212,7 +212,7 @@ def bad_records():
 @pytest.mark.parametrize("k", [0, 5])
 @pytest.mark.parametrize("match", bad_records())
 def test_bad_records(tmp_path, monkeypatch, match, k):
-    monkeypatch.setattr(tfrecords, "BLOCK", 2)
+    monkeypatch.setattr(pictures, "BLOCK", 2)
     whole = records()
     whole[k] = bad_records()[match]
     write_records(tmp_path / "set-0", records())

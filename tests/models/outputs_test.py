@@ -9,7 +9,8 @@ import tensorflow as tf
 from robust_keras import losses, threats
 from robust_keras.attacks.pgd import pgd
 from robust_keras.data import sources
-from robust_keras.evaluation import evaluate, outputs
+from robust_keras.evaluation import evaluate
+from robust_keras.models import outputs
 
 THREAT = threats.threat(norm="Linf", epsilon="4/255")
 
@@ -71,7 +72,9 @@ def test_what_lies_between_0_and_1_is_said():
 def test_log_probabilities():
     outputs.check(np.log(sigmoid(trained_logits())), are_log_probabilities=True)
     outputs.check(tf.nn.log_softmax(trained_logits()).numpy(), are_log_probabilities=True)
-    with pytest.raises(ValueError, match="Expected probabilities, as --outputs says. Received: up to 2.5"):
+    with pytest.raises(
+        ValueError, match="Expected probabilities, as --outputs or from_logits says. Received: up to 2.5"
+    ):
         outputs.check(np.log(np.float32([[0.5, 2.5]])), are_log_probabilities=True)
 
 

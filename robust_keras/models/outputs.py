@@ -31,9 +31,11 @@ def check(outputs: np.ndarray, *, are_log_probabilities: bool = False) -> None:
         raise ValueError("Expected finite logits on clean images. Received: some that are not")
     if are_log_probabilities:
         if outputs.max() > np.log1p(_TOLERANCE):
-            raise ValueError(f"Expected probabilities, as --outputs says. Received: up to {np.exp(outputs.max()):.6g}")
+            raise ValueError(
+                f"Expected probabilities, as --outputs or from_logits says. Received: up to {np.exp(outputs.max()):.6g}"
+            )
         return
-    hint = "for a model of probabilities, say --outputs=probabilities"
+    hint = "for a model of probabilities, say --outputs=probabilities, or from_logits=False in Python"
     if (outputs >= 0).all() and _sum_to_one(outputs):
         raise ValueError(f"Expected logits. Received: rows that sum to 1; {hint}")
     if len(outputs) >= _MANY and is_within_0_1(outputs):

@@ -1,0 +1,38 @@
+"""What the card beside a SavedModel says of the threat model that it was trained within."""
+
+import posixpath
+
+from robust_keras import storage, threats
+from robust_keras.commands import gin_text
+from robust_keras.saved_models import opening
+
+
+def another_threat(saved_model: str, threat: threats.Threat) -> str | None:
+    """A line for people where a model's card says that it was trained, or chosen, for another threat model.
+
+    Args:
+        saved_model: the path of a model, with or without a card.
+        threat: what it is attacked within.
+    """
+    try:
+        stated = _stated_threat(posixpath.join(saved_model, opening.CARD))
+    except ValueError:  # Other tools write cards of that name too.
+        return None
+    if stated is None or (stated.norm, stated.epsilon) == (threat.norm, threat.epsilon):
+        return None
+    return (
+        f"The model's card is for {stated.norm} {stated.epsilon_fraction}; the attacks here are of {threat.norm} "
+        f"{threat.epsilon_fraction}, as NORM and EPSILON say"
+    )
+
+
+def _stated_threat(path: str) -> threats.Threat | None:
+    config = (storage.read_object(path) or {}).get("config")
+    bound = gin_text.bindings(config, path) if isinstance(config, str) else {}
+
+    def stated(argument):  # What training attacks within comes before what validation does.
+        names = (f"{scope}threat.{argument}" for scope in ("training/", "", "pgd40/"))
+        return next((bound[name].value for name in names if name in bound), None)
+
+    norm, epsilon = stated("norm"), stated("epsilon")
+    return None if norm is None or epsilon is None else threats.threat(norm=norm, epsilon=epsilon)
