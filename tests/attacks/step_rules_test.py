@@ -58,7 +58,7 @@ def attacks_on_a_linear_model(threat):
         network = linear(weights)
         return (
             *(pgd(network, x, labels, threat=threat, seeds=seeds, **settings) for settings in (PGD_40, default)),
-            last_point(multi_targeted.multi_targeted.search(threat=threat), network, x, labels, seeds),
+            last_point(multi_targeted.search(threat=threat), network, x, labels, seeds),
         )
 
     return tf.function(run, autograph=False)

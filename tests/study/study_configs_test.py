@@ -31,6 +31,7 @@ CHANGES = {
 }
 
 
+@functools.lru_cache(None)
 def resolved(row, *params):
     configuration.parse(row.files, [*row.bindings, *params])
     recipe = configuration.resolve(configuration.train).recipe
