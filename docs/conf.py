@@ -14,7 +14,8 @@ html_title = f"robust_keras {version}"
 html_copy_source = False
 myst_heading_anchors = 3
 autosummary_generate = True
-autodoc_default_options = {"members": True, "member-order": "bysource"}
+# What a package has from its modules is described there.
+autodoc_default_options = {"members": True, "member-order": "bysource", "ignore-module-all": True}
 suppress_warnings = ["ref.python"]  # Words before a colon under "Returns" are no names of types.
 napoleon_use_ivar = True  # Fields of a NamedTuple are documented once.
 

@@ -1,7 +1,9 @@
 """What pixel values stand for black and white, and images of such values as fractions of their range.
 
-    x = to_unit(images, (0, 255))  # float32 in [0, 1], as everything inside the package takes images
-    images = from_unit(x, (0, 255))
+    >>> to_unit([[0.0, 51.0, 255.0]], (0, 255))  # As everything inside the package takes images.
+    array([[0. , 0.2, 1. ]], dtype=float32)
+    >>> from_unit(to_unit([[-1.0, 0.5]], (-1, 1)), (-1, 1))
+    array([[-1. ,  0.5]], dtype=float32)
 
 Bytes, uint8, are k / 255 whatever the bounds: those are what a model takes, and bytes have their own.
 """
@@ -55,7 +57,10 @@ def to_unit(x: Any, bounds: Sequence[float] = (0, 1)) -> Any:
     """
     low, high = parse(bounds)
     is_tensor = tf.is_tensor(x)
-    x = x if is_tensor else np.asarray(x)
+    try:
+        x = x if is_tensor else np.asarray(x)
+    except ValueError as error:  # Of lists of other lengths.
+        raise ValueError("Expected images of one shape. Received: some of another") from error
     if _check_type(x):
         _check_values(x, low, high)
     else:
@@ -74,14 +79,11 @@ def from_unit(x: Any, bounds: Sequence[float]) -> Any:
 
 def _check_type(x: Any) -> bool:
     """Whether images are floats rather than bytes."""
-    try:
-        dtype = tf.as_dtype(x.dtype)
-        is_float, is_byte, name = dtype.is_floating, dtype == tf.uint8, dtype.name
-    except TypeError:  # Of objects and text.
-        is_float, is_byte, name = False, False, x.dtype
-    if not (is_float or is_byte):
-        raise ValueError(f"Expected images as bytes, uint8, or as floats. Received: {name}")
-    return is_float
+    dtype = tf.as_dtype(x.dtype)
+    if not (dtype.is_floating or dtype == tf.uint8):
+        received = "objects" if x.dtype == object else dtype.name
+        raise ValueError(f"Expected images as bytes, uint8, or as floats. Received: {received}")
+    return dtype.is_floating
 
 
 def _check_values(x: Any, low: float, high: float) -> None:

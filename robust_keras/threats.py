@@ -49,6 +49,10 @@ class Threat(NamedTuple):
 def threat(*, norm: str, epsilon: float | str) -> Threat:
     """The threat model of perturbations whose `norm` is at most `epsilon`.
 
+        >>> linf = threat(norm="Linf", epsilon="8/255")
+        >>> linf.epsilon == 8 / 255, linf.epsilon_fraction
+        (True, '8/255')
+
     Args:
         norm: 'Linf', 'L2' or 'L1'.
         epsilon: the radius in pixel units of [0, 1]: a number or an exact fraction such as '8/255'.

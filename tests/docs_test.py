@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import os
 import pathlib
 import re
@@ -11,10 +12,12 @@ import subprocess
 import sys
 
 import keras
+import numpy as np
 import pytest
 from absl import flags
 
 from robust_keras.commands import configuration, exit_codes
+from robust_keras.data import sources
 from robust_keras.evaluation import warnings
 from robust_keras.saved_models import export
 from robust_keras.study import rows
@@ -122,6 +125,9 @@ def test_commands_are_understood(page, script, arguments):
 def test_recipes_and_bindings_of_commands_are_complete(page, script, arguments):
     values = flag_values(script)
     values([script, *arguments])
+    if values["import"].value:
+        for _, text in [each for each in blocks("python") if each[0] == page]:
+            exec(compile(text, page, "exec"), {})
     params = [each for each in values.gin_param if "load_logits_fn" not in each]  # Which would load a model.
     configuration.parse(values.gin_file, params)
     if script == "evaluate":
@@ -243,11 +249,16 @@ def test_python_compiles(page, text):
 
 @pytest.fixture(scope="module")
 def digits_model(tmp_path_factory):
-    """A folder with an untrained classifier of digits where the quickstart leaves its own."""
+    """A folder with a linear classifier of digits where the quickstart leaves its own."""
     folder = tmp_path_factory.mktemp("quickstart")
-    images = keras.Input((32, 32, 3))
-    x = keras.layers.Flatten()(keras.layers.AveragePooling2D(8)(images))
-    export.export(keras.Model(images, keras.layers.Dense(10)(x)), str(folder / "runs/quickstart/saved_model"), card={})
+    images, pooled = keras.Input((32, 32, 3)), keras.layers.AveragePooling2D(4)
+    dense = keras.layers.Dense(10)
+    network = keras.Model(images, dense(keras.layers.Flatten()(pooled(images))))
+    digits = sources.load("digits", "train")
+    features = pooled(digits.images / np.float32(255)).numpy().reshape(len(digits.labels), -1)
+    weights = np.linalg.lstsq(features, np.eye(10)[digits.labels] - 0.1, rcond=1e-3)[0]
+    dense.kernel.assign(10 * weights)
+    export.export(network, str(folder / "runs/quickstart/saved_model"), card={})
     return folder
 
 
@@ -269,16 +280,49 @@ def test_python_of_the_evaluation_page_runs(tiny_model, tiny_images):
     scope = {}
     exec(compile(text, "docs/evaluation.md", "exec"), scope)
     assert scope["attacked"](tiny_model, tiny_images[:2], [0, 1]).shape == (2, 8, 8, 3)
+    few = {"attacks": "pgd20", "batch_size": 2, "diagnose": False, "progress": False}
+    assert scope["measured"](tiny_model, tiny_images[:2], [0, 1], **few).results["num_examples"] == 2
 
 
-def test_python_of_the_extending_page_runs(tiny_model, tiny_images):
-    (text,) = [text for name, text in blocks("python") if name == "docs/extending.md"]
-    scope = {}
-    exec(compile(text, "docs/extending.md", "exec"), scope)
-    labels = [0, 1, 2, 3, 0, 1, 2, 3]
-    assert scope["half_and_half"](tiny_model, tiny_images, tiny_images, labels, keras.ops.one_hot(labels, 4)).shape == (
-        8,
+def test_parts_of_ones_own_are_trained_and_attacked(tmp_path, monkeypatch):
+    parts = [text for name, text in blocks("python") if name == "docs/extending.md"]
+    assert len(parts) == 6 and all(len(text.splitlines()) < 20 for text in parts)
+    (tmp_path / "own_parts.py").write_text("\n".join(parts))
+    monkeypatch.chdir(tmp_path)
+    bindings = {
+        "train.model": "@small_cnn()",
+        "train.objective": "@half_and_half()",
+        "train.attack": "@fast_gradient()",
+        "train.learning_rate": "@triangular()",
+        "batches.augmentation": "@darken()",
+        "pgd40/pgd.loss_fn": "@true_logit()",
+        "fast_gradient.threat": "@threat()",
+        "small_cnn.filters": "4",
+        "TRAIN_STEPS": "2",
+        "train.validate_every": "2",
+        "training_data.num_validation": "32",
+        "pgd40/pgd.num_steps": "1",
+    }
+    train = ["--import=own_parts", "--gin_file=quickstart.gin", "--workdir=run"]
+    run_command("train", [*train, *(f"--gin_param={name} = {value}" for name, value in bindings.items())], tmp_path)
+    config = (tmp_path / "run" / "config.gin").read_text()
+    assert all(f"{name}.{setting} = " in config for name, setting in [("half_and_half", "share"), ("darken", "most")])
+    bindings = {"evaluate.attacks": "[@fast_gradient()]", "fast_gradient.threat": "@threat()"}
+    bindings |= {"evaluate.allow_chance": "True", "evaluate.baseline": "None"}
+    measure = ["--import=own_parts", "--saved_model=run/saved_model", "--dataset=digits", "--num_examples=20"]
+    measure += ["--gin_file=eval/pgd40.gin", "--workdir=measured"]
+    run_command(
+        "evaluate", [*measure, *(f"--gin_param={name} = {value}" for name, value in bindings.items())], tmp_path
     )
+    (record,) = json.loads((tmp_path / "measured" / "results.json").read_text())["attacks"]
+    assert (record["name"], record["parameters"]) == ("fast_gradient", {"length": 1.25})
+
+
+def run_command(name, arguments, folder):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *arguments]
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_site_builds_without_a_warning(tmp_path):

@@ -75,7 +75,10 @@ class Run:
             return tf.where(is_first, first_x_adv, attack(logits_fn, x, targets, seeds=seeds))
 
         self.model = adversarial_model.AdversarialModel(
-            self.network, objective=objectives.adversarial_training, attack=first_recorded
+            self.network,
+            objective=objectives.adversarial_training,
+            attack=first_recorded,
+            attack_batch_norm="batch",
         )
         schedule = functools.partial(
             schedules.multistep,

@@ -68,7 +68,10 @@ def as_attack(given: Attack | Callable) -> Attack:
         raise ValueError(f"Expected an attack, a function with a name. Received: {function!r}")
     if missing := _required(function) - settings.keys():
         raise ValueError(f"Expected settings of {name}. Received: none for {', '.join(sorted(missing))}")
+    _check_call(function, name)
     settings = {**_defaults(function), **settings}
+    if not callable(settings.get("loss_fn", callable)):
+        raise ValueError(f"Expected a loss_fn of {name}, a function. Received: {settings['loss_fn']!r}")
     build, check = getattr(function, "search", None), getattr(function, "check", None)
     search = build(**settings) if build else None
     if check:
@@ -116,6 +119,15 @@ def _required(function):
     """Names of the settings without which the function cannot be called; `seeds` are given with the images."""
     of_settings = (each for each in _parameters(function) if each[1].kind is inspect.Parameter.KEYWORD_ONLY)
     return {name for name, each in of_settings if each.default is inspect.Parameter.empty} - {"seeds"}
+
+
+def _check_call(function, name):
+    """Raises ValueError where a function does not take seeds, as far as its signature is known."""
+    kinds = {key: each.kind for key, each in _parameters(function)}
+    if kinds and "seeds" not in kinds and inspect.Parameter.VAR_KEYWORD not in kinds.values():
+        raise ValueError(
+            f"Expected an attack (logits_fn, x, labels, *, seeds). Received: {name}({', '.join(kinds)}), without seeds"
+        )
 
 
 def _parameters(function):

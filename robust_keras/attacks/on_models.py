@@ -1,6 +1,11 @@
 """Attacks on any Keras model, with images and labels as they are:
 
-    x_adv = robust_keras.attacks.pgd(network, x, y, norm="Linf", epsilon="8/255")
+    >>> import keras, numpy as np, robust_keras as rk
+    >>> network = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(3)])
+    >>> x, y = np.full((4, 8, 8, 1), 128, np.uint8), [0, 1, 2, 0]
+    >>> x_adv = rk.attacks.pgd(network, x, y, norm="Linf", epsilon="8/255", num_steps=5)
+    >>> x_adv.shape, bool(np.abs(x_adv - x / 255).max() < 8.1 / 255)
+    ((4, 8, 8, 1), True)
 
 A call compiles the attack once: give it all images together. For a program or a training step there are the functions
 inside the modules, such as `attacks.pgd.pgd`, which take a threat model and seeds.

@@ -27,11 +27,12 @@ def register(function: Function | None = None, *, name: str | None = None) -> An
     for the package's own; they identify a run. It may be registered again, as a cell of a notebook that runs twice
     does, as long as its parameters stay the same.
 
-        @robust_keras.register
-        def logit_pairing(logits_fn, x, x_adv, labels, targets, *, weight=0.5): ...
+        >>> @register
+        ... def negative_logit(logits, targets, *, scale=1.0):
+        ...     return -scale * logits[:, 0]
 
         # python scripts/train.py --import=my_module --gin_file=gin/at.gin \\
-        #   --gin_param="train.objective = @logit_pairing()" --gin_param="logit_pairing.weight = 1.0"
+        #   --gin_param="training/pgd.loss_fn = @negative_logit()" --gin_param="negative_logit.scale = 2.0"
 
     Args:
         function: what commands call, see `docs/extending.md`. A model is a function that makes one.

@@ -9,7 +9,8 @@ Stock Keras is not able to (3.5 to 3.15, TensorFlow 2.18 to 2.21):
 """
 
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -20,7 +21,7 @@ from robust_keras.engines import replicas
 
 def fit(
     model: keras.Model,
-    dataset: tf.data.Dataset,
+    dataset: tf.data.Dataset | Callable[[int], Iterable],
     *,
     epochs: int = 1,
     steps_per_epoch: int | None = None,
@@ -28,49 +29,51 @@ def fit(
     callbacks: Sequence[keras.callbacks.Callback] | None = None,
     verbose: str | int = "auto",
     pause_every: Sequence[int] = (),
-    check: Callable[[Any], None] | None = None,
+    prepare: Callable[[Any, int], Any] | None = None,
+    validate: Callable[[int], Mapping[str, float]] | None = None,
+    means: Container[str] | None = None,
 ) -> keras.callbacks.History:
     """Calls `model.train_step` on batch after batch, as `keras.Model.fit` does.
 
     As many steps as `model.compile(steps_per_execution=...)` says run in one compiled call. Callbacks then get the
-    index and the values of its last step; at the end of an epoch they get means over its steps.
+    index and the values of its last step; at the end of an epoch they get means over its examples.
 
     Args:
-        model: a compiled `keras.Model`, made in its strategy's scope. Its `train_step` must return a dictionary of
-            scalars that are the same on all replicas.
+        model: compiled in its strategy's scope. Its `train_step` returns scalars by name, alike on all replicas.
         dataset: a `tf.data.Dataset` of this process's share of each batch: nests of tensors of static shapes. It is
-            read on through all epochs where `steps_per_epoch` is given, and once in each otherwise.
+            read on through all epochs where `steps_per_epoch` is given, and once in each otherwise. Or a function from
+            an epoch's number to its batches.
         epochs: the epoch before which to stop.
-        steps_per_epoch: steps; None for the dataset's length.
-        initial_epoch: the first epoch.
+        steps_per_epoch: steps; None for the dataset's length, or, of a function, until its batches end.
+        initial_epoch: the first epoch, where no callback such as `BackupAndRestore` knows better.
         callbacks: `keras.callbacks.Callback`s.
         verbose: of the progress bar, as `keras.Model.fit` has it.
         pause_every: numbers of steps; an execution also ends at their multiples, counted by the optimiser.
-        check: called with each batch of the dataset, to refuse it.
+        prepare: called with each batch and the optimiser's number of its step; what `train_step` gets in its place.
+        validate: called with the number of each epoch at its end: further values for callbacks.
+        means: names of values to take means of, None for all; of others, running means, the last counts.
 
     Raises:
         ValueError: for a dataset of unknown length without `steps_per_epoch`, or one that ends early.
     """
-    num_steps = _length(dataset, steps_per_epoch)
-    told = keras.callbacks.CallbackList(
-        callbacks,
-        add_history=True,
-        add_progbar=verbose != 0,
-        verbose=1 if verbose == "auto" else verbose,
-        epochs=epochs,
-        steps=num_steps,
-        model=model,
-    )
+    num_steps = steps_per_epoch if callable(dataset) else _length(dataset, steps_per_epoch)
+    shown = {"add_progbar": verbose != 0, "verbose": 1 if verbose == "auto" else verbose}
+    lengths = {"epochs": epochs, "steps": num_steps}
+    told = keras.callbacks.CallbackList(callbacks, add_history=True, **shown, **lengths, model=model)
     with model.distribute_strategy.scope():
         _prepare(model)
-        iterator, logs = iter(dataset), {}
+        batches_of = dataset if callable(dataset) else _read_on(dataset, from_start=steps_per_epoch is None)
+        logs: dict[str, float] = {}
         told.on_train_begin()
-        for epoch in range(initial_epoch, epochs):
-            if steps_per_epoch is None:
-                iterator = iter(dataset)
+        # `BackupAndRestore` leaves it on the model.
+        for epoch in range(getattr(model, "_initial_epoch", None) or initial_epoch, epochs):
             model.reset_metrics()
             told.on_epoch_begin(epoch)
-            logs = _epoch(model, functools.partial(_take, iterator, check), num_steps, told, pause_every)
+            take = functools.partial(_take, iter(batches_of(epoch)), prepare, num_steps is not None)
+            ends = _epoch(model, take, num_steps, told, pause_every)
+            logs = {name: mean if means is None or name in means else last for name, (last, mean) in ends.items()}
+            if validate is not None and not model.stop_training:
+                logs |= validate(epoch)
             told.on_epoch_end(epoch, logs)
             if model.stop_training:
                 break
@@ -85,6 +88,14 @@ def _length(dataset, steps_per_epoch):
     return num_steps
 
 
+def _read_on(dataset, *, from_start):
+    """`(epoch) -> batches`: from the dataset's start in each epoch, or from where the last one ended."""
+    if from_start:
+        return lambda epoch: dataset
+    iterator = iter(dataset)
+    return lambda epoch: iterator
+
+
 def _prepare(model):
     if not model.optimizer.built:  # No compiled step of several replicas can make variables.
         model.optimizer.build(model.trainable_variables)
@@ -94,30 +105,48 @@ def _prepare(model):
 
 
 def _epoch(model, take, num_steps, callbacks, pause_every):
-    """Takes the steps of an epoch, or as many as callbacks let it: means of what they return."""
-    done, step, sums = int(model.optimizer.iterations.numpy()), 0, None
-    while step < num_steps and not model.stop_training:
-        pauses = (every - done % every for every in pause_every)
-        size = min(model.steps_per_execution, num_steps - step, *pauses)
-        batches = take(size)
-        callbacks.on_train_batch_begin(step)
-        logs, added = model.train_function(batches)
-        added = {name: tf.cast(value, tf.float64) for name, value in added.items()}
-        sums = added if sums is None else tf.nest.map_structure(tf.add, sums, added)
-        step, done = step + size, done + size
-        callbacks.on_train_batch_end(step - 1, logs)
-    return {name: float(value) / step for name, value in (sums or {}).items()}
+    """Takes the steps of an epoch, or as many as callbacks let it: of what they return the last value and the mean."""
+    done, step, num_examples, logs, sums = int(model.optimizer.iterations.numpy()), 0, 0, {}, None
+    while step != num_steps and not model.stop_training:
+        until = [every - done % every for every in pause_every] + ([] if num_steps is None else [num_steps - step])
+        size = min([model.steps_per_execution, *until])
+        if not (batches := take(size, done)):
+            break
+        # A smaller batch, the last one of a set, runs by itself.
+        for batch_size, alike in itertools.groupby(batches, key=_batch_size):
+            together = list(alike)
+            callbacks.on_train_batch_begin(step)
+            logs, added = model.train_function(together)
+            added = {name: batch_size * tf.cast(value, tf.float64) for name, value in added.items()}
+            sums = added if sums is None else tf.nest.map_structure(tf.add, sums, added)
+            step, done = step + len(together), done + len(together)
+            num_examples += batch_size * len(together)
+            callbacks.on_train_batch_end(step - 1, logs)
+            if model.stop_training:
+                break
+    return {name: (float(logs[name]), float(value) / num_examples) for name, value in (sums or {}).items()}
 
 
-def _take(iterator, check, size):
+def _batch_size(batch):
+    """The examples in a batch; 1 for what has none."""
+    shape = tf.nest.flatten(batch)[0].shape
+    return shape[0] if len(shape) else 1
+
+
+def _take(iterator, prepare, must_be_there, size, step):
+    """The next `size` batches; fewer, and none, at the end of what has no known length."""
     batches = []
-    for _ in range(size):
+    for k in range(size):
         try:
-            batches.append(next(iterator))
+            batch = next(iterator)
         except StopIteration:
-            raise ValueError(f"Expected {size - len(batches)} more batches. Received: the end of the dataset") from None
-        if check is not None:
-            check(batches[-1])
+            if not must_be_there:
+                break
+            raise ValueError(
+                f"Expected {size - k} more batches, for the steps of an epoch; a dataset's repeat() gives them. "
+                "Received: the end of the dataset"
+            ) from None
+        batches.append(batch if prepare is None else prepare(batch, step + k))
     return batches
 
 

@@ -48,6 +48,11 @@ def batch_norm_mode(mode: str) -> Iterator[None]:
         _mode.reset(token)
 
 
+def current_mode() -> str | None:
+    """The mode of the innermost `batch_norm_mode`, or None outside of any."""
+    return _mode.get()
+
+
 @contextlib.contextmanager
 def pending_updates() -> Iterator[list]:
     """Inside the context, no moving statistics change: what they are to be updated with is yielded.

@@ -1,16 +1,24 @@
-"""A network with a training step that attacks its own batch."""
+"""A network with a training step that attacks its own batch.
+
+model = AdversarialModel(network, norm="Linf", epsilon="8/255", objective="trades")
+model.compile(optimizer="adam", metrics=["accuracy"])
+model.fit(x, y, validation_data=(x_val, y_val), epochs=10)
+"""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from robust_keras import compilation, losses, noise
+from robust_keras import bounds as pixel_bounds
+from robust_keras import compilation, losses, noise, threats
+from robust_keras.attacks.pgd import pgd
 from robust_keras.engines import execution, replicas
-from robust_keras.models.normalization import BATCH, BatchNorm, apply_updates, batch_norm_mode, pending_updates
-from robust_keras.training import inputs
+from robust_keras.models import passes
+from robust_keras.models.normalization import MOVING, batch_norm_mode
+from robust_keras.training import fitting, inputs, objectives
 
 ATTACK_TARGETS = ("label", "targets", "clean_prediction")
 
@@ -18,109 +26,293 @@ ATTACK_TARGETS = ("label", "targets", "clean_prediction")
 class AdversarialModel(keras.Model):
     """A network with a training step that attacks its own batch and then minimises an objective on it.
 
-    `fit` takes batches as `training_batches.batches` makes them, and the arguments of `execution.fit`. Random numbers
-    come from the batch's `seeds` alone. `compile(jit_compile=True)` compiles all of the step but the updates with XLA.
+    The network may hold stock `BatchNormalization`, also frozen or nested, Dropout, augmentation, regularisers: the
+    attack sees it as evaluation does, moving statistics move once in a step, with the adversarial images, and
+    regularisation losses count once. `save`, `export` and `predict` are the network's. Random numbers of attacks depend
+    on `seed`, the step and the example's place in the batch alone. `compile(jit_compile=True)` compiles all of the step
+    but the updates with XLA.
 
     Args:
-        network: images in [0, 1] to logits.
-        objective: `(logits_fn, x, x_adv, labels, targets) -> [batch]`, as in `objectives`.
-        attack: `(logits_fn, x, targets, *, seeds) -> x_adv`, or None for an objective that needs none.
+        network: any `keras.Model` of one input, images, and one output, logits.
+        norm: of the threat model: 'Linf', 'L2' or 'L1'.
+        epsilon: its radius, a fraction of the pixel range such as '8/255'; None without a threat model, where `attack`
+            says all.
+        objective: 'adversarial_training', 'trades', 'mart', 'standard', or a function `(logits_fn, x, x_adv, labels,
+            targets) -> [batch]`, as in `objectives`.
+        attack: `(logits_fn, x, targets, *, seeds) -> x_adv`; by default PGD with 10 steps of a quarter of the radius on
+            the objective's loss, and none for 'standard' or without a radius.
         attack_target: what the attack moves away from: the 'label', the 'targets' (mixed or smoothed labels), or the
-            'clean_prediction', softmax(network(x)) held fixed.
-        attack_batch_norm: mode of `BatchNorm` in the attack and the clean prediction it moves away from: 'batch' as in
-            the paper's code, or 'moving'.
-        accumulation_steps: parts, of whole `BatchNorm` groups, in which a replica takes its batch, one after another,
-            so that memory holds one of them; the step is the same.
+            'clean_prediction', softmax(network(x)) held fixed. By default the objective's.
+        attack_batch_norm: statistics that the attack's passes normalise with: 'moving', as in evaluation, or 'batch' as
+            in the paper's code.
+        attack_noise: whether Dropout, augmentation and the like are on in the attack.
+        bounds: pixel values that the network takes for black and white. Images given to `fit` lie within them, or are
+            uint8.
+        from_logits: whether the network returns logits; False for probabilities.
+        augmentation: `(images, seeds) -> images` on float32 images in [0, 1], before the attack.
+        validation_attack: like `attack`, for validation and `evaluate`; by default PGD with 20 steps of an eighth of
+            the radius on the cross-entropy.
+        accumulation_steps: parts, of whole groups of `BatchNorm`, in which a replica takes its batch, one after
+            another, so that memory holds one of them.
+        log_accuracy: whether steps report accuracies, clean and robust.
+        seed: of the attacks' noise and the order of arrays.
+
+    Raises:
+        ValueError: for what is none of these.
     """
 
     def __init__(
         self,
         network: keras.Model,
         *,
-        objective: Callable,
+        norm: str = "Linf",
+        epsilon: float | str | None = None,
+        objective: str | Callable = "adversarial_training",
         attack: Callable | None = None,
-        attack_target: str = "label",
-        attack_batch_norm: str = BATCH,
+        attack_target: str | None = None,
+        attack_batch_norm: str = MOVING,
+        attack_noise: bool = False,
+        bounds: tuple[float, float] = (0.0, 1.0),
+        from_logits: bool = True,
+        augmentation: Callable | None = None,
+        validation_attack: Callable | None = None,
         accumulation_steps: int = 1,
+        log_accuracy: bool = True,
+        seed: int = 0,
     ) -> None:
         super().__init__(name="adversarial_model")
+        inputs.check_network(network)
+        with batch_norm_mode(attack_batch_norm):  # Refuses an unknown mode now, not while tracing.
+            pass
+        chosen = objectives.named(objective)
+        attack_target = attack_target or chosen.attack_target
         if attack_target not in ATTACK_TARGETS:
             raise ValueError(
                 f"Expected an attack_target out of {', '.join(ATTACK_TARGETS)}. Received: {attack_target!r}"
             )
-        with batch_norm_mode(attack_batch_norm):  # Refuses an unknown mode now, not while tracing.
-            pass
         self.network = network
-        self.objective = objective
-        self.attack = attack
-        self.attack_target = attack_target
-        self.attack_batch_norm = attack_batch_norm
+        self.threat = None if epsilon is None else threats.threat(norm=norm, epsilon=epsilon)
+        if chosen.attack_loss and attack is None and self.threat is None and isinstance(objective, str):
+            raise ValueError(f"Expected a radius epsilon, or an attack, for {objective!r}. Received: none")
+        self.objective = chosen.function
+        self.attack = attack or _pgd(self.threat, chosen.attack_loss, num_steps=10, parts=4)
+        self.attack_target, self.attack_batch_norm, self.attack_noise = attack_target, attack_batch_norm, attack_noise
+        self.bounds, self.from_logits = pixel_bounds.parse(bounds), from_logits
+        self.augmentation = augmentation
+        self.validation_attack = validation_attack or _pgd(self.threat, losses.cross_entropy, num_steps=20, parts=8)
         self.accumulation_steps = accumulation_steps
+        self.log_accuracy = log_accuracy
+        self.seed = seed
         # Functions of the step that `train_step` calls after the optimiser.
         self.after_update: list[Callable] = []
+        # Whether metrics want class probabilities, as labels were given, and whether there are metrics.
+        self.has_soft_labels = self.has_metrics = False
+        self.examined: Callable | None = None  # Made by `fitting`.
+        self._reported: list[keras.metrics.Metric] = []
         self.built = True
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """The network's logits."""
+        """What the network returns for images of its own range."""
         return self.network(x, training=training)
 
-    def fit(self, dataset: tf.data.Dataset, **arguments: Any) -> keras.callbacks.History:
-        """See `engines.execution.fit`.
+    def compile(
+        self, optimizer: Any = "rmsprop", *, metrics: Any = None, jit_compile: bool | str = False, **arguments: Any
+    ) -> None:
+        """See `keras.Model.compile`; the objective is the loss.
+
+        Args:
+            optimizer: any of Keras', `NesterovSGD` among them. Where it decays weights, scales and offsets of
+                normalisation are left out, unless its own `exclude_from_weight_decay` was called.
+            metrics: of the clean images, on what the network returns.
+            jit_compile: whether to compile the step with XLA, which is slower on CPUs.
+            **arguments: `steps_per_execution`, `run_eagerly`, `auto_scale_loss`.
 
         Raises:
-            ValueError: for batches that are not such as `training_batches.batches` makes, before a step is taken.
+            ValueError: for a loss.
         """
-        inputs.check_batch(dataset.element_spec)
-        return execution.fit(self, dataset, check=inputs.check_batch, **arguments)
+        if arguments.get("loss") is not None:
+            raise ValueError(f"Expected no loss: the objective is one. Received: {arguments['loss']!r}")
+        given = [metrics] if isinstance(metrics, (str, keras.metrics.Metric)) else metrics or []
+        if isinstance(given, (list, tuple)):
+            names = {getattr(metric, "name", metric) for metric in given}
+            self._reported = [_Reported(name) for name in ("accuracy", "robust_accuracy") if name not in names]
+            metrics = [*given, *self._reported]
+        super().compile(optimizer, metrics=metrics, jit_compile=jit_compile is True, **arguments)
+        self.examined, self.has_metrics = None, bool(given)
+
+    def fit(
+        self,
+        x: Any,
+        y: Any = None,
+        *,
+        batch_size: int | None = None,
+        epochs: int = 1,
+        verbose: str | int = "auto",
+        callbacks: Sequence[keras.callbacks.Callback] | None = None,
+        validation_split: float = 0.0,
+        validation_data: Any = None,
+        shuffle: bool = True,
+        class_weight: Mapping[int, float] | None = None,
+        sample_weight: Any = None,
+        initial_epoch: int = 0,
+        steps_per_epoch: int | None = None,
+        validation_steps: int | None = None,
+        validation_batch_size: int | None = None,
+        validation_freq: int = 1,
+        pause_every: Sequence[int] = (),
+    ) -> keras.callbacks.History:
+        """Trains as `keras.Model.fit` does, whose arguments these are, in exact steps (see `engines.execution.fit`).
+
+        Reports `loss`, `accuracy` and `robust_accuracy` of the training batches, and of validation data `val_loss` (the
+        objective on the images of `validation_attack`), `val_accuracy` and `val_robust_accuracy`, with the metrics of
+        `compile` on clean images.
+
+        Args:
+            x: images, uint8 or floats within `bounds`; or batches `(images, labels[, weights])`: a `tf.data.Dataset`, a
+                `keras.utils.PyDataset` or a generator; or a dataset as `training_batches.batches` makes it.
+            y: labels, integers `[N]` or `[N, 1]`, or class probabilities `[N, num_classes]`, one-hot or soft.
+            batch_size: of arrays, over all replicas; 32 by default.
+            steps_per_epoch: steps; None for all that is given. Arrays are then read on from epoch to epoch.
+            validation_data: a tuple of arrays `(x, y[, weights])`, or batches like `x`.
+            pause_every: see `engines.execution.fit`.
+
+        Raises:
+            ValueError: for images, labels or a network that cannot be meant, before a step is taken.
+        """
+        schedule = fitting.Schedule(epochs, initial_epoch, steps_per_epoch, callbacks, verbose, pause_every)
+        if isinstance(x, tf.data.Dataset) and isinstance(x.element_spec, Mapping):
+            inputs.check_batch(x.element_spec)
+            return execution.fit(self, x, prepare=fitting.checked, **schedule._asdict())
+        data = fitting.Data(x, y, sample_weight, class_weight, batch_size, shuffle)
+        size = validation_batch_size or batch_size
+        held_out = fitting.HeldOut(validation_data, validation_split, validation_steps, size, validation_freq)
+        return fitting.fit(self, data, held_out, schedule)
+
+    def evaluate(
+        self,
+        x: Any,
+        y: Any = None,
+        *,
+        batch_size: int | None = None,
+        verbose: str | int = "auto",
+        sample_weight: Any = None,
+        steps: int | None = None,
+        return_dict: bool = False,
+    ) -> list[float] | dict[str, float]:
+        """The loss, the clean and the robust accuracy, and metrics, as validation in `fit` has them.
+
+        Args:
+            x: see `fit`, like `y`, `batch_size` and `sample_weight`.
+            verbose: whether to show progress: 0 for not.
+            steps: batches; None for all.
+            return_dict: whether to return a dictionary instead of a list.
+
+        Raises:
+            ValueError: see `fit`.
+        """
+        data = fitting.Data(x, y, sample_weight, batch_size=batch_size)
+        found = fitting.evaluate(self, data, steps, show=verbose != 0)
+        return found if return_dict else list(found.values())
+
+    def save(self, filepath: Any, overwrite: bool = True, **arguments: Any) -> None:
+        """Saves the network, as `keras.Model.save` does."""
+        self.network.save(filepath, overwrite=overwrite, **arguments)
+
+    def export(self, filepath: Any, *arguments: Any, **named: Any) -> None:
+        """Exports the network, as `keras.Model.export` does."""
+        self.network.export(filepath, *arguments, **named)
 
     def train_step(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Attacks a replica's share of a batch and takes a step: 'loss' and 'labelled_fraction' of the whole batch."""
-        layers: list[BatchNorm] = []  # Of the pending updates, in order.
-        compute: Callable = functools.partial(self._gradients, layers)
-        if self.jit_compile or self.accumulation_steps > 1:  # A function of its own is traced once.
-            compute = compilation.function(compute, jit_compile=bool(self.jit_compile))
+        """Attacks a replica's share of a batch and takes a step: means over the whole batch, such as 'loss'."""
+        made: list[passes.Outcome] = []  # Of the computation below, when it is traced.
+        compute: Callable = functools.partial(self._gradients, made)
         num_parts = self.accumulation_steps
-        parts = tf.nest.map_structure(lambda values: _split(values, num_parts), batch)
-
-        def add(k, sums):
-            return k + 1, tf.nest.map_structure(tf.add, sums, compute(tf.nest.map_structure(lambda v: v[k], parts)))
-
-        sums = compute(tf.nest.map_structure(lambda values: values[0], parts))
+        if self.jit_compile or num_parts > 1:  # A function of its own is traced once.
+            compute = compilation.function(compute, jit_compile=bool(self.jit_compile))
+        first, parts = self._first_part(), {name: _split(values, num_parts) for name, values in batch.items()}
+        sums, last = compute({name: values[0] for name, values in parts.items()}, first)
+        predictions = last.pop("predictions", ())
         if num_parts > 1:
-            left = tf.constant(1), sums
-            _, sums = tf.while_loop(lambda k, _: k < num_parts, add, left, maximum_iterations=num_parts - 1)
-        logs, gradients, statistics = sums
+            sums, last, predictions = self._accumulated(compute, parts, first, (sums, last, predictions))
+        logs, gradients, statistics, moved = sums
 
         weights = self.network.trainable_weights
         step = tf.identity(self.optimizer.iterations.value)
         self.optimizer.apply(gradients, weights)
-        apply_updates(layers, tf.nest.map_structure(lambda values: values / num_parts, statistics))
+        statistics, moved = tf.nest.map_structure(lambda values: values / num_parts, (statistics, moved))
+        passes.apply(made[-1], statistics, moved, last["counted"])
         for update in self.after_update:
             update(step)
-        return dict(zip(logs, replicas.all_reduce("SUM", list(logs.values()))))
+        logs = dict(zip(logs, replicas.all_reduce("SUM", list(logs.values()))))
+        if not self.has_metrics:
+            return logs
+        measured = self.measured(batch, predictions)
+        return {**dict(zip(measured, replicas.all_reduce("MEAN", list(measured.values())))), **logs}
 
-    def _gradients(self, layers, batch):
-        """What a part of the batch adds to logs, gradients and statistics, those of `layers`; changes no variable."""
-        inputs.check_batch(batch)
-        x = tf.cast(batch["image"], tf.float32) / 255.0
-        labels, targets = losses.as_labels(batch["label"]), batch["targets"]
-        logits_fn = functools.partial(self.network, training=True)
-        x_adv = self.attacked(x, labels, targets, batch["seeds"])
+    def measured(self, batch: Mapping[str, tf.Tensor], predictions: tf.Tensor) -> dict[str, tf.Tensor]:
+        """The metrics of `compile`, once they know what the network returned for a batch."""
+        labels = batch["targets"] if self.has_soft_labels else batch["label"]
+        found = self.compute_metrics(None, labels, predictions, sample_weight=None)
+        reported = {"loss", *(each.name for each in self._reported)}
+        return {name: value for name, value in found.items() if name not in reported}
+
+    def _accumulated(self, compute, parts, first, begun):
+        """What `compute` gives for all parts: sums, the last one's counters, and all predictions."""
+        num_parts = self.accumulation_steps
+        sums, last, predictions = begun
+        gathered = tf.nest.map_structure(lambda v: tf.scatter_nd([[0]], v[None], (num_parts, *v.shape)), predictions)
+
+        def add(k, sums, last, gathered):
+            more, last = compute({name: values[k] for name, values in parts.items()}, first + k)
+            predictions = last.pop("predictions", ())
+            gathered = tf.nest.map_structure(
+                lambda values, part: tf.tensor_scatter_nd_update(values, [[k]], part[None]), gathered, predictions
+            )
+            return k + 1, tf.nest.map_structure(tf.add, sums, more), last, gathered
+
+        begun = tf.constant(1), sums, last, gathered
+        _, sums, last, gathered = tf.while_loop(
+            lambda k, *_: k < num_parts, add, begun, maximum_iterations=num_parts - 1
+        )
+        return sums, last, tf.nest.map_structure(lambda values: tf.reshape(values, (-1, values.shape[-1])), gathered)
+
+    def _gradients(self, made, batch, part):
+        """What a part of the batch adds to logs, gradients and statistics, those of `made`, and what does not add up;
+        changes no variable.
+        """
+        x, labels, targets = inputs.as_floats(batch["image"]), losses.as_labels(batch["label"]), batch["targets"]
+        through = self._passes(part)
+        x_adv = self._attacked(through, x, labels, targets, batch["seeds"])
         # The optimiser sums gradients over replicas.
         share = 1.0 / (self.distribute_strategy.num_replicas_in_sync * self.accumulation_steps)
-        with pending_updates() as updates, tf.GradientTape() as tape:
-            loss = tf.reduce_mean(self.objective(logits_fn, x, x_adv, labels, targets)) * share
-        layers[:] = [layer for layer, _ in updates]
-        gradients = tape.gradient(loss, [weight.value for weight in self.network.trainable_weights])
-        labelled_fraction = tf.reduce_mean(tf.cast(batch["is_labelled"], tf.float32)) * share
-        logs = {"loss": loss, "labelled_fraction": labelled_fraction}
-        return logs, gradients, [statistics for _, statistics in updates]
+        with tf.GradientTape() as tape:
+            each = self.objective(through.of_objective, x, x_adv, labels, targets)
+            inputs.check_objective(each, labels)
+            loss = tf.reduce_mean(each * batch["weight"] if "weight" in batch else each) * share
+            outcome = through.outcome(x_adv)
+            if outcome.loss is not None:
+                loss += outcome.loss * share
+            scaled = self.optimizer.scale_loss(loss)
+        made.append(outcome)
+        gradients = tape.gradient(scaled, [weight.value for weight in self.network.trainable_weights])
+        logs = {"loss": loss}
+        if "is_labelled" in batch:
+            logs["labelled_fraction"] = tf.reduce_mean(tf.cast(batch["is_labelled"], tf.float32)) * share
+        last = {"counted": outcome.counted}
+        if self.log_accuracy:
+            logits = through.predicted(x)
+            logs["accuracy"] = _accuracy(logits, labels) * share
+            if self.attack is not None:
+                logs["robust_accuracy"] = _accuracy(through.predicted(x_adv), labels) * share
+            if self.has_metrics:
+                last["predictions"] = logits if self.from_logits else tf.exp(logits)
+        return (logs, gradients, outcome.statistics, outcome.moved), last
 
     def attacked(self, x: tf.Tensor, labels: tf.Tensor, targets: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
         """The images that the attack of a step makes, or `x` without one.
 
         Args:
-            x: float32 `[batch, height, width, channels]` in [0, 1].
+            x: float32 `[batch, ...]` in [0, 1].
             labels: int `[batch]`.
             targets: class probabilities `[batch, num_classes]`.
             seeds: int32 `[batch, 2]`, the batch's.
@@ -128,15 +320,56 @@ class AdversarialModel(keras.Model):
         Returns:
             Images like `x`.
         """
+        return self._attacked(self._passes(0), x, labels, targets, seeds)
+
+    def _attacked(self, through, x, labels, targets, seeds):
         if self.attack is None:
             return x
-        logits_fn = functools.partial(self.network, training=True)
         with batch_norm_mode(self.attack_batch_norm):
             if self.attack_target == "clean_prediction":
-                target = tf.nn.softmax(logits_fn(x))
+                target = tf.nn.softmax(through.of_attack(x))
             else:
                 target = labels if self.attack_target == "label" else targets
-            return self.attack(logits_fn, x, tf.stop_gradient(target), seeds=noise.fold_in(seeds, noise.ATTACK))
+            seeds = noise.fold_in(seeds, noise.ATTACK)
+            return tf.stop_gradient(self.attack(through.of_attack, x, tf.stop_gradient(target), seeds=seeds))
+
+    def _passes(self, part):
+        return passes.Passes(
+            functools.partial(passes.logits_of, self.network, self.bounds, self.from_logits),
+            self.network,
+            attack_batch_norm=self.attack_batch_norm,
+            attack_noise=self.attack_noise,
+            part=part,
+        )
+
+    def _first_part(self):
+        """The number of this replica's first part of the batch among all parts."""
+        if self.distribute_strategy.num_replicas_in_sync == 1:
+            return 0 if self.accumulation_steps == 1 else tf.constant(0)
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        return tf.cast(replica, tf.int32) * self.accumulation_steps
+
+
+class _Reported(keras.metrics.Metric):
+    """The name of an accuracy that steps report themselves, for callbacks that ask which way is better."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name=name)
+        self._direction = "up"
+
+    def update_state(self, *arguments: Any, **named: Any) -> None:
+        """Does nothing."""
+
+    def result(self) -> float:
+        """Nothing."""
+        return 0.0
+
+
+def _pgd(threat, loss_fn, *, num_steps, parts):
+    """PGD with steps of a part of the radius; None without a radius or a loss."""
+    if threat is None or loss_fn is None or not threat.epsilon:
+        return None
+    return functools.partial(pgd, threat=threat, loss_fn=loss_fn, num_steps=num_steps, step_size=threat.epsilon / parts)
 
 
 def _split(values, num_parts):
@@ -146,3 +379,7 @@ def _split(values, num_parts):
             f"Received: a batch of {values.shape[0]}"
         )
     return tf.reshape(values, (num_parts, -1, *values.shape[1:]))
+
+
+def _accuracy(logits, labels):
+    return tf.reduce_mean(tf.cast(~losses.is_wrong(logits, labels), tf.float32))

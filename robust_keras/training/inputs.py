@@ -1,7 +1,9 @@
-"""What training is given, looked at before the first step: images as bytes, and a label of a class for each."""
+"""What training is given, looked at before the first step: data, networks and objectives."""
 
 from collections.abc import Mapping
+from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -63,6 +65,46 @@ def check_batch(batch: Mapping[str, tf.Tensor]) -> None:
         raise ValueError(f"Expected a batch with as many of each. Received: {sizes}")
     if tf.executing_eagerly() and not isinstance(batch["label"], tf.TensorSpec):
         _check_range(losses.as_labels(batch["label"]).numpy(), targets.shape[1], "")
+
+
+def check_network(network: Any) -> None:
+    """Refuses what training cannot take, as far as that shows before there are images.
+
+    Raises:
+        ValueError: for what is no `keras.Model`, several inputs or outputs, or one that takes integers.
+    """
+    if not isinstance(network, keras.Model):
+        raise ValueError(f"Expected a keras.Model, from images to logits. Received: {type(network).__name__}")
+    inputs, outputs = (getattr(network, name, None) or () for name in ("inputs", "outputs"))
+    if len(inputs) > 1 or len(outputs) > 1:
+        raise ValueError(
+            "Expected a network with one input, the images, and one output, the logits. Received: "
+            f"{len(inputs)} inputs and {len(outputs)} outputs of {network.name!r}"
+        )
+    if inputs and not tf.as_dtype(inputs[0].dtype).is_floating:
+        raise ValueError(
+            "Expected a network that takes floats, through which gradients flow; bytes are scaled to its bounds. "
+            f"Received: one that takes {inputs[0].dtype}"
+        )
+
+
+def check_objective(values: tf.Tensor, labels: tf.Tensor) -> None:
+    """Raises ValueError for an objective that does not return a loss for each example."""
+    if not tf.is_tensor(values) or values.shape.rank != 1 or not values.shape.is_compatible_with(labels.shape):
+        received = tuple(values.shape) if tf.is_tensor(values) else type(values).__name__
+        raise ValueError(
+            f"Expected an objective that returns the loss of each example, {tuple(labels.shape)}. Received: {received}"
+        )
+
+
+def check_labels(labels: np.ndarray, num_classes: int) -> None:
+    """Raises ValueError for labels that are no integers or none of the network's classes."""
+    _check_range(labels, num_classes, "")
+
+
+def as_floats(image: tf.Tensor) -> tf.Tensor:
+    """Images of a batch, bytes or floats in [0, 1], as float32 in [0, 1]."""
+    return tf.cast(image, tf.float32) / 255.0 if image.dtype == tf.uint8 else image
 
 
 def _check_range(labels: np.ndarray, num_classes: int, where: str) -> None:

@@ -7,6 +7,7 @@ clean one only if it needs it, and chooses the mode of `BatchNorm` in each: one 
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -105,6 +106,41 @@ def mart(
     # Not `kl_divergence`: the floor under q is part of the loss.
     divergence = tf.reduce_sum(clean * (tf.nn.log_softmax(clean_logits) - tf.math.log(adv + 1e-12)), axis=-1)
     return boosted + beta * divergence * _probability_of_others(clean, labels)
+
+
+class Objective(NamedTuple):
+    """An objective, and the attack that goes with it.
+
+    Attributes:
+        function: as above.
+        attack_loss: what its attack ascends; None for no attack.
+        attack_target: what the attack moves away from, see `AdversarialModel`.
+    """
+
+    function: Callable
+    attack_loss: Callable | None = cross_entropy
+    attack_target: str = "label"
+
+
+NAMED = {
+    "adversarial_training": Objective(adversarial_training),
+    "trades": Objective(trades, kl_divergence, "clean_prediction"),
+    "mart": Objective(mart),
+    "standard": Objective(standard_training, None),
+}
+
+
+def named(objective: str | Callable) -> Objective:
+    """An `Objective` from its name, or around a function.
+
+    Raises:
+        ValueError: for an unknown name, and for what cannot be called.
+    """
+    if callable(objective):
+        return Objective(objective)
+    if objective not in NAMED:
+        raise ValueError(f"Expected an objective out of {', '.join(NAMED)}, or a function. Received: {objective!r}")
+    return NAMED[objective]
 
 
 def _check_weight(beta):

@@ -1,5 +1,6 @@
 """The paper's optimiser."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from robust_keras.engines import replicas
+from robust_keras.training import weight_decay as decayed
 
 _NOT_TAKEN = ("clipnorm", "clipvalue", "global_clipnorm", "use_ema", "loss_scale_factor", "gradient_accumulation_steps")
 
@@ -19,8 +21,8 @@ class NesterovSGD(keras.optimizers.Optimizer):
 
     `keras.optimizers.SGD` keeps the learning rate inside v, so the two part ways when the rate changes, and its weight
     decay is decoupled. Here the decay is the gradient of `weight_decay * ||w||^2 / 2` added to the loss. It covers
-    kernels and the classifier's bias, and never scale and offset of `BatchNorm`. Gradients are summed over replicas, in
-    one message between processes.
+    kernels and biases, and never scales and offsets of normalisation, nor what `exclude_from_weight_decay` names.
+    Gradients are summed over replicas, in one message between processes.
 
     Args:
         learning_rate: a float or a function of the step (int64 scalar, 0 at the first).
@@ -50,6 +52,23 @@ class NesterovSGD(keras.optimizers.Optimizer):
         self.momentum = momentum
         # Not the base class' `weight_decay`, which would be decoupled.
         self.l2 = weight_decay
+        self._undecayed: tuple[set[int], list[str]] = set(), []
+
+    def exclude_from_weight_decay(
+        self, var_list: Sequence[keras.Variable] | None = None, var_names: Sequence[str] | None = None
+    ) -> None:
+        """Names further variables that are not decayed; see `keras.optimizers.Optimizer.exclude_from_weight_decay`.
+
+        Args:
+            var_list: variables.
+            var_names: regular expressions that are searched for in variables' paths, such as 'bias'.
+
+        Raises:
+            ValueError: for an optimiser that is already built.
+        """
+        if self.built:
+            raise ValueError("Expected exclude_from_weight_decay before the optimiser is built. Received: after it")
+        self._undecayed = {id(variable) for variable in var_list or ()}, list(var_names or ())
 
     def build(self, variables: Sequence[keras.Variable]) -> None:
         """Makes the momentum of each variable."""
@@ -58,7 +77,11 @@ class NesterovSGD(keras.optimizers.Optimizer):
         super().build(variables)
         self.momentums = [self.add_variable_from_reference(variable, name="momentum") for variable in variables]
         self._optimized = list(variables)
-        self._decays = [v.path.rsplit("/", 1)[-1] not in ("scale", "offset") for v in variables]
+        undecayed, names = self._undecayed
+        self._decays = [
+            not (decayed.is_scale_or_offset(v) or id(v) in undecayed or any(re.search(name, v.path) for name in names))
+            for v in variables
+        ]
 
     def apply(
         self, grads: Sequence[tf.Tensor | None], trainable_variables: Sequence[keras.Variable] | None = None

@@ -129,7 +129,11 @@ def _compiled(network: keras.Model, learning_rate: Callable, recipe: Recipe, lay
         attack_fn, attack_target, attack_batch_norm = recipe.attack
         attack = {"attack": attack_fn, "attack_target": attack_target, "attack_batch_norm": attack_batch_norm}
     model = AdversarialModel(
-        network, objective=recipe.objective, accumulation_steps=layout.accumulation_steps, **attack
+        network,
+        objective=recipe.objective,
+        accumulation_steps=layout.accumulation_steps,
+        log_accuracy=False,  # It would cost adversarial training a pass.
+        **attack,
     )
     optimizer = NesterovSGD(
         learning_rate, momentum=recipe.optimizer.momentum, weight_decay=recipe.optimizer.weight_decay

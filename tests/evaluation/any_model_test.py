@@ -159,8 +159,16 @@ def test_photographs_that_are_no_bytes(network, tmp_path):
 
 def test_vectors_are_images_to_a_dense_network(network, labels):
     dense = keras.Sequential([keras.Input((192,)), keras.layers.Reshape((8, 8, 3)), network])
-    flat = evaluated(dense, (X.reshape(12, -1), labels))
+    flat = evaluated(dense, (X.reshape(12, -1), labels), diagnose=True)
     np.testing.assert_array_equal(flat.examples["robust"], evaluated(network, (X, labels)).examples["robust"])
+
+
+def test_replicas_share_it(mirrored, network, labels, quick, make_tiny_model, tmp_path):
+    with mirrored.scope():
+        shared = evaluated(make_tiny_model(), (BYTES, labels), workdir=tmp_path)
+    np.testing.assert_array_equal(shared.examples["robust"], quick.examples["robust"])
+    # It is the network of one device, and of its file.
+    assert evaluated(network, (BYTES, labels), workdir=tmp_path).results == shared.results
 
 
 # A folder.
@@ -243,6 +251,10 @@ def without_gradient(x):
     return tf.one_hot(tf.argmax(tf.reshape(x, (-1, 192))[:, :4], axis=-1), 4, off_value=-1.0)
 
 
+def unseeded(logits_fn, x, labels):
+    return x
+
+
 BAD = {
     "two inputs": ({"network": two_inputs()}, "one input, the images. Received: "),
     "a wider label": ({"data": (BYTES, np.eye(5)[np.zeros(12, int)])}, "the model's 4 classes. Received: rows of 5"),
@@ -284,6 +296,11 @@ BAD = {
     ),
     "another image": ({"data": (BYTES[:, :4], np.zeros(12, int))}, r"shape \(8, 8, 3\). Received: \(4, 8, 3\)"),
     "an attack": ({"attacks": "autoattack"}, "attacks out of apgd-ce, .*Received: 'autoattack'"),
+    "an attack without seeds": ({"attacks": [unseeded]}, r"\*, seeds.. Received: .*without seeds"),
+    "a loss by name": (
+        {"attacks": [functools.partial(FEW, loss_fn="ce")]},
+        "a loss_fn of apgd, a function. Received: 'ce'",
+    ),
     "an option": ({"verbose": 1}, "options out of individual, .*Received: verbose"),
     "a batch": ({"batch_size": 0}, "a batch_size that divides among 1 replicas. Received: 0"),
     "another radius": (
