@@ -103,7 +103,7 @@ def _boxes(seeds: tf.Tensor, shape: tuple[int, int], area: Sequence[float], rati
     sides = tf.sqrt(share * height * width / of_ratio), tf.sqrt(share * height * width * of_ratio)
     sides = tf.stack([tf.cast(tf.round(side), tf.int32) for side in sides], axis=-1)
     whole = tf.constant((height, width))
-    sides = tf.concat([tf.maximum(sides, 1), tf.broadcast_to(whole, (len(sides), 1, 2))], axis=1)
+    sides = tf.concat([tf.maximum(sides, 1), tf.broadcast_to(whole, (tf.shape(sides)[0], 1, 2))], axis=1)
     fits = tf.reduce_all(sides <= whole, axis=-1)
     sides = tf.gather(sides, tf.argmax(tf.cast(fits, tf.int32), axis=1), axis=1, batch_dims=1)
     free = tf.cast(whole - sides + 1, tf.float32)

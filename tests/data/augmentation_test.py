@@ -193,8 +193,10 @@ def test_a_part_depends_on_its_own_seed_alone():
     order = np.random.default_rng(1).permutation(40)[:17]
     chosen = random_resized_crop(tf.gather(originals, order), tf.gather(all_seeds, order), size=5)
     np.testing.assert_array_equal(chosen, together[order])
-    compiled = tf.function(lambda x, s: random_resized_crop(x, s, size=5))(originals, all_seeds)
-    np.testing.assert_array_equal(compiled, together)
+    # Of a batch whose size is not known when it is compiled.
+    specs = tf.TensorSpec((None, *originals.shape[1:]), tf.uint8), tf.TensorSpec((None, 2), tf.int32)
+    compiled = tf.function(lambda x, s: random_resized_crop(x, s, size=5), input_signature=specs)
+    np.testing.assert_array_equal(compiled(originals, all_seeds), together)
     assert (random_resized_crop(originals, seeds(40, step=1), size=5).numpy() != together).any((1, 2, 3)).mean() > 0.8
 
 
