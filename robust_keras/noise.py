@@ -33,8 +33,13 @@ def threefry(key: Sequence[tf.Tensor], counter: Sequence[tf.Tensor]) -> tuple[tf
     Returns:
         A pair of uint32 tensors of the broadcast shape.
     """
-    keys = (key[0], key[1], tf.bitwise.bitwise_xor(tf.bitwise.bitwise_xor(key[0], key[1]), _u32(_PARITY)))
-    x0, x1 = counter[0] + keys[0], counter[1] + keys[1]
+    rounds = _rounds_as_one_call if tf.inside_function() else _rounds
+    return rounds(*key, *counter)
+
+
+def _rounds(key_0, key_1, x0, x1):
+    keys = (key_0, key_1, tf.bitwise.bitwise_xor(tf.bitwise.bitwise_xor(key_0, key_1), _u32(_PARITY)))
+    x0, x1 = x0 + keys[0], x1 + keys[1]
     for block in range(5):
         for rotation in _ROTATIONS[block % 2]:
             x0 = x0 + x1
@@ -42,6 +47,10 @@ def threefry(key: Sequence[tf.Tensor], counter: Sequence[tf.Tensor]) -> tuple[tf
         x0 = x0 + keys[(block + 1) % 3]
         x1 = x1 + keys[(block + 2) % 3] + _u32(block + 1)
     return x0, x1
+
+
+# Some 180 operations, most of what a small attack is traced from: traced once for each shape, not at each use.
+_rounds_as_one_call = tf.function(_rounds, autograph=False)
 
 
 def example_seeds(run_seed: int, step: Any, indices: Any, copies: Any = 0) -> tf.Tensor:

@@ -72,7 +72,7 @@ def test_logits(network):
         ("Linf", "apgd-ce"),
         ("L2", "apgd-ce"),
         ("L1", "apgd-ce"),
-        ("Linf", "apgd-dlr"),
+        pytest.param("Linf", "apgd-dlr", marks=pytest.mark.slow),
         pytest.param("Linf", "apgd-t", marks=pytest.mark.slow),
         pytest.param("L2", "apgd-t", marks=pytest.mark.slow),
         pytest.param("L1", "apgd-t", marks=pytest.mark.slow),

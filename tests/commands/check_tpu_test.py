@@ -3,6 +3,7 @@
 import re
 import sys
 
+import command_line  # noqa: F401  Registers the small network.
 import keras
 import pytest
 import tensorflow as tf
@@ -91,7 +92,7 @@ def test_a_recipe_is_ready(monkeypatch, capsys):
     ("model", "operation"), [("with_Masked", "Where .*boolean_mask/Where"), ("with_OnTheHost", "EagerPyFunc")]
 )
 def test_what_is_in_the_way_is_named(monkeypatch, capsys, bad_models, model, operation):
-    bindings = params(*FAST, f"train.model = @{model}()", f"{model}.inner = @wide_resnet()")
+    bindings = params(*FAST[2:], f"train.model = @{model}()", f"{model}.inner = @small_network()")
     assert call(monkeypatch, "--gin_file=gin/quickstart.gin", *bindings) == 1
     said = capsys.readouterr()
     lines = said.err.splitlines()

@@ -1,14 +1,22 @@
-"""The commands as a user types them."""
+"""The commands as a user types them, on a small network."""
 
 import csv
+import functools
+import os
+import pathlib
+import subprocess
 import sys
 
 import pytest
 
+import gin
+from robust_keras.commands import configuration  # noqa: F401  What gin may bind.
+from tests.training.train_test import small_network
+
+ROOT = pathlib.Path(__file__).parents[2]
+SMALL = {"train.model": "@small_network()"}
 TINY = {
-    "DEPTH": "10",
-    "WIDTH": "1",
-    "ACTIVATION": "'silu'",
+    **SMALL,
     "BATCH_SIZE": "8",
     "STATISTICS_GROUP_SIZE": "4",
     "TRAIN_STEPS": "6",
@@ -23,6 +31,11 @@ TINY = {
     "train.progress": "False",
     "pgd40/pgd.num_steps": "2",
 }
+
+
+@functools.partial(gin.external_configurable, name="small_network", module="command_line")
+def _small_network():
+    return small_network
 
 
 def params(**changes):
@@ -40,6 +53,15 @@ def arguments(images, workdir, **changes):
 def call(monkeypatch, script, *args):
     monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, args)])
     script.command()
+
+
+def start(script, *args, **options):
+    """A command in a process of its own, which has the small network too."""
+    name = script.__name__.rpartition(".")[2]
+    program = f"import command_line; from robust_keras.commands import {name}; {name}.command()"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, pathlib.Path(__file__).parent)))}
+    command = [sys.executable, "-u", "-c", program, *map(str, args)]
+    return subprocess.Popen(command, env=environment, text=True, **options)
 
 
 def refused(monkeypatch, capsys, script, *args):

@@ -1,14 +1,12 @@
 """The command that makes pseudo-labelled sets, from a pool to training on what it wrote."""
 
 import json
-import pathlib
 import pickle
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
+from command_line import SMALL, call, start
 
 from robust_keras import ownership, storage
 from robust_keras.commands import pseudo_label, train
@@ -16,10 +14,8 @@ from robust_keras.data import sources
 from robust_keras.pseudo_labelling import scoring
 from robust_keras.saved_models import export
 
-ROOT = pathlib.Path(__file__).parents[2]
 SETTINGS = {
-    "DEPTH": "10",
-    "WIDTH": "1",
+    **SMALL,
     "BATCH_SIZE": "8",
     "STATISTICS_GROUP_SIZE": "4",
     "TRAIN_STEPS": "4",
@@ -58,11 +54,6 @@ def arguments(data, workdir, *extra, **changes):
     settings |= {"TEST_SET": f"'npz:{data}/test.npz'", **SETTINGS, **changes}
     flags = [f"--gin_param={name} = {value}" for name, value in settings.items()]
     return ["--gin_file=gin/pseudo_label.gin", f"--workdir={workdir}", *flags, *extra]
-
-
-def call(monkeypatch, script, *flags):
-    monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, flags)])
-    script.command()
 
 
 def contents(workdir):
@@ -149,13 +140,9 @@ def test_more_sets_of_the_same_scores(monkeypatch, capsys, data, undisturbed):
 
 def test_workers_share_the_work(monkeypatch, data, undisturbed, tmp_path):
     workers = [
-        subprocess.Popen(
-            [
-                *(sys.executable, ROOT / "scripts" / "pseudo_label.py"),
-                *arguments(
-                    data, tmp_path, f"--saved_model={data}/saved_model", f"--worker={worker}", "--num_workers=2"
-                ),
-            ]
+        start(
+            pseudo_label,
+            *arguments(data, tmp_path, f"--saved_model={data}/saved_model", f"--worker={worker}", "--num_workers=2"),
         )
         for worker in range(2)
     ]
@@ -174,7 +161,7 @@ def test_two_commands_of_one_worker_are_kept_apart(monkeypatch, capsys, data, tm
 def test_a_killed_command_continues_to_the_same_bytes(monkeypatch, data, undisturbed, tmp_path):
     # Sixty chunks instead of six, so that the signal arrives among them.
     flags = arguments(data, tmp_path, f"--saved_model={data}/saved_model", **{"label_pool.chunk_size": "5"})
-    process = subprocess.Popen([sys.executable, ROOT / "scripts" / "pseudo_label.py", *flags])
+    process = start(pseudo_label, *flags)
     deadline = time.monotonic() + 240
     while not list(tmp_path.glob("scores/chunk-*.json")) and time.monotonic() < deadline:
         time.sleep(0.002)

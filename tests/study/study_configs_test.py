@@ -31,6 +31,7 @@ CHANGES = {
 }
 
 
+@functools.lru_cache(None)
 def resolved(row, *params):
     configuration.parse(row.files, [*row.bindings, *params])
     recipe = configuration.resolve(configuration.train).recipe
@@ -48,6 +49,28 @@ def first_batch(with_extra, labelled_fraction, group_size):
     )
 
 
+def described(value):
+    """A function with its settings, to compare: equal ones that were configured apart are not equal themselves."""
+    if isinstance(value, functools.partial):
+        return value.func.__qualname__, described(value.args), described(value.keywords)
+    if isinstance(value, dict):
+        return tuple((name, described(each)) for name, each in sorted(value.items()))
+    if isinstance(value, (tuple, list)):
+        return tuple(map(described, value))
+    return value.__qualname__ if callable(value) else value
+
+
+LOSSES = {}
+
+
+def first_loss(recipe, data, batch, rate):
+    """Computed once for all configurations that agree in what it is a function of."""
+    key = described((recipe.model, recipe.objective, recipe.attack, float(rate(0)), id(batch)))
+    if key not in LOSSES:
+        LOSSES[key] = first_steps.loss(recipe, data, batch, rate)
+    return LOSSES[key]
+
+
 @functools.lru_cache(None)
 def first_step(name):
     """What the program, the schedule and the data of a configuration come to."""
@@ -60,7 +83,7 @@ def first_step(name):
     rate = functools.partial(train.optimizer.learning_rate, num_steps=paper.train_steps)
     tau = train.averaging and train.averaging.tau
     return {
-        "loss": first_steps.loss(train, data, batch, rate),
+        "loss": first_loss(train, data, batch, rate),
         "parameters": costs.num_parameters(*(paper.model.keywords[key] for key in ("depth", "width"))),
         "averages": None if tau is None else [float(averaging_decay(step, tau=tau)) for step in (0, 100, 10_000)],
         "rates": [float(rate(int(paper.train_steps * share))) for share in (0.0, 0.3, 0.6, 0.9)],
