@@ -117,17 +117,12 @@ class _Norm(NamedTuple):
 
 
 def _search(name, ascent):
-    counts = ascent.num_steps, ascent.num_restarts, ascent.eot_steps
-    if min(counts) < 1:
-        raise ValueError(
-            f"Expected num_steps, num_restarts and eot_steps >= 1. Received: {', '.join(map(str, counts))}"
-        )
+    stepwise.check_counts(num_steps=ascent.num_steps, num_restarts=ascent.num_restarts, eot_steps=ascent.eot_steps)
+    stepwise.check_counts(num_targets=ascent.num_targets)
     if ascent.shrinking_radius and ascent.threat.norm != "L1":
         raise ValueError(f"Expected the norm L1 with shrinking_radius. Received: {ascent.threat.norm}")
     if ascent.shrinking_radius and ascent.num_steps < 3:
         raise ValueError(f"Expected num_steps >= 3 with shrinking_radius. Received: {ascent.num_steps}")
-    if ascent.num_targets < 1:
-        raise ValueError(f"Expected num_targets >= 1. Received: {ascent.num_targets}")
     plan = _plan(_NORMS[ascent.threat.norm], ascent.threat.epsilon, ascent.num_steps, ascent.shrinking_radius)
 
     def first_loss_fn(logits, labels):

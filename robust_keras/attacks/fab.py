@@ -84,7 +84,8 @@ def fab(
     Raises:
         ValueError: for counts under 1, fractions outside [0, 1], eta <= 0, or a norm without a projection.
     """
-    _check(threat, (num_steps, num_restarts, num_targets), alpha_max, eta, beta)
+    stepwise.check_counts(num_steps=num_steps, num_restarts=num_restarts, num_targets=num_targets)
+    _check(threat, alpha_max, eta, beta)
 
     def num_runs(num_classes):
         return (min(num_targets, num_classes - 1) if targeted else 1) * num_restarts
@@ -100,11 +101,7 @@ def fab(
     return stepwise.Search("fab-t" if targeted else "fab", num_runs, num_steps, start, step, losses.margin)
 
 
-def _check(threat, counts, alpha_max, eta, beta):
-    if min(counts) < 1:
-        raise ValueError(
-            f"Expected num_steps, num_restarts and num_targets >= 1. Received: {', '.join(map(str, counts))}"
-        )
+def _check(threat, alpha_max, eta, beta):
     if not (0 <= alpha_max <= 1 and 0 <= beta <= 1 and eta > 0):
         raise ValueError(f"Expected alpha_max and beta in [0, 1] and eta > 0. Received: {alpha_max}, {beta} and {eta}")
     if threat.norm not in _NORMS:

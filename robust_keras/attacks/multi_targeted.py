@@ -37,11 +37,7 @@ def multi_targeted(
     Raises:
         ValueError: for counts under 1, several restarts from one start, or a step size that is not positive.
     """
-    if min(num_steps, num_restarts, num_targets) < 1:
-        raise ValueError(
-            "Expected num_steps, num_restarts and num_targets >= 1. "
-            f"Received: {num_steps}, {num_restarts}, {num_targets}"
-        )
+    stepwise.check_counts(num_steps=num_steps, num_restarts=num_restarts, num_targets=num_targets)
     step_rules.check_restarts(num_restarts, random_start)
     steps = step_rules.resolve(step_rule, step_size, threat=threat, num_steps=num_steps, default=step_rules.adam)
 

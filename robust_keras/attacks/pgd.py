@@ -76,8 +76,7 @@ def pgd(
 
 def _steps(threat, num_steps, step_size, step_rule, num_restarts, random_start, **_):
     """The rule and the sizes of steps that settings of `pgd` mean, which it checks."""
-    if num_steps < 1 or num_restarts < 1:
-        raise ValueError(f"Expected num_steps and num_restarts >= 1. Received: {num_steps}, {num_restarts}")
+    stepwise.check_counts(num_steps=num_steps, num_restarts=num_restarts)
     step_rules.check_restarts(num_restarts, random_start)
     return step_rules.resolve(step_rule, step_size, threat=threat, num_steps=num_steps)
 

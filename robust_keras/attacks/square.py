@@ -59,8 +59,7 @@ def square(
     Raises:
         ValueError: for a setting outside these ranges, a norm other than Linf, L2 and L1, or images of another rank.
     """
-    if num_queries < 1 or num_restarts < 1:
-        raise ValueError(f"Expected num_queries and num_restarts >= 1. Received: {num_queries}, {num_restarts}")
+    stepwise.check_counts(num_queries=num_queries, num_restarts=num_restarts)
     if not 0 < p_init <= 1:
         raise ValueError(f"Expected p_init in (0, 1]. Received: {p_init!r}")
     if threat.norm not in _NORMS:

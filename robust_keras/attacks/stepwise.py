@@ -13,6 +13,7 @@ An example is broken by a search when any step of any of its runs proposes a mis
 
 import functools
 import inspect
+import numbers
 import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -122,6 +123,15 @@ def attack(build: Callable[..., Search]) -> Callable:
     made.__signature__ = inspect.Signature(given + settings)
     made.search = build
     return made
+
+
+def check_counts(**counts: int) -> None:
+    """Raises ValueError for settings, by name, that are no whole numbers of at least 1."""
+    if any(isinstance(each, bool) or not isinstance(each, numbers.Integral) or each < 1 for each in counts.values()):
+        *names, last = counts
+        named = f"{', '.join(names)} and {last}" if names else last
+        received = ", ".join(map(repr, counts.values()))
+        raise ValueError(f"Expected whole numbers {named} >= 1. Received: {received}")
 
 
 def value_and_gradient(

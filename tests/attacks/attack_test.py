@@ -125,3 +125,24 @@ def test_the_attacks_of_autoattack_are_records_too(norm):
     threat = threats.threat(norm=norm, epsilon=0.1)
     names = [attack.as_attack(each).name for each in standard(threat=threat)]
     assert names == ["apgd-ce", "apgd-t", "fab-t", "square"]
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.0, 2.5, True, "3", None])
+@pytest.mark.parametrize(
+    "function, name",
+    [
+        (pgd, "num_steps"),
+        (pgd, "num_restarts"),
+        (multi_targeted, "num_targets"),
+        (apgd, "eot_steps"),
+        (apgd_targeted, "num_targets"),
+        (fab, "num_steps"),
+        (square, "num_queries"),
+    ],
+)
+def test_counts_are_whole_numbers(function, name, count):
+    settings = {"loss_fn": losses.margin, "num_steps": 2} if function is pgd else {}
+    with pytest.raises(ValueError, match=r"^Expected whole numbers [\w, ]+ >= 1\. Received: .*$") as error:
+        attack.as_attack(functools.partial(function, **{"threat": LINF, **settings, name: count}))
+    assert name in str(error.value) and repr(count) in str(error.value)
+    attack.as_attack(functools.partial(function, **{"threat": LINF, **settings, name: np.int64(1)}))

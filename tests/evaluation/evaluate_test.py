@@ -1165,3 +1165,30 @@ def test_a_model_of_other_images_is_one_line(model, reason):
     with pytest.raises(ValueError) as error:
         evaluate([attack(by=2.0)], logits_fn=model)
     assert str(error.value).startswith(reason) and "\n" not in str(error.value) and " Received: " in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "wrap, flagged",
+    [
+        (lambda logits: logits, False),
+        (lambda logits: 1e-12 * logits, True),
+        (lambda logits: tf.tanh(logits / 10), True),
+    ],
+)
+def test_an_attack_that_a_models_logits_blind_is_told(make_tiny_model, wrap, flagged):
+    """APGD-CE alone; the same network in all three, of which it breaks fewer where differences of its loss are lost."""
+    network = make_tiny_model()
+    images = np.random.default_rng(3).integers(0, 256, (64, 8, 8, 3)).astype(np.uint8)
+    labels = np.argmax(network(images / np.float32(255), training=False), -1).astype(np.int32)
+    results = evaluate(
+        [attack(apgd, num_steps=30)],
+        sources.Source("made", images, labels, 4),
+        lambda x: wrap(network(x, training=False)),
+        batch_size=64,
+        diagnose=True,
+    ).results
+    differ = results["diagnosis"]
+    assert differ["examples"] == 64 and differ["broken_by_diagnosis_alone"] >= (5 if flagged else 0)
+    assert results["warnings"] == (["diagnosis_beats_attacks"] if flagged else [])
+    said = f"warning: diagnosis_beats_attacks ({differ['broken_by_diagnosis_alone']} of 64 images)"
+    assert (said in reporting.summary(results).splitlines()) == flagged
