@@ -105,12 +105,15 @@ def open_keras(model: keras.Layer, path: str = "") -> Opened:
         else:
             given = tf.nest.map_structure(lambda _: floats, model.input)
             model = keras.models.clone_model(model, input_tensors=given, clone_function=lambda layer: layer)
-    structure = getattr(model, "input", inputs[0])  # Of a Sequential model that nobody has called there is none.
+    return Opened(functools.partial(run, model, training=False), shape, dtype, dtype.is_integer)
 
-    def call(x):
-        return model(tf.nest.map_structure(lambda _: x, structure), training=False)
 
-    return Opened(call, shape, dtype, dtype.is_integer)
+def run(model: keras.Layer, images: tf.Tensor, *, training: bool) -> Any:
+    """The outputs of a model of one input, which may stand alone or in a list or dictionary."""
+    # A Sequential model that nobody has called knows of no input in Keras 3.5.
+    is_plain = isinstance(model, keras.Sequential) or not getattr(model, "inputs", None)
+    structure = images if is_plain else tf.nest.map_structure(lambda _: images, model.input)
+    return model(structure, training=training)
 
 
 def _open_function(function: Any) -> Opened:
