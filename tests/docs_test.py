@@ -286,7 +286,7 @@ def test_python_of_the_evaluation_page_runs(tiny_model, tiny_images):
 
 def test_parts_of_ones_own_are_trained_and_attacked(tmp_path, monkeypatch):
     parts = [text for name, text in blocks("python") if name == "docs/extending.md"]
-    assert len(parts) == 6 and all(len(text.splitlines()) < 20 for text in parts)
+    assert len(parts) == 7 and all(len(text.splitlines()) < 20 for text in parts)
     (tmp_path / "own_parts.py").write_text("\n".join(parts))
     monkeypatch.chdir(tmp_path)
     bindings = {
@@ -294,6 +294,7 @@ def test_parts_of_ones_own_are_trained_and_attacked(tmp_path, monkeypatch):
         "train.objective": "@half_and_half()",
         "train.attack": "@fast_gradient()",
         "train.learning_rate": "@triangular()",
+        "train.optimizer": "@adamw()",
         "batches.augmentation": "@darken()",
         "pgd40/pgd.loss_fn": "@true_logit()",
         "fast_gradient.threat": "@threat()",

@@ -112,6 +112,7 @@ def test_the_wheel_works_in_an_empty_folder(installed, command, tmp_path):
     assert "--gin_file" in command(train, "--help")
     short = [
         "TRAIN_STEPS = 3",
+        "training/pgd.num_steps = 1",
         "train.validate_every = 3",
         "training_data.num_validation = 32",
         "pgd40/pgd.num_steps = 1",

@@ -15,13 +15,14 @@ from robust_keras.commands import bound_functions, configuration
 Function = TypeVar("Function", bound=Callable)
 
 # What the caller of a function gives it: no recipe can bind these.
-_GIVEN = {"logits_fn", "x", "x_adv", "labels", "targets", "logits", "seeds", "images", "step"}
+_GIVEN = {"learning_rate", "logits_fn", "x", "x_adv", "labels", "targets", "logits", "seeds", "images", "step"}
 _GIVEN |= {"num_classes", "mean", "std", "input_shape"}
 _own: dict[str, Callable] = {}
 
 
 def register(function: Function | None = None, *, name: str | None = None) -> Any:
-    """Lets gin bind a function of one's own: an objective, inner loss, attack, model, augmentation or schedule.
+    """Lets gin bind a function of one's own: an objective, inner loss, attack, model, augmentation, schedule or
+    optimiser.
 
     In a recipe or `--gin_param`, `@NAME()` is then the function with the settings that `NAME.setting = value` bind, as
     for the package's own; they identify a run. It may be registered again, as a cell of a notebook that runs twice

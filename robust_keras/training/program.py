@@ -11,6 +11,7 @@ import tensorflow as tf
 from robust_keras.data.training_batches import TrainingData
 from robust_keras.engines import strategies
 from robust_keras.models import weights
+from robust_keras.training import weight_decay
 from robust_keras.training.adversarial_model import AdversarialModel
 from robust_keras.training.optimizer import NesterovSGD
 from robust_keras.training.recipes import Layout, Recipe
@@ -135,9 +136,28 @@ def _compiled(network: keras.Model, learning_rate: Callable, recipe: Recipe, lay
         log_accuracy=False,  # It would cost adversarial training a pass.
         **attack,
     )
-    optimizer = NesterovSGD(
-        learning_rate, momentum=recipe.optimizer.momentum, weight_decay=recipe.optimizer.weight_decay
-    )
+    optimizer = _optimizer(learning_rate, recipe)
+    weight_decay.leave_out_scales(optimizer, network)
     optimizer.build(network.trainable_variables)
     model.compile(optimizer=optimizer, jit_compile=layout.jit_compile, steps_per_execution=layout.steps_per_execution)
     return model
+
+
+def _optimizer(learning_rate: Callable, recipe: Recipe) -> keras.optimizers.Optimizer:
+    given = recipe.optimizer
+    if given.make is None:
+        return NesterovSGD(learning_rate, momentum=given.momentum, weight_decay=given.weight_decay)
+    made = given.make(_Schedule(learning_rate))
+    if not isinstance(made, keras.optimizers.Optimizer):
+        raise ValueError(f"Expected a keras.optimizers.Optimizer from train.optimizer. Received: {made!r}")
+    return made
+
+
+class _Schedule(keras.optimizers.schedules.LearningRateSchedule):
+    """A learning rate of the step as Keras' optimisers take it."""
+
+    def __init__(self, learning_rate: Callable) -> None:
+        self.learning_rate = learning_rate
+
+    def __call__(self, step):
+        return tf.cast(self.learning_rate(tf.cast(step, tf.int64)), tf.float32)

@@ -21,17 +21,19 @@ class InnerAttack(NamedTuple):
 
 
 class Optimizer(NamedTuple):
-    """The values of Nesterov SGD, `optimizer.NesterovSGD`.
+    """Nesterov SGD with these values, `optimizer.NesterovSGD`, or another optimiser.
 
     Attributes:
         learning_rate: `(step, *, num_steps)`, one of `schedules`.
-        momentum: of the buffer.
-        weight_decay: factor of the L2 term.
+        momentum: of the buffer of Nesterov SGD.
+        weight_decay: factor of its L2 term.
+        make: `(learning_rate) -> keras.optimizers.Optimizer`, which is given a Keras schedule; None for Nesterov SGD.
     """
 
     learning_rate: Callable
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    make: Callable | None = None
 
 
 class Averaging(NamedTuple):

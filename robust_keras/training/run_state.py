@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from robust_keras.models import weights
+from robust_keras.training.optimizer import NesterovSGD
 from robust_keras.training.program import Program
 
 _RANDOM = "random/"  # What the names of states begin with from which layers draw random numbers.
@@ -62,12 +63,17 @@ class RunState(NamedTuple):
 
 
 def state_of(program: Program) -> RunState:
-    """The state of a program: its step, weights, momentum, averages, and what its layers draw random numbers from."""
+    """The state of a program: weights, the optimiser's, averages, and what layers draw random numbers from."""
     network, twin, optimizer = program.network, program.twin, program.model.optimizer
     name_of = {id(weight): name for name, weight in zip(program.names, network.weights, strict=True)}
     variables = {"step": optimizer.iterations.value}
     variables |= {f"weights/{name_of[id(w)]}": w.value for w in network.weights}
-    variables |= {f"momentum/{name_of[id(w)]}": m.value for w, m in zip(network.trainable_weights, optimizer.momentums)}
+    if isinstance(optimizer, NesterovSGD):
+        momentums = zip(network.trainable_weights, optimizer.momentums, strict=True)
+        variables |= {f"momentum/{name_of[id(weight)]}": momentum.value for weight, momentum in momentums}
+    else:
+        kept = [variable for variable in optimizer.variables if variable is not optimizer.iterations]
+        variables |= {f"optimizer/{k:03d}": variable.value for k, variable in enumerate(kept)}
     if twin is not None:
         variables |= {f"averages/{name}": w.value for name, w in zip(program.names, twin.weights, strict=True)}
     variables |= {f"{_RANDOM}{k}": state.value for k, state in enumerate(weights.random_states(network))}

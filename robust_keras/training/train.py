@@ -15,7 +15,7 @@ from robust_keras.training import inputs
 from robust_keras.training.checkpoints import Snapshots
 from robust_keras.training.metrics_log import MetricsLog
 from robust_keras.training.program import Program, build, network_of
-from robust_keras.training.recipes import Cadence, Layout, Recipe
+from robust_keras.training.recipes import Cadence, Layout, Optimizer, Recipe
 from robust_keras.training.recorder import RunRecorder
 from robust_keras.training.run_state import state_of
 
@@ -142,6 +142,12 @@ def _check_settings(recipe: Recipe, layout: Layout, cadence: Cadence) -> None:
             raise ValueError(f"Expected {name} as an integer >= 1. Received: {value!r}")
     if recipe.validation.best_by not in ("robust", "clean"):
         raise ValueError(f"Expected best_by out of robust, clean. Received: {recipe.validation.best_by!r}")
+    given = recipe.optimizer
+    if given.make is not None and given != Optimizer(given.learning_rate, make=given.make):
+        raise ValueError(
+            "Expected settings of the given optimizer itself. Received: those of Nesterov SGD, momentum "
+            f"{given.momentum} and weight_decay {given.weight_decay}"
+        )
     if recipe.dtype_policy not in DTYPE_POLICIES:
         raise ValueError(
             f"Expected a dtype_policy out of {', '.join(DTYPE_POLICIES)}. Received: {recipe.dtype_policy!r}"

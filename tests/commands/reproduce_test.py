@@ -10,6 +10,7 @@ import pytest
 
 from robust_keras import ownership
 from robust_keras.commands import evaluate, reproduce, train
+from robust_keras.evaluation import gradient_masking
 from robust_keras.study import budget, planning, throughput, trials
 from robust_keras.training import recorder
 
@@ -35,6 +36,18 @@ def params(tmp_path_factory):
     random = np.random.RandomState(0)
     np.savez(path, image=random.randint(0, 256, (64, 8, 8, 3)).astype(np.uint8), label=np.arange(64) % 4)
     return [f"{name} = {value}" for name, value in {**TINY, "DATASET": f"'npz:{path}'"}.items()]
+
+
+@pytest.fixture(autouse=True)
+def no_diagnosis(monkeypatch):
+    """Evaluations look at no gradients, which takes longer than the attacks of these tests."""
+    figures = dict.fromkeys(("logits_spread", "zero_gradients", "gradient_mismatch"), 0.0)
+    figures |= {"margin": -1.0, "margin_5_steps": 1.0, "margin_50_steps": 1.0}
+
+    def diagnose(logits_fn, x, *args, **settings):
+        return gradient_masking.Diagnosis(dict(figures), [x.numpy()])
+
+    monkeypatch.setattr(gradient_masking, "diagnose", diagnose)
 
 
 @pytest.fixture

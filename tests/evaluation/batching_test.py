@@ -328,7 +328,7 @@ def test_resumed_on_another_number_of_replicas(mirrored):
     while work.advance() is not None:
         saved.append(copied(work.save()))
     expected = run(make_work())
-    for arrays in saved[1:-1]:
+    for arrays in (saved[1], saved[len(saved) // 2], saved[-2]):
         with mirrored.scope():
             other = make(falls, scripted(num_runs=2), batch_size=4)
             other.restore(arrays)

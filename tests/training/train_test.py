@@ -205,3 +205,51 @@ def test_works_on_remote_style_paths():
         assert file.read().startswith("step,loss,learning_rate")
     with tf.io.gfile.GFile(f"{workdir}/checkpoints/step-00000001.json") as file:
         assert json.loads(file.read())["info"]["last_validation"]["step"] == 1
+
+
+# Another optimiser.
+
+
+def test_a_given_optimizer_takes_the_same_steps(tmp_path):
+    without = {"momentum": 0.0, "weight_decay": 0.0}
+    ours = tiny_run(tmp_path / "ours", **without)
+    stock = tiny_run(tmp_path / "stock", optimizer=lambda learning_rate: keras.optimizers.SGD(learning_rate))
+    for one, other in zip(stock.network.weights, ours.network.weights):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6, err_msg=one.path)
+
+
+def test_a_run_with_a_given_optimizer_continues_to_the_same_result(tmp_path, capsys):
+    def make(learning_rate):
+        return keras.optimizers.AdamW(learning_rate, weight_decay=0.1)
+
+    run = functools.partial(tiny_run, optimizer=make, learning_rate=functools.partial(schedules.cosine, base=0.01))
+    run(tmp_path / "whole")
+    snapshot = storage.read(tmp_path / "whole" / "checkpoints", 3)
+    assert len([name for name in snapshot.arrays if name.startswith("optimizer/")]) >= 2
+    storage.write(tmp_path / "again" / "checkpoints", 3, snapshot.arrays, snapshot.info)
+    capsys.readouterr()
+    run(tmp_path / "again")
+    assert capsys.readouterr().out.splitlines() == ["Resuming from step 3"]
+    ours, theirs = (storage.read(tmp_path / name / "checkpoints", NUM_STEPS).arrays for name in ("again", "whole"))
+    assert ours.keys() == theirs.keys()
+    for name, array in theirs.items():
+        np.testing.assert_array_equal(ours[name], array, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            {"optimizer": keras.optimizers.SGD, "momentum": 0.8},
+            "settings of the given optimizer itself. Received: .*0.8",
+        ),
+        (
+            {"optimizer": lambda learning_rate: None},
+            "a keras.optimizers.Optimizer from train.optimizer. Received: None",
+        ),
+    ],
+    ids=["momentum", "none"],
+)
+def test_an_optimizer_that_is_none_is_refused(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_run(tmp_path, **changes)
