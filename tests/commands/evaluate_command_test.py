@@ -345,13 +345,7 @@ def test_a_folder_of_images_that_differ_in_size(monkeypatch, capsys, network, tm
     said = capsys.readouterr().out
     assert said.count("Converting ") == 1 and "Already finished" in said
     results, examples = measured(tmp_path / "results")
-    assert results["dataset"] == {
-        "name": f"images:{tmp_path}/set",
-        "split": "test",
-        "num_examples": 12,
-        "image_size": 8,
-        "short_side": 9,
-    }
+    assert [results["dataset"][name] for name in ("num_examples", "image_size", "short_side")] == [12, 8, 9]
     assert set(examples["label"]) == {0, 1, 2, 3} and examples["adversarial"].shape == (12, 8, 8, 3)
     assert os.listdir(tmp_path / "cache") and os.listdir(tmp_path / "set") == ["val"]
     assert "short_side" in refused(monkeypatch, capsys, evaluate, *arguments, "--image_size=8")
