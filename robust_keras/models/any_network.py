@@ -90,7 +90,10 @@ def open_keras(model: keras.Layer, path: str = "") -> Opened:
     """
     if (backend := keras.config.backend()) != "tensorflow":
         raise ValueError(f"Expected Keras on TensorFlow; set KERAS_BACKEND=tensorflow. Received: Keras on {backend}")
-    inputs = getattr(model, "inputs", None)  # A subclass of Model need not know them.
+    try:
+        inputs = getattr(model, "inputs", None)  # A subclass of Model need not know them.
+    except ValueError:  # In Keras 3.5, of a Sequential model before it is called.
+        inputs = None
     if not inputs:
         return Opened(functools.partial(model, training=False), tf.TensorShape(None), tf.float32, False)
     if len(inputs) != 1:
@@ -105,7 +108,9 @@ def open_keras(model: keras.Layer, path: str = "") -> Opened:
         else:
             given = tf.nest.map_structure(lambda _: floats, model.input)
             model = keras.models.clone_model(model, input_tensors=given, clone_function=lambda layer: layer)
-    structure = getattr(model, "input", inputs[0])  # Of a Sequential model that nobody has called there is none.
+    structure = inputs[0]
+    if not isinstance(model, keras.Sequential):  # Which knows of none before it is called.
+        structure = getattr(model, "input", structure)
 
     def call(x):
         return model(tf.nest.map_structure(lambda _: x, structure), training=False)
