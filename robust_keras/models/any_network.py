@@ -90,7 +90,7 @@ def open_keras(model: keras.Layer, path: str = "") -> Opened:
     """
     if (backend := keras.config.backend()) != "tensorflow":
         raise ValueError(f"Expected Keras on TensorFlow; set KERAS_BACKEND=tensorflow. Received: Keras on {backend}")
-    inputs = getattr(model, "inputs", None)  # A subclass of Model need not know them.
+    inputs = known_inputs(model)
     if not inputs:
         return Opened(functools.partial(model, training=False), tf.TensorShape(None), tf.float32, False)
     if len(inputs) != 1:
@@ -105,12 +105,23 @@ def open_keras(model: keras.Layer, path: str = "") -> Opened:
         else:
             given = tf.nest.map_structure(lambda _: floats, model.input)
             model = keras.models.clone_model(model, input_tensors=given, clone_function=lambda layer: layer)
-    structure = getattr(model, "input", inputs[0])  # Of a Sequential model that nobody has called there is none.
+    return Opened(functools.partial(run, model, training=False), shape, dtype, dtype.is_integer)
 
-    def call(x):
-        return model(tf.nest.map_structure(lambda _: x, structure), training=False)
 
-    return Opened(call, shape, dtype, dtype.is_integer)
+def known_inputs(model: keras.Layer) -> Sequence[Any]:
+    """The symbolic inputs of a model that knows them: not one that is built by its first call, or a subclass."""
+    try:
+        return getattr(model, "inputs", None) or ()
+    except ValueError:  # Of a Sequential model in Keras 3.5.
+        return ()
+
+
+def run(model: keras.Layer, images: tf.Tensor, *, training: bool) -> Any:
+    """The outputs of a model of one input, which may stand alone or in a list or dictionary."""
+    # A Sequential model that nobody has called knows of no input in Keras 3.5.
+    is_plain = isinstance(model, keras.Sequential) or not known_inputs(model)
+    structure = images if is_plain else tf.nest.map_structure(lambda _: images, model.input)
+    return model(structure, training=training)
 
 
 def _open_function(function: Any) -> Opened:

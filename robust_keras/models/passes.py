@@ -168,7 +168,7 @@ def logits_of(
     network: keras.Model, bounds: tuple[float, float], from_logits: bool, images: tf.Tensor, *, training: bool
 ) -> tf.Tensor:
     """The float32 logits of images in [0, 1], as `any_network.as_logits_fn` has them, with `training` passed on."""
-    outputs = any_network.logits_of(network(pixel_bounds.from_unit(images, bounds), training=training))
+    outputs = any_network.logits_of(any_network.run(network, pixel_bounds.from_unit(images, bounds), training=training))
     return outputs if from_logits else any_network.log_probabilities(outputs)
 
 

@@ -10,6 +10,7 @@ import tensorflow as tf
 from robust_keras import losses
 from robust_keras.data import sources
 from robust_keras.data.training_batches import TrainingData
+from robust_keras.models import any_network
 
 _NAMES = ("image", "label", "targets", "seeds", "is_labelled")
 
@@ -75,7 +76,8 @@ def check_network(network: Any) -> None:
     """
     if not isinstance(network, keras.Model):
         raise ValueError(f"Expected a keras.Model, from images to logits. Received: {type(network).__name__}")
-    inputs, outputs = (getattr(network, name, None) or () for name in ("inputs", "outputs"))
+    inputs = any_network.known_inputs(network)
+    outputs = network.outputs if inputs else ()
     if len(inputs) > 1 or len(outputs) > 1:
         raise ValueError(
             "Expected a network with one input, the images, and one output, the logits. Received: "

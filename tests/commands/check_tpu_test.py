@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 import gin
-from robust_keras.commands import check_tpu, configuration
+from robust_keras.commands import bound_functions, check_tpu, configuration
 from robust_keras.models import wide_resnet
 from robust_keras.training import objectives
 
@@ -44,7 +44,7 @@ def _network_with(layer):
 @pytest.fixture(scope="module")
 def bad_models():
     for layer in (Masked, OnTheHost):
-        network = configuration._partial(_network_with(layer))
+        network = bound_functions.partial(_network_with(layer))
         with gin.unlock_config():  # Another test may have used it.
             gin.external_configurable(network, f"with_{layer.__name__}", module="check_tpu_test")
 
@@ -55,7 +55,7 @@ def own_objective():
         return objectives.adversarial_training(logits_fn, x, x_adv, labels, targets)
 
     with gin.unlock_config():
-        gin.external_configurable(configuration._partial(own), "own", module="check_tpu_test")
+        gin.external_configurable(bound_functions.partial(own), "own", module="check_tpu_test")
 
 
 def call(monkeypatch, *args):

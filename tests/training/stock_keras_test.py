@@ -12,7 +12,7 @@ import tensorflow as tf
 from robust_keras.training.adversarial_model import AdversarialModel
 from robust_keras.training.optimizer import NesterovSGD
 from robust_keras.training.weight_averaging import WeightAveraging, averaging_decay
-from tests.training.any_network_test import BATCH, NUM_CLASSES, SHAPE, WithDropout, assert_same_bits, images, small
+from tests.training.any_keras_model_test import BATCH, NUM_CLASSES, SHAPE, WithDropout, assert_same_bits, images, small
 
 pytestmark = pytest.mark.oldest
 
@@ -190,7 +190,7 @@ def test_a_saved_network_of_stock_layers_needs_no_package(tmp_path):
     model = compiled()
     model.fit(X, LABELS, batch_size=BATCH, verbose=0)
     model.save(tmp_path / "model.keras")
-    model.export(tmp_path / "exported", verbose=False)
+    model.export(tmp_path / "exported")
     x = X / np.float32(255)
     np.save(tmp_path / "x.npy", x)
     paths = [str(tmp_path / name) for name in ("x.npy", "model.keras", "y.npy")]

@@ -66,6 +66,8 @@ def load_tfds(
         ValueError: as `tfds_sets.find`, and for images that cannot be read.
     """
     found = tfds_sets.find(name, split, folder, any_size=image_shape is not None)
+    if found.image_shape == image_shape:
+        image_shape = None
     if image_shape is None and found.num_images * math.prod(found.image_shape) <= IN_MEMORY_BYTES:
         return *tfds_sets.read(found), found.num_classes
     shape = image_shape or found.image_shape

@@ -25,8 +25,8 @@ def load(
             'images:FOLDER', see `pictures.part_of` and `pictures.list_folder`.
         split: 'train', 'test', or 'validation' of sets that have it.
         folder: where TFDS sets are, and what is not found as it is.
-        side: height and width of the squares, in colour, that images of any size are resized to, and that raw bytes
-            are; None where images are of one shape.
+        side: height and width of the squares, in colour, that images of any size are resized to, and that raw bytes,
+            digits and arrays are; None where images are of one shape.
         cache_dir: a local folder for what has to be converted, or None for beside the data.
 
     Returns:
@@ -41,16 +41,19 @@ def load(
     kind, _, path = str(name).partition(":")
     if split not in ("train", "test") and (split != "validation" or kind in ("digits", "npz", "tfrecord")):
         raise ValueError(f"Expected the split 'train' or 'test'. Received: {split!r}")
-    if side is not None and kind in ("digits", "npz"):
-        raise ValueError(f"Expected no image_size for {name!r}, whose images are of one shape. Received: {side}")
     image_shape = None if side is None else (side, side, 3)
+    images: Any
+    labels: Any
     if name == "digits":
-        return *digits.load(split), digits.NUM_CLASSES
+        images, labels = digits.load(split)
+        _check_shape(name, images, image_shape)
+        return images, labels, digits.NUM_CLASSES
     if kind == "images" and path:
         path = find_file(name, path, folder, tf.io.gfile.isdir, "folder")
         return _folder(path, split, image_shape, cache_dir)
     if kind == "npz" and path:
         images, labels = formats.load_npz(find_file(name, path, folder), cache_dir)
+        _check_shape(name, images, image_shape)
     elif kind == "tfrecord" and path:
         path = find_file(name, path, folder, tfrecords.list_files)
         images, labels = formats.tfrecord(path, **_any(image_shape, cache_dir))
@@ -67,6 +70,14 @@ def _folder(path: str, split: str, image_shape: tuple | None, cache_dir: str | N
     images, labels = formats.images(part, classes=classes, **_any(image_shape, cache_dir))
     order = np.random.RandomState(0).permutation(len(images))
     return views.Selected(images, order), np.asarray(labels)[order], len(classes)
+
+
+def _check_shape(name: str, images: Any, image_shape: tuple | None) -> None:
+    if image_shape is not None and images.shape[1:] != image_shape:
+        raise ValueError(
+            f"Expected an image_size that {name!r} has, whose images, {images.shape[1:]}, are not resized. "
+            f"Received: {image_shape[0]}"
+        )
 
 
 def _any(image_shape: tuple | None, cache_dir: str | None) -> dict[str, Any]:

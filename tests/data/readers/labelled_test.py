@@ -1,5 +1,6 @@
 """Labelled sets on disk: folders, records, large npz files and sets of TFDS, of images that may differ in size."""
 
+import itertools
 import json
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from robust_keras.data import sources
-from robust_keras.data.readers import formats, mapped, pictures, views
+from robust_keras.data.readers import formats, mapped, pictures, shards, views
 from robust_keras.evaluation import examples
 
 _SIDE = 8
@@ -182,8 +183,16 @@ def test_short_side(folder):
     np.testing.assert_array_equal(np.asarray(middle.images), np.asarray(whole.images)[:, 1:7, 1:7])
     for options in ({"short_side": 8}, {"image_size": 9, "short_side": 8}, {"image_size": 0}, {"image_size": 8.0}):
         refused("image_size", f"images:{folder}", **options)
-    for name in ("digits", "npz:file"):
-        refused(f"no image_size for '{name}'", name, image_size=8)
+
+
+def test_sets_of_one_shape_may_have_an_image_size_that_is_theirs(tmp_path):
+    """So that extra data can be resized to it."""
+    np.savez(tmp_path / "set.npz", image=np.zeros((4, 8, 8, 3), np.uint8), label=np.arange(4))
+    for name, size in (("digits", 32), (f"npz:{tmp_path}/set.npz", 8)):
+        assert type(load(name, image_size=size).images) is np.ndarray
+        refused(
+            rf"an image_size that '{name}' has, .*\({size}, {size}, 3\), are not resized. .*: 9", name, image_size=9
+        )
 
 
 def test_an_evaluation_reads_the_first_images_alone(folder, monkeypatch):
@@ -196,6 +205,43 @@ def test_an_evaluation_reads_the_first_images_alone(folder, monkeypatch):
     images, labels = examples.first(source, 4)
     assert [len(index) for index in read] == [4] and len(labels) == 4
     np.testing.assert_array_equal(images, np.asarray(source.images)[:4])
+
+
+def interrupted(monkeypatch, *args, **options):
+    """A conversion that ends after its third block."""
+
+    def first_three(write=shards._write):
+        def call(folder, shape, counts, blocks, source, total):
+            def some():
+                yield from itertools.islice(blocks, 3)
+                raise KeyboardInterrupt
+
+            return write(folder, shape, counts, some(), source, total)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "_write", first_three())
+        with pytest.raises(KeyboardInterrupt):
+            load(*args, **options)
+
+
+@pytest.mark.parametrize("kind", ["folder", "records", "tfds"])
+def test_a_conversion_goes_on(folder, tmp_path, monkeypatch, capsys, kind):
+    monkeypatch.setattr(shards, "SHARD_BYTES", 2 * 192)
+    monkeypatch.setattr(pictures, "BLOCK", 1)
+    numbers = [k for each in _TRAIN.values() for k in each]
+    write_records(tmp_path / "records", [sized(k) for k in numbers], numbers)
+    prepared_imagenette(tmp_path, "train", [encoded(k, 9 + k, 10, kind="jpeg") for k in numbers], numbers)
+    name = {"folder": f"images:{folder}", "records": f"tfrecord:{tmp_path}/records", "tfds": _IMAGENETTE}[kind]
+    options = {"image_size": 8, "data_dir": str(tmp_path)}
+    interrupted(monkeypatch, name, **options)
+    capsys.readouterr()
+    found = load(name, **options)
+    assert "after 2 images" in capsys.readouterr().out
+    undisturbed = load(name, **options, cache_dir=str(tmp_path / "cache"))
+    np.testing.assert_array_equal(found.images, undisturbed.images)
+    np.testing.assert_array_equal(found.labels, undisturbed.labels)
 
 
 # Records.
@@ -272,37 +318,32 @@ def test_channel_statistics_of_a_large_set_look_at_some_images(monkeypatch):
 # TensorFlow Datasets.
 
 
-def prepared(folder, name, version, split, images, labels):
-    """A prepared copy of a set, in two files."""
+_IMAGENETTE = "imagenette/320px-v2"
+
+
+def prepared_imagenette(data_dir, split, images, labels):
+    """A prepared copy, in two files."""
+    folder = data_dir / _IMAGENETTE / "1.0.0"
     folder.mkdir(parents=True, exist_ok=True)
     half = len(images) // 2
     for shard, part in enumerate((slice(0, half), slice(half, None))):
-        stem = f"{name}-{split}.tfrecord-{shard:05d}-of-00002"
-        write_records(folder / stem, images[part], labels[part])
+        write_records(folder / f"imagenette-{split}.tfrecord-{shard:05d}-of-00002", images[part], labels[part])
     info = folder / "dataset_info.json"
     before = json.loads(info.read_text())["splits"] if info.exists() else []
     lengths = [str(half), str(len(images) - half)]
     template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
     new = {"name": split, "numBytes": "1", "shardLengths": lengths, "filepathTemplate": template}
-    config = {"configName": folder.parent.name} if folder.parent.name != name else {}
-    text = {"name": name, "version": version, "fileFormat": "tfrecord", "splits": [*before, new], **config}
-    info.write_text(json.dumps(text))
+    text = {"name": "imagenette", "version": "1.0.0", "fileFormat": "tfrecord", "splits": [*before, new]}
+    info.write_text(json.dumps({**text, "configName": "320px-v2"}))
 
 
 def test_a_tfds_set_of_images_that_differ_in_size(tmp_path, capsys):
     pytest.importorskip("tensorflow_datasets")
-    copy = tmp_path / "imagenette" / "320px-v2" / "1.0.0"
     numbers = list(range(12))
-    prepared(
-        copy,
-        "imagenette",
-        "1.0.0",
-        "train",
-        [encoded(k, 9 + k, 20 - k, kind="jpeg") for k in numbers],
-        [k % 10 for k in numbers],
-    )
-    prepared(copy, "imagenette", "1.0.0", "validation", [encoded(k, 9, 8, kind="jpeg") for k in (3, 9)], [3, 9])
-    name, data_dir = "imagenette/320px-v2", str(tmp_path)
+    images = [encoded(k, 9 + k, 20 - k, kind="jpeg") for k in numbers]
+    prepared_imagenette(tmp_path, "train", images, [k % 10 for k in numbers])
+    prepared_imagenette(tmp_path, "validation", [encoded(k, 9, 8, kind="jpeg") for k in (3, 9)], [3, 9])
+    name, data_dir = _IMAGENETTE, str(tmp_path)
     refused("image_size to which they are resized. Received: .*None, None, 3", name, data_dir=data_dir)
     for split in ("test", "validation"):
         source = load(name, split, data_dir=data_dir, image_size=8)

@@ -235,6 +235,23 @@ def test_a_network_of_bytes_gives_the_same_bits_for_bytes_and_floats_and_nearly_
         np.testing.assert_allclose(weight, other, atol=1e-5)
 
 
+def named_input():
+    image = keras.Input(SHAPE, name="image")
+    return keras.Model({"image": image}, {"logits": small()(image)})
+
+
+def not_built():
+    keras.utils.set_random_seed(0)
+    return keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(NUM_CLASSES)])
+
+
+@pytest.mark.parametrize("make", [named_input, not_built])
+def test_networks_of_other_forms(make):
+    weights, history = weights_after(*images(), network := make(), epochs=2)
+    assert history["loss"][1] < history["loss"][0]
+    assert len(weights) == len(network.weights)
+
+
 def test_order_and_noise_depend_on_the_seed_alone():
     x, labels = images()
     first, second = (weights_after(x, labels, epochs=2)[0] for _ in range(2))
