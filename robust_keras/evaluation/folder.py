@@ -57,7 +57,7 @@ def finished(
         folder: a `Folder`.
         subject: what is evaluated: `model`, `dataset` and so on, as results.json has them. A model is the same one
             wherever it is, so that its `path` may differ, and so are images under another `name`, such as that of a
-            file that was moved, where the folder says what their digest is; those of older versions do not.
+            file that was moved, where the folder says what their digest is; results of older versions do not.
         writes: whether this process writes.
         digest: of the images and labels, where it is not in the subject; they are loaded if it is needed.
 
@@ -65,8 +65,8 @@ def finished(
         ValueError: for a folder of another evaluation, or with files that hold none.
     """
     results = storage.read_object(folder.results)
-    for path in (folder.results, folder.subject):
-        _claim(path, subject, writes=False, digest=digest)
+    _claim(folder.results, subject, writes=False, digest=digest)
+    _claim(folder.subject, subject, writes=False, digest=digest, state=folder.state)
     if results is None:
         return None
     report.read_results([folder.workdir])  # They are whole.
@@ -77,7 +77,7 @@ def finished(
 
 def begin(folder: Folder, subject: dict[str, Any], *, writes: bool = True) -> None:
     """Says in the folder what is evaluated; arguments and errors as of `finished`."""
-    _claim(folder.subject, subject, writes=writes)
+    _claim(folder.subject, subject, writes=writes, state=folder.state)
 
 
 def finish(folder: Folder, results: dict[str, Any], examples: dict[str, np.ndarray]) -> None:
@@ -103,8 +103,15 @@ def plan_of(results: dict[str, Any]) -> dict[str, Any]:
     return {"attacks": attacks, **{name: results[name] for name in ("norm", "epsilon", "seed")}}
 
 
-def _claim(path: str, subject: dict[str, Any], *, writes: bool, digest: Callable[[], str] | None = None) -> None:
-    """Claims a file that says, among other things, what is evaluated."""
+def _claim(
+    path: str,
+    subject: dict[str, Any],
+    *,
+    writes: bool,
+    digest: Callable[[], str] | None = None,
+    state: str | None = None,
+) -> None:
+    """Claims a file that says, among other things, what is evaluated; an older one has the digest in its `state`."""
 
     def parse(text):
         saved = storage.as_object(json.loads(text), path)
@@ -112,19 +119,18 @@ def _claim(path: str, subject: dict[str, Any], *, writes: bool, digest: Callable
         objects = {name: storage.as_object(saved[name], path) for name in ("model", "dataset")}
         return {**{name: saved[name] for name in subject if name != "plan"}, **objects, **plan}
 
-    compare = functools.partial(_differences, digest=digest)
+    compare = functools.partial(_differences, digest=digest, state=state)
     ownership.claim(path, subject, what="this evaluation", writes=writes, parse=parse, compare=compare)
 
 
-def _differences(saved: dict[str, Any], given: dict[str, Any], *, digest: Callable[[], str] | None) -> list[str]:
+def _differences(
+    saved: dict[str, Any], given: dict[str, Any], *, digest: Callable[[], str] | None, state: str | None
+) -> list[str]:
     """What differs, wherever the model is, and whatever the name of the same images is."""
     was, now = saved["dataset"], given["dataset"]
-    if (
-        was.get("sha256")
-        and was.get("name") != now["name"]
-        and was["sha256"] == (now.get("sha256") or (digest and digest()))
-    ):
-        was = {**was, "name": now["name"]}
+    if was.get("name") != now["name"] and (before := was.get("sha256") or _images_of(state)):
+        if before == (now.get("sha256") or (digest and digest())):
+            was = {**was, "name": now["name"]}
     if not (was.get("sha256") and now.get("sha256")):  # One of them does not say.
         was, now = ({**each, "sha256": None} for each in (was, now))
 
@@ -132,3 +138,10 @@ def _differences(saved: dict[str, Any], given: dict[str, Any], *, digest: Callab
         return {**identity, "model": {**identity["model"], "path": None}}
 
     return ownership.differences({**saved, "dataset": was}, {**given, "dataset": now}, complete=complete)
+
+
+def _images_of(state: str | None) -> str | None:
+    """The digest of the images that an interrupted evaluation's state is of."""
+    newest = storage.read_newest(state) if state else None
+    identity = newest.info.get("identity") if newest else None
+    return identity.get("images") if isinstance(identity, dict) else None

@@ -85,7 +85,10 @@ def network_of_run(workdir: str, weights: str = "best") -> tuple[keras.Model, di
     snapshot = storage.read_newest(posixpath.join(workdir, folder))
     if snapshot is None or not any(name.startswith(prefix) for name in snapshot.arrays):
         raise ValueError(f"Expected a run that has {weights} weights. Received: {workdir}")
-    description = dict(snapshot.info["description"])
+    description = snapshot.info.get("description")
+    if not isinstance(description, dict) or "architecture" not in description:
+        raise ValueError(f"Expected the weights of a run in {posixpath.join(workdir, folder)}. Received: others")
+    description = dict(description)
     try:
         network = keras.models.model_from_json(
             description.pop("architecture"), custom_objects=keras_classes.custom_objects()

@@ -246,6 +246,21 @@ def test_images_are_the_same_wherever_they_are(monkeypatch, capsys, network, tmp
     call(monkeypatch, evaluate, *with_images(arguments, moved))
 
 
+def test_images_of_an_older_versions_state_are_the_same_wherever_they_are(monkeypatch, capsys, network, tmp_path):
+    workdir, moved, other = tmp_path / "run", tmp_path / "moved.npz", tmp_path / "other.npz"
+    shutil.copy(network / "images.npz", moved)
+    with np.load(moved) as arrays:
+        np.savez(other, image=arrays["image"], label=arrays["label"][::-1])
+    arguments = quick_evaluation_of(network, workdir)
+    interrupt(monkeypatch, arguments, 2)
+    subject = json.loads((workdir / "state" / "subject.json").read_text())
+    del subject["dataset"]["sha256"]
+    (workdir / "state" / "subject.json").write_text(json.dumps(subject))
+    assert f"not npz:{other}" in refused(monkeypatch, capsys, evaluate, *with_images(arguments, other))
+    call(monkeypatch, evaluate, *with_images(arguments, moved))
+    assert "Resuming from attack 1 of 1" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "config, said",
     [

@@ -66,3 +66,14 @@ def test_recipes_and_their_data_are_given_by_the_same_flags(name):
         command.define_flags(values)
         said.add((repr(values[name].default), values[name].help.partition(";")[2]))
     assert len(said) == 1
+
+
+@pytest.mark.parametrize("given", ["0", "0,1,2", "nan,1", "0,inf", "0,1_0", "a,b"])
+def test_an_input_range_is_two_numbers(given):
+    values = flags.FlagValues()
+    launcher.define_reading(values)
+    values(["any", f"--input_range={given}"])
+    with pytest.raises(ValueError, match=r"^Expected .*--input_range.* Received: "):
+        launcher.reading(values)
+    values(["any", "--input_range=-1,0.5"])
+    assert launcher.reading(values)["input_range"] == [-1.0, 0.5]

@@ -24,8 +24,8 @@ ROOT = pathlib.Path(__file__).parents[2]
 NUM_STEPS = 20
 
 
-def start(workdir, *, num_devices=1, strategy="one", worker=None, cluster=(), **changes):
-    """Starts this file as a program."""
+def start(workdir, *, num_devices=1, strategy="one", worker=None, cluster=(), trains_alone=False, **changes):
+    """Starts this file as a program, which also looks at its inputs and evaluates unless it `trains_alone`."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_ENABLE_ONEDNN_OPTS": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
     environment |= {"TF_NUM_INTRAOP_THREADS": "1"}
     environment.pop("TF_CONFIG", None)
@@ -33,6 +33,7 @@ def start(workdir, *, num_devices=1, strategy="one", worker=None, cluster=(), **
         task = {"type": "worker", "index": worker}
         environment["TF_CONFIG"] = json.dumps({"cluster": {"worker": cluster}, "task": task})
     arguments = {"workdir": str(workdir), "num_devices": num_devices, "strategy": strategy, "changes": changes}
+    arguments["trains_alone"] = trains_alone
     with open(f"{workdir}.{worker or 0}.log", "ab") as log:
         return subprocess.Popen(
             [sys.executable, __file__, json.dumps(arguments)], env=environment, stdout=log, stderr=subprocess.STDOUT
@@ -54,13 +55,13 @@ def finish(workdir, *processes):
 
 
 def result(workdir):
-    """Losses, the digest of what the replicas were given, and the last snapshot's arrays."""
+    """Losses and the last snapshot's arrays."""
     snapshot = storage.read(workdir / "checkpoints", NUM_STEPS)
     rows = snapshot.info["rows"]
     assert [row["step"] for row in rows] == list(range(1, NUM_STEPS + 1))
     with open(workdir / "metrics.csv") as file:  # One process wrote it.
         assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(1, NUM_STEPS + 1))
-    return [row["loss"] for row in rows], pathlib.Path(f"{workdir}.digest").read_text(), snapshot.arrays
+    return [row["loss"] for row in rows], snapshot.arrays
 
 
 @pytest.fixture(scope="module")
@@ -88,13 +89,13 @@ def runs(tmp_path_factory):
 
 @pytest.mark.parametrize("layout", range(1, 5))
 def test_every_layout_is_the_same_run(runs, layout):
-    losses, digest, arrays = result(runs["one"])
-    ours = result(list(runs.values())[layout])
-    assert ours[1] == digest
-    np.testing.assert_allclose(ours[0], losses, rtol=1e-5)
-    assert ours[2].keys() == arrays.keys()
+    one, ours = runs["one"], list(runs.values())[layout]
+    assert pathlib.Path(f"{ours}.digest").read_text() == pathlib.Path(f"{one}.digest").read_text()
+    (losses, arrays), (our_losses, our_arrays) = result(one), result(ours)
+    np.testing.assert_allclose(our_losses, losses, rtol=1e-5)
+    assert our_arrays.keys() == arrays.keys()
     for name, array in arrays.items():
-        np.testing.assert_allclose(ours[2][name], array, atol=2e-4, err_msg=name)
+        np.testing.assert_allclose(our_arrays[name], array, atol=2e-4, err_msg=name)
 
 
 def test_validations_do_not_depend_on_the_layout(runs):
@@ -121,82 +122,100 @@ def test_a_run_that_changes_layout_at_restarts_keeps_to_the_curve(runs, tmp_path
         snapshot = storage.read(moved / "checkpoints", stop)
         moved = tmp_path / f"from {stop}"
         storage.write(moved / "checkpoints", stop, snapshot.arrays, snapshot.info)
-        finish(moved, start(moved, num_devices=num_devices, strategy="mirrored"))
+        finish(moved, start(moved, num_devices=num_devices, strategy="mirrored", trains_alone=True))
     np.testing.assert_allclose(result(moved)[0], result(runs["one"])[0], rtol=1e-5)
 
 
 def test_a_killed_worker_costs_no_more_than_a_restart(runs, tmp_path):
     workdir = tmp_path / "killed"
-    processes = start_workers(workdir)
+    processes = start_workers(workdir, trains_alone=True)
     deadline = time.monotonic() + 300
     while storage.steps(workdir / "checkpoints")[:1] != [5]:
         assert time.monotonic() < deadline and processes[1].poll() is None
         time.sleep(0.05)
     processes[1].send_signal(signal.SIGKILL)
     assert processes[0].wait(timeout=120) != 0
-    finish(workdir, *start_workers(workdir))
+    finish(workdir, *start_workers(workdir, trains_alone=True))
     assert "Resuming from step" in pathlib.Path(f"{workdir}.0.log").read_text()
     ours, theirs = result(workdir), result(runs["two processes"])
     assert ours[0] == theirs[0]
-    for name, array in theirs[2].items():
-        np.testing.assert_array_equal(ours[2][name], array, err_msg=name)
+    for name, array in theirs[1].items():
+        np.testing.assert_array_equal(ours[1][name], array, err_msg=name)
 
 
-def main(*, workdir, num_devices, strategy, changes):
+def main(*, workdir, num_devices, strategy, changes, trains_alone):
     """One process of a run."""
     import tensorflow as tf
 
-    from robust_keras import noise, threats
-    from robust_keras.attacks.apgd import apgd
-    from robust_keras.data import training_batches
-    from robust_keras.engines import replicas, strategies
-    from robust_keras.evaluation import evaluate
-    from tests.training import train_test as training_test
-
     devices = [tf.config.LogicalDeviceConfiguration()] * num_devices
     tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], devices)
+
+    from robust_keras.data import training_batches
+    from robust_keras.engines import strategies
+    from tests.training import train_test as training_test
+
     batches = functools.partial(training_batches.batches, batch_size=16, group_size=4)
     with strategies.strategy(strategy).scope():
-        # What the replicas are given, before the run, which stays as it is.
-        seen = hashlib.sha256()
-
-        def inputs(image, label, seeds):
-            attack_seeds = noise.fold_in(seeds, noise.ATTACK)
-            return image, label, seeds, noise.uniform(attack_seeds, (8, 8, 3)), noise.normal(attack_seeds, (8, 8, 3))
-
-        look = replicas.over_replicas(inputs)
-        hosts = {"num_hosts": replicas.num_processes(), "host": replicas.process_index()}
-        share = batches(training_test.tiny_data(), seed=0, num_steps=NUM_STEPS, **hosts)
-        whole = batches(training_test.tiny_data(), seed=0, num_steps=NUM_STEPS)
-        for mine, batch in zip(share, whole):
-            size = len(mine["seeds"])
-            first = replicas.process_index() * size
-            np.testing.assert_array_equal(mine["seeds"], batch["seeds"][first : first + size])
-            for values in look(batch["image"], batch["label"], batch["seeds"]):
-                seen.update(values.numpy().tobytes())
-        if replicas.process_index() == 0:
-            pathlib.Path(f"{workdir}.digest").write_text(seen.hexdigest())
+        if not trains_alone:  # Before the run, which stays as it is.
+            look_at_inputs(workdir, batches)
     cadences = {"validate_every": 10, "checkpoint_every": 5, "num_checkpoints": 4, "validation_batch_size": 8}
     trained = training_test.tiny_run(
         workdir, train_steps=NUM_STEPS, batches=batches, strategy=strategy, **cadences, **changes
     )
+    with strategies.strategy(strategy).scope():
+        if not trains_alone:
+            evaluate(workdir, trained)
+
+
+def look_at_inputs(workdir, batches):
+    """Leaves the digest of what the replicas are given."""
+    from robust_keras import noise
+    from robust_keras.engines import replicas
+    from tests.training import train_test as training_test
+
+    def inputs(image, label, seeds):
+        attack_seeds = noise.fold_in(seeds, noise.ATTACK)
+        return image, label, seeds, noise.uniform(attack_seeds, (8, 8, 3)), noise.normal(attack_seeds, (8, 8, 3))
+
+    seen, look = hashlib.sha256(), replicas.over_replicas(inputs)
+    hosts = {"num_hosts": replicas.num_processes(), "host": replicas.process_index()}
+    share = batches(training_test.tiny_data(), seed=0, num_steps=NUM_STEPS, **hosts)
+    whole = batches(training_test.tiny_data(), seed=0, num_steps=NUM_STEPS)
+    for mine, batch in zip(share, whole):
+        size = len(mine["seeds"])
+        first = replicas.process_index() * size
+        np.testing.assert_array_equal(mine["seeds"], batch["seeds"][first : first + size])
+        for values in look(batch["image"], batch["label"], batch["seeds"]):
+            seen.update(values.numpy().tobytes())
+    if replicas.process_index() == 0:
+        pathlib.Path(f"{workdir}.digest").write_text(seen.hexdigest())
+
+
+def evaluate(workdir, trained):
+    """Leaves the verdicts of an evaluation."""
+    from robust_keras import threats
+    from robust_keras.attacks.apgd import apgd
+    from robust_keras.engines import replicas
+    from robust_keras.evaluation import evaluate
+    from tests.training import train_test as training_test
+
     source = training_test.tiny_data().labelled
     labels = np.where(np.arange(len(source.labels)) < 8, (source.labels + 1) % 4, source.labels)
-    with strategies.strategy(strategy).scope():
-        threat = threats.threat(norm="L2", epsilon="160/255")
-        found = evaluate.evaluate(
-            lambda x: trained.network(x, training=False),
-            source._replace(labels=labels),
-            attacks=[functools.partial(apgd, threat=threat, num_steps=20)],
-            threat=threat,
-            batch_size=8,
-            save_directory=f"{workdir}.evaluation",
-            save_every=0.0,
-            allow_chance=True,
-            progress=False,
-        )
-        if replicas.process_index() == 0:
-            np.save(f"{workdir}.verdicts.npy", found.examples["broken_by"])
+    threat = threats.threat(norm="L2", epsilon="160/255")
+    found = evaluate.evaluate(
+        lambda x: trained.network(x, training=False),
+        source._replace(labels=labels),
+        attacks=[functools.partial(apgd, threat=threat, num_steps=20)],
+        threat=threat,
+        batch_size=8,
+        save_directory=f"{workdir}.evaluation",
+        save_every=0.0,
+        allow_chance=True,
+        diagnose=False,  # `evaluate_test` has it on two replicas.
+        progress=False,
+    )
+    if replicas.process_index() == 0:
+        np.save(f"{workdir}.verdicts.npy", found.examples["broken_by"])
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from robust_keras.data import sources
 from robust_keras.evaluation import any_model, batching, data_forms, report
 from robust_keras.saved_models import export
 
+pytestmark = pytest.mark.oldest
+
 BYTES = np.random.RandomState(1).randint(0, 256, (12, 8, 8, 3)).astype(np.uint8)
 X = BYTES / np.float32(255)
 FEW = functools.partial(rk.attacks.apgd, num_steps=6)

@@ -7,6 +7,8 @@ import tensorflow as tf
 
 from robust_keras.models import any_network
 
+pytestmark = pytest.mark.oldest
+
 X = tf.constant(np.random.default_rng(0).random((5, 4, 4, 3)), tf.float32)
 DENSE = keras.layers.Dense(3)
 DENSE.build((None, 48))

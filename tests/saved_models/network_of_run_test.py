@@ -119,3 +119,10 @@ def test_weights_that_are_not_all_there_are_refused(tmp_path, twins, change):
         ValueError, match=f"weights of this network. Received: {'inner' if change == 'missing' else 'other'}"
     ):
         export.network_of_run(str(tmp_path))
+
+
+@pytest.mark.parametrize("info", [{}, {"description": []}, {"description": {}}])
+def test_weights_of_something_else_are_refused(tmp_path, info):
+    storage.write(tmp_path / "best", 1, {"kernel": np.zeros(3)}, info)
+    with pytest.raises(ValueError, match=f"Expected the weights of a run in {tmp_path}/best. Received: others"):
+        export.network_of_run(str(tmp_path))

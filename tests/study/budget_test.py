@@ -220,6 +220,12 @@ def test_a_plan_for_something_else_is_refused(tmp_path):
         budget.read(path, MINI, {"mart": AT})
     with pytest.raises(ValueError, match="of another, with at.train_steps = 600, not 300$"):
         budget.read(path, MINI, {"at": AT._replace(train_steps=300)})
-    storage.write_text(path, "{")
-    with pytest.raises(ValueError, match="Expected JSON in .*plan.json"):
-        budget.read(path, MINI, {"at": AT})
+    for text, said in (
+        ("{", "JSON in"),
+        ("[]", "a JSON object"),
+        ("{}", "what a budget"),
+        ('{"jobs": 3}', "what a budget"),
+    ):
+        storage.write_text(path, text)
+        with pytest.raises(ValueError, match=rf"^Expected {said}.*plan\.json"):
+            budget.read(path, MINI, {"at": AT})
