@@ -1,6 +1,7 @@
 """README and docs say what is there: files, flags, bindings, recipes, warnings; their Python runs, and the site builds."""
 
 import ast
+import functools
 import importlib
 import json
 import os
@@ -282,6 +283,25 @@ def test_python_of_the_evaluation_page_runs(tiny_model, tiny_images):
     assert scope["attacked"](tiny_model, tiny_images[:2], [0, 1]).shape == (2, 8, 8, 3)
     few = {"attacks": "pgd20", "batch_size": 2, "diagnose": False, "progress": False}
     assert scope["measured"](tiny_model, tiny_images[:2], [0, 1], **few).results["num_examples"] == 2
+
+
+def test_python_of_the_keras_page_runs(monkeypatch, tmp_path):
+    """On few images, for an epoch, and without what is downloaded."""
+    text = "\n".join(text for name, text in blocks("python") if name == "docs/keras.md")
+    rng = np.random.default_rng(0)
+    made = rng.integers(0, 256, (64, 32, 32, 3)).astype(np.uint8), rng.integers(0, 10, (64, 1))
+    monkeypatch.setattr(keras.datasets.cifar10, "load_data", lambda: (made, made))
+    monkeypatch.setattr(
+        keras.applications, "MobileNetV2", functools.partial(keras.applications.MobileNetV2, weights=None)
+    )
+    monkeypatch.chdir(tmp_path)
+    few = {"epochs=30": "epochs=1", "validation_split=0.02": "validation_split=0.25", "[:1000]": "[:8]"}
+    for long, short in {**few, 'epsilon="8/255"))': 'epsilon="8/255", attacks="pgd20"))'}.items():
+        assert long in text
+        text = text.replace(long, short)
+    scope = {}
+    exec(compile(text, "docs/keras.md", "exec"), scope)
+    assert (tmp_path / "best.keras").exists() and scope["model"].bounds == (-1, 1)
 
 
 def test_parts_of_ones_own_are_trained_and_attacked(tmp_path, monkeypatch):
