@@ -22,6 +22,7 @@ from robust_keras.training import inputs, weight_decay
 # What a step reports of its own examples. Other values are running means that Keras' metrics keep.
 _MEANS = ("loss", "labelled_fraction", "accuracy", "robust_accuracy")
 _LOOKED_AT = 32  # Images that the network is tried on.
+_AT_ONCE = 4096  # Examples of arrays that are looked at together.
 
 
 class Data(NamedTuple):
@@ -84,6 +85,18 @@ class _Preparation(NamedTuple):
             made["weight"] = tf.constant(self._weights(weights, labels.numpy()))
         return made
 
+    def check_all(self, x: Any, y: Any) -> None:
+        """Refuses arrays of which only a later batch would show what is wrong; images on disk are left for it."""
+        if y is None:
+            return
+        labels, is_in_memory = np.asarray(y), not isinstance(x, np.memmap)
+        images = np.asarray(x) if is_in_memory else x
+        for start in range(0, len(labels), _AT_ONCE):
+            part = labels[start : start + _AT_ONCE]
+            self._labels(part, len(part))
+            if is_in_memory and images.dtype != np.uint8:
+                pixel_bounds.to_unit(images[start : start + _AT_ONCE], self.model.bounds)
+
     def _labels(self, given_labels, num_images):
         labels = losses.as_labels(given_labels)
         if len(labels) != num_images:
@@ -134,6 +147,7 @@ def fit(model: Any, data: Data, held_out: HeldOut, schedule: Schedule) -> keras.
             x, y, weights = (*arrays, None, None)[:3]
             # Every process examines all of it.
             examined = given.batches(x, y, sample_weight=weights, batch_size=held_out.batch_size)
+            preparation.check_all(x, y)
             preparation(examined.first(), 0)
             plain = preparation._replace(class_weight=None, augmentation=None)
             validate = functools.partial(_validate, model, examined, plain, held_out)
@@ -185,6 +199,7 @@ def _begin(model, batches, data):
     preparation = _Preparation(model, logits.shape[-1], data.class_weight, model.augmentation)
     if unknown := set(data.class_weight or ()) - set(range(logits.shape[-1])):
         raise ValueError(f"Expected class weights of classes 0 to {logits.shape[-1] - 1}. Received: {sorted(unknown)}")
+    preparation.check_all(data.x, data.y)
     prepared = preparation(first, 0)
     num = len(logits)
     returned = logits if model.from_logits else tf.exp(logits)

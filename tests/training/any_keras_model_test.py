@@ -433,6 +433,8 @@ def test_weight_decay_leaves_scales_and_what_was_named_alone():
     [
         ({"x": lambda x: x / np.float32(100)}, r"within the bounds \(0, 1\)"),
         ({"y": lambda y: y + 1}, "labels from 0 to 3. Received: 4"),
+        ({"y": lambda y: np.append(y[:-1], 9)}, "labels from 0 to 3. Received: 9"),
+        ({"x": lambda x: np.concatenate([x[:-1] / 255, 2.0 * np.ones((1, *SHAPE))])}, r"within the bounds \(0, 1\)"),
         ({"y": lambda y: y.astype(np.float32)}, "Expected labels, integers"),
         ({"y": lambda y: y[1:]}, "for each image. Received"),
         ({"y": lambda y: np.eye(5)[y]}, r"probabilities \[batch, 4\]"),
