@@ -10,7 +10,6 @@ import inspect
 import io
 import os
 import pathlib
-import posixpath
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -121,7 +120,7 @@ def parse(gin_files: Iterable[str | os.PathLike], gin_params: Sequence[str] = ()
     Raises:
         ValueError: for a missing file, a syntax error, an import, an unknown name, or a reference without parentheses.
     """
-    _bind(gin_files, gin_params)
+    bind(gin_files, gin_params)
     for binding, bound in gin_text.bindings(gin.config_str()).items():
         for name in bound.undefined:
             raise ValueError(f"Expected a value for the macro {name} of {binding}. Received: none")
@@ -131,7 +130,8 @@ def parse(gin_files: Iterable[str | os.PathLike], gin_params: Sequence[str] = ()
         gin.finalize()
 
 
-def _bind(gin_files, gin_params=()):
+def bind(gin_files: Iterable[str | os.PathLike], gin_params: Sequence[str] = ()) -> None:
+    """Replaces the configuration by files and bindings, of which some may be missing; see `parse`."""
     gin.clear_config()
     texts = [text for path in gin_files for text in _with_includes(_find(path))]
     texts += _with_includes("the given bindings", "\n".join(gin_params))
@@ -274,10 +274,11 @@ def differences(saved: str, given: str) -> list[str]:
     Values are compared, not how they are written. What one of them does not have counts as this version's default, or,
     where this version does not have it either, as the default that the other one says it is at.
     """
-    return _compare(recipe(saved), recipe(given))
+    return compare(recipe(saved), recipe(given))
 
 
-def _compare(saved: dict[str, _Setting], given: dict[str, _Setting]) -> list[str]:
+def compare(saved: dict[str, _Setting], given: dict[str, _Setting]) -> list[str]:
+    """The bindings in which two `recipe`s differ; see `differences`."""
     return ownership.differences(_filled(saved, given), _filled(given, saved))
 
 
@@ -309,45 +310,6 @@ def _default(name: str) -> Any:
     if parameter is None or parameter.default is parameter.empty or callable(parameter.default):
         return _NONE
     return gin_text.plain(parameter.default)
-
-
-def claim(workdir: str | os.PathLike, config: str, *, holds_results: bool, write: bool = True) -> None:
-    """Writes `config` to `workdir`/config.gin, or refuses a folder with the results of another run.
-
-    Args:
-        workdir: any `tf.io.gfile` path.
-        config: an operative configuration, gin text.
-        holds_results: whether the folder has anything that must not be mixed with another run.
-        write: whether to write it; of several processes one does.
-
-    Raises:
-        ValueError: naming the bindings that differ.
-    """
-    path = posixpath.join(os.fspath(workdir), "config.gin")
-    ownership.claim(
-        path,
-        recipe(config),
-        what="this run",
-        is_begun=holds_results,
-        writes=write,
-        parse=functools.partial(recipe, name=path),
-        compare=_compare,
-        text=config,
-    )
-
-
-def default_workdir(gin_files: Sequence[str | os.PathLike]) -> str:
-    """Where a run goes that is not told: runs/<the recipe's name>, with the name of each further file that changes
-    what is trained, as in runs/trades+mini.
-    """
-    names, before = [], None
-    for count, path in enumerate(gin_files, 1):
-        _bind(gin_files[:count])
-        bound = recipe(gin.config_str())
-        if before is None or _compare(before, bound):
-            names.append(pathlib.PurePath(path).stem)
-        before = bound
-    return f"runs/{'+'.join(names)}"
 
 
 def _find(path: str | os.PathLike, *, from_recipes: bool = False) -> str:

@@ -109,11 +109,11 @@ def _run(subject: dict, of: "folder.Folder", gin_files, gin_params, load_images,
 
 def _claim(of: "folder.Folder", subject: dict, config: str, load_images, writes: bool) -> dict[str, Any] | None:
     """Refuses a folder of another evaluation; the results of this one where it has finished."""
-    from robust_keras.commands import configuration
+    from robust_keras.commands import workdirs
     from robust_keras.evaluation import folder
     from robust_keras.evaluation import results as evaluation
 
-    configuration.claim(of.workdir, config, holds_results=of.is_begun(), write=writes)
+    workdirs.claim(of.workdir, config, holds_results=of.is_begun(), write=writes)
     digest = functools.partial(_digest, load_images, subject["dataset"]["num_examples"])
     if results := folder.finished(of, subject, writes=writes, digest=digest):
         print(f"Already finished: {of.results}")

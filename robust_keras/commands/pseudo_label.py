@@ -115,10 +115,10 @@ def _labelled_set(train_classifier: Any) -> str:
 def _claim(workdir: str, config: str) -> None:
     import tensorflow as tf
 
-    from robust_keras.commands import configuration
+    from robust_keras.commands import workdirs
 
     scored = tf.io.gfile.exists(posixpath.join(workdir, "scores"))
-    configuration.claim(workdir, config, holds_results=scored)
+    workdirs.claim(workdir, config, holds_results=scored)
 
 
 def _saved_classifier(saved_model: str, reading: dict[str, Any]) -> Callable:

@@ -32,7 +32,7 @@ def run(
         gin_files: recipes, read in order.
         gin_params: further bindings.
         data_dir: where data sets are.
-        workdir: the run's folder, see `configuration.default_workdir`.
+        workdir: the run's folder, see `workdirs.default_workdir`.
         strategy: binds `train.strategy` where it is not None, like the two after it.
         tpu: binds `train.tpu`.
         init_from: binds `load_weights.path`, and `train.initial_weights` to it.
@@ -43,9 +43,9 @@ def run(
     Raises:
         ValueError: for bad input, before training starts; for a folder of another run, or in use by a command.
     """
-    from robust_keras.commands import configuration
+    from robust_keras.commands import configuration, workdirs
 
-    workdir = workdir or configuration.default_workdir(gin_files)
+    workdir = workdir or workdirs.default_workdir(gin_files)
     configuration.parse(gin_files, [*gin_params, *bindings(strategy, tpu, init_from)])
     with configuration.strategy("train").scope():  # Processes meet first; other networks may be loaded in it.
         train = configuration.resolve(configuration.train)
@@ -67,7 +67,7 @@ def train_and_export(
 ) -> "training.TrainedModel":
     """What `run` does with the configured `train` and its operative configuration."""
     from robust_keras import failures, ownership, storage
-    from robust_keras.commands import configuration
+    from robust_keras.commands import workdirs
     from robust_keras.engines import replicas, strategies
     from robust_keras.training import train as training
 
@@ -77,7 +77,7 @@ def train_and_export(
     writes = process == 0
     with failures.running(workdir, process=process), ownership.lock(workdir, what=training.TRAINING, writes=writes):
         holds_results = bool(storage.steps(posixpath.join(workdir, "checkpoints")))
-        configuration.claim(workdir, config, holds_results=holds_results, write=writes)
+        workdirs.claim(workdir, config, holds_results=holds_results, write=writes)
         trained = train(workdir=workdir, data_dir=data_dir)
         if writes:
             _export(trained, workdir)

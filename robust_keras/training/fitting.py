@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from robust_keras import bounds as pixel_bounds
 from robust_keras import losses, noise
-from robust_keras.data import given
+from robust_keras.data import fit_batches
 from robust_keras.engines import execution, replicas
 from robust_keras.models import any_network, outputs, passes
 from robust_keras.training import inputs, weight_decay
@@ -135,7 +135,7 @@ def fit(model: Any, data: Data, held_out: HeldOut, schedule: Schedule) -> keras.
     """Trains; see `AdversarialModel.fit`."""
     validated = held_out.data
     if held_out.split and validated is None:
-        first, validated = given.split(data.x, data.y, data.sample_weight, held_out.split)
+        first, validated = fit_batches.split(data.x, data.y, data.sample_weight, held_out.split)
         data = data._replace(**dict(zip(("x", "y", "sample_weight"), first)))
     with model.distribute_strategy.scope():
         batches = _batches(model, data)
@@ -146,7 +146,7 @@ def fit(model: Any, data: Data, held_out: HeldOut, schedule: Schedule) -> keras.
             arrays = validated if isinstance(validated, (tuple, list)) else (validated,)
             x, y, weights = (*arrays, None, None)[:3]
             # Every process examines all of it.
-            examined = given.batches(x, y, sample_weight=weights, batch_size=held_out.batch_size)
+            examined = fit_batches.batches(x, y, sample_weight=weights, batch_size=held_out.batch_size)
             preparation.check_all(x, y)
             preparation(examined.first(), 0)
             plain = preparation._replace(class_weight=None, augmentation=None)
@@ -167,12 +167,12 @@ def fit(model: Any, data: Data, held_out: HeldOut, schedule: Schedule) -> keras.
 def evaluate(model: Any, data: Data, steps: int | None, *, show: bool) -> dict[str, float]:
     """Loss and accuracies; see `AdversarialModel.evaluate`."""
     with model.distribute_strategy.scope():
-        batches = given.batches(data.x, data.y, sample_weight=data.sample_weight, batch_size=data.batch_size)
+        batches = fit_batches.batches(data.x, data.y, sample_weight=data.sample_weight, batch_size=data.batch_size)
         return _examine(model, batches, _begin(model, batches, data), steps, show=show)
 
 
 def _batches(model, data):
-    return given.batches(
+    return fit_batches.batches(
         data.x,
         data.y,
         sample_weight=data.sample_weight,

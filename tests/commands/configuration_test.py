@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from robust_keras.commands import configuration, gin_text
+from robust_keras.commands import configuration, gin_text, workdirs
 
 GIN = configuration.gin_directory()
 
@@ -183,21 +183,21 @@ def test_configurations_of_older_versions_are_compared(tmp_path):
     assert configuration.differences(old, config) == []
     assert configuration.differences(old, config_of("SEED = 2")) == ["SEED = 0, not 2"]
     (tmp_path / "config.gin").write_text(old)
-    configuration.claim(tmp_path, config, holds_results=True)
+    workdirs.claim(tmp_path, config, holds_results=True)
     assert (tmp_path / "config.gin").read_text() == config
 
 
 def test_a_workdir_of_another_run_is_refused_in_one_line(tmp_path):
-    configuration.claim(tmp_path, config_of(), holds_results=False)
+    workdirs.claim(tmp_path, config_of(), holds_results=False)
     before = (tmp_path / "config.gin").read_text()
     with pytest.raises(ValueError, match=f"{tmp_path} of another, with SEED = 0, not 3$"):
-        configuration.claim(tmp_path, config_of("SEED = 3"), holds_results=True)
+        workdirs.claim(tmp_path, config_of("SEED = 3"), holds_results=True)
     assert (tmp_path / "config.gin").read_text() == before
     (tmp_path / "config.gin").write_text("SEED = (")
     with pytest.raises(ValueError, match=f"{tmp_path}/config.gin"):
-        configuration.claim(tmp_path, config_of(), holds_results=True)
+        workdirs.claim(tmp_path, config_of(), holds_results=True)
     (tmp_path / "config.gin").write_text(before[:500])  # What a kill left.
-    configuration.claim(tmp_path, config_of(), holds_results=True)
+    workdirs.claim(tmp_path, config_of(), holds_results=True)
     assert (tmp_path / "config.gin").read_text() == before
 
 
@@ -209,7 +209,7 @@ def test_recipes_that_differ_have_workdirs_that_differ():
     """Over all pairs of a recipe and a second file: where the workdir is the same, so is what is bound, last for it."""
     bound = {}
     for files in [(recipe,) for recipe in RECIPES] + list(itertools.product(RECIPES, OVERLAYS)):
-        workdir = configuration.default_workdir([f"gin/{name}" for name in files])
+        workdir = workdirs.default_workdir([f"gin/{name}" for name in files])
         assert workdir.startswith(f"runs/{files[0].removesuffix('.gin')}")
         settings = configuration.recipe(configuration.gin.config_str())
         assert bound.setdefault(workdir, settings) == settings, files
@@ -218,8 +218,8 @@ def test_recipes_that_differ_have_workdirs_that_differ():
 
 def test_a_second_file_that_does_not_change_what_is_trained_adds_no_name(tmp_path):
     (tmp_path / "here.gin").write_text("train.strategy = 'one'\ntrain.log_every = 10\nSEED = 0\n")
-    assert configuration.default_workdir(["gin/at.gin", tmp_path / "here.gin"]) == "runs/at"
-    assert configuration.default_workdir(["gin/at.gin"]) == "runs/at"
+    assert workdirs.default_workdir(["gin/at.gin", tmp_path / "here.gin"]) == "runs/at"
+    assert workdirs.default_workdir(["gin/at.gin"]) == "runs/at"
 
 
 @pytest.mark.parametrize("recipe", ["eval/autoattack.gin", "eval/aa_mt.gin"])
