@@ -192,7 +192,9 @@ def _begin(model, batches, data):
     logits_fn = any_network.as_logits_fn(model.network, bounds=model.bounds, from_logits=model.from_logits)
     logits = any_network.try_out(logits_fn, x, needs_gradients=model.attack is not None)
     _check_outputs(logits.numpy(), model.from_logits)
-    model.has_soft_labels = np.ndim(labels) == 2 and np.shape(labels)[1] != 1
+    are_soft = np.ndim(labels) == 2 and np.shape(labels)[1] != 1
+    if are_soft != model.has_soft_labels:  # A step that was traced before gives metrics the other form.
+        model.has_soft_labels, model.train_function = are_soft, None
     weight_decay.leave_out_scales(model.optimizer, model.network)
     if not model.optimizer.built:
         model.optimizer.build(model.network.trainable_variables)
