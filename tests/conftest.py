@@ -13,7 +13,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from absl import logging as absl_logging
 
+from robust_keras.attacks import step_rules
 from robust_keras.models.normalization import BatchNorm
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -85,3 +87,12 @@ def tiny_model(make_tiny_model):
 def tiny_images():
     """float32 [8, 8, 8, 3] in [0, 1], some pixels at 0 and at 1."""
     return tf.constant(np.clip(np.random.default_rng(1).uniform(-0.1, 1.1, (8, 8, 8, 3)), 0.0, 1.0), tf.float32)
+
+
+@pytest.fixture
+def warned(monkeypatch):
+    """The warnings of steps that are too short for their radius, as text."""
+    messages = []
+    monkeypatch.setattr(absl_logging, "warning", lambda message, *args: messages.append(message % args))
+    step_rules._warn.cache_clear()
+    return messages

@@ -36,7 +36,7 @@ def _checked_source(source: sources.Source, num_classes: int) -> sources.Source:
     if np.ndim(source.labels) != 1:
         source = source._replace(labels=losses.as_labels(source.labels).numpy())
     sources.check(source)
-    _check_range(source.labels, num_classes, f" in {source.name!r}")
+    check_labels(source.labels, num_classes, f" in {source.name!r}")
     return source
 
 
@@ -65,7 +65,7 @@ def check_batch(batch: Mapping[str, tf.Tensor]) -> None:
     if len(set(sizes.values())) > 1:
         raise ValueError(f"Expected a batch with as many of each. Received: {sizes}")
     if tf.executing_eagerly() and not isinstance(batch["label"], tf.TensorSpec):
-        _check_range(losses.as_labels(batch["label"]).numpy(), targets.shape[1], "")
+        check_labels(losses.as_labels(batch["label"]).numpy(), targets.shape[1])
 
 
 def check_network(network: Any) -> None:
@@ -99,17 +99,13 @@ def check_objective(values: tf.Tensor, labels: tf.Tensor) -> None:
         )
 
 
-def check_labels(labels: np.ndarray, num_classes: int) -> None:
-    """Raises ValueError for labels that are no integers or none of the network's classes."""
-    _check_range(labels, num_classes, "")
-
-
 def as_floats(image: tf.Tensor) -> tf.Tensor:
     """Images of a batch, bytes or floats in [0, 1], as float32 in [0, 1]."""
     return tf.cast(image, tf.float32) / 255.0 if image.dtype == tf.uint8 else image
 
 
-def _check_range(labels: np.ndarray, num_classes: int, where: str) -> None:
+def check_labels(labels: np.ndarray, num_classes: int, where: str = "") -> None:
+    """Raises ValueError for labels that are no integers or none of the classes; `where` is for the message."""
     if not np.issubdtype(labels.dtype, np.integer):
         raise ValueError(f"Expected labels as integers{where}. Received: {labels.dtype}")
     if len(labels) and not (0 <= (low := int(labels.min())) and (high := int(labels.max())) < num_classes):

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from robust_keras import storage
 from robust_keras.engines import replicas
+from robust_keras.models import any_network
 
 
 def averaging_decay(step: tf.Tensor | int, *, tau: float, warm_up: bool = True) -> tf.Tensor:
@@ -161,7 +162,7 @@ class WeightAveraging(keras.callbacks.Callback):
 def _clone(network):
     """A network of the same architecture, built, with weights of its own."""
     try:
-        if isinstance(network, keras.Sequential) or getattr(network, "inputs", None):
+        if isinstance(network, keras.Sequential) or any_network.known_inputs(network):
             return keras.models.clone_model(network)
         twin = type(network).from_config(network.get_config())
         twin.build_from_config(network.get_build_config())

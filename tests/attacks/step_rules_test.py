@@ -3,7 +3,6 @@ import functools
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl import logging
 from smooth_networks import pictures, predictions, seeds_of, smooth_network
 
 from robust_keras import losses, schedules, threats
@@ -152,15 +151,6 @@ def test_each_examples_scale_is_its_own():
     gradient[1] = 1e-12 * gradient[0]
     direction, _ = rule.update(tf.constant(gradient), rule.init(tf.zeros((2, 4, 4, 3))), tf.constant(0), threat)
     np.testing.assert_allclose(direction[1], direction[0], rtol=0, atol=1e-3)
-
-
-@pytest.fixture
-def warned(monkeypatch):
-    """The warnings that were logged, as text."""
-    messages = []
-    monkeypatch.setattr(logging, "warning", lambda message, *args: messages.append(message % args))
-    step_rules._warn.cache_clear()
-    return messages
 
 
 def steps_of(norm, epsilon, *, num_steps, rule=None, size=None):

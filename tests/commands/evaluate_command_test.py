@@ -224,13 +224,19 @@ def with_images(arguments, path):
     return [f"--dataset=npz:{path}" if each.startswith("--dataset=") else each for each in arguments]
 
 
-def test_images_are_the_same_wherever_they_are(monkeypatch, capsys, network, tmp_path):
+def interrupted_before_a_move(monkeypatch, network, tmp_path):
+    """(workdir, moved, other, arguments) of an interrupted evaluation, a copy of its images, and others of that form."""
     workdir, moved, other = tmp_path / "run", tmp_path / "moved.npz", tmp_path / "other.npz"
     shutil.copy(network / "images.npz", moved)
     with np.load(moved) as arrays:
         np.savez(other, image=arrays["image"], label=arrays["label"][::-1])
     arguments = quick_evaluation_of(network, workdir)
     interrupt(monkeypatch, arguments, 2)
+    return workdir, moved, other, arguments
+
+
+def test_images_are_the_same_wherever_they_are(monkeypatch, capsys, network, tmp_path):
+    workdir, moved, other, arguments = interrupted_before_a_move(monkeypatch, network, tmp_path)
     named = f"dataset.name = npz:{network}/images.npz, not npz:{other}"
     assert named in refused(monkeypatch, capsys, evaluate, *with_images(arguments, other))
     call(monkeypatch, evaluate, *with_images(arguments, moved))
@@ -247,12 +253,7 @@ def test_images_are_the_same_wherever_they_are(monkeypatch, capsys, network, tmp
 
 
 def test_images_of_an_older_versions_state_are_the_same_wherever_they_are(monkeypatch, capsys, network, tmp_path):
-    workdir, moved, other = tmp_path / "run", tmp_path / "moved.npz", tmp_path / "other.npz"
-    shutil.copy(network / "images.npz", moved)
-    with np.load(moved) as arrays:
-        np.savez(other, image=arrays["image"], label=arrays["label"][::-1])
-    arguments = quick_evaluation_of(network, workdir)
-    interrupt(monkeypatch, arguments, 2)
+    workdir, moved, other, arguments = interrupted_before_a_move(monkeypatch, network, tmp_path)
     subject = json.loads((workdir / "state" / "subject.json").read_text())
     del subject["dataset"]["sha256"]
     (workdir / "state" / "subject.json").write_text(json.dumps(subject))

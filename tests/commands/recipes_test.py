@@ -7,10 +7,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from absl import logging
 
 from robust_keras import losses
-from robust_keras.attacks import step_rules
 from robust_keras.attacks.pgd import pgd
 from robust_keras.commands import configuration
 from robust_keras.data import augmentation, sources, training_batches
@@ -301,15 +299,6 @@ def test_training_against_l1():
     assert attack["num_steps"] == 10
     threat = train.validation.correct_fn.keywords["attack"].keywords["threat"]
     assert (threat.norm, threat.epsilon) == ("L1", 12.0)
-
-
-@pytest.fixture
-def warned(monkeypatch):
-    """The warnings that were logged, as text."""
-    messages = []
-    monkeypatch.setattr(logging, "warning", lambda message, *args: messages.append(message % args))
-    step_rules._warn.cache_clear()
-    return messages
 
 
 def test_the_steps_of_all_recipes_reach_their_radius(warned):
