@@ -27,7 +27,7 @@ _WRONG = "tab:red"
 _TIMES = "\N{MULTIPLICATION SIGN}"
 
 
-class Picture(Figure):
+class _Picture(Figure):
     """A figure of matplotlib that is of no window, and that notebooks show by themselves."""
 
     def _repr_png_(self) -> bytes:
@@ -46,7 +46,7 @@ def of_attack(
     from_logits: bool | None = None,
     class_names: Sequence[str] | None = None,
     limit: int = 8,
-) -> Picture:
+) -> Figure:
     """Images, adversarial images and their magnified difference, one below the other, with true and predicted classes.
 
     Grey is no difference. Predictions that are wrong are red.
@@ -89,7 +89,7 @@ def of_evaluation(
     from_logits: bool | None = None,
     class_names: Sequence[str] | None = None,
     limit: int = 8,
-) -> Picture:
+) -> Figure:
     """`of_attack` for the images of an evaluation that attacks broke; where they broke none, for its first images.
 
     Args:
@@ -119,7 +119,7 @@ def of_evaluation(
     return _drawn(logits_fn, images[chosen], adversarial[chosen], collected.labels[chosen], span, class_names)
 
 
-def chart(results: dict[str, Any]) -> Picture:
+def chart(results: dict[str, Any]) -> Figure:
     """Bars of the accuracy before any attack and after each, in order; the last one with its 95 % interval.
 
     Args:
@@ -127,7 +127,7 @@ def chart(results: dict[str, Any]) -> Picture:
     """
     names = ["clean", *(after["attack"] for after in results["robust_accuracy_after"])]
     left = [results["clean_accuracy"], *(after["robust_accuracy"] for after in results["robust_accuracy_after"])]
-    figure = Picture(figsize=(1.5 + 1.1 * len(names), 3.2), layout="constrained")
+    figure = _Picture(figsize=(1.5 + 1.1 * len(names), 3.2), layout="constrained")
     axes = figure.subplots()
     shares = 100 * np.array(left)
     bars = axes.bar(range(len(names)), shares, color=["tab:blue", *["tab:orange"] * (len(names) - 1)])
@@ -155,7 +155,7 @@ def _drawn(
     labels: np.ndarray,
     span: float | None,
     class_names: Sequence[str] | None,
-) -> Picture:
+) -> Figure:
     """The figure of `images` and `adversarial`, float32 in [0, 1]; `span` is the difference that is black or white."""
     if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] not in (1, 3)) or not len(images):
         raise ValueError(
@@ -185,10 +185,10 @@ def _logits(logits_fn: Callable, images: np.ndarray) -> np.ndarray:
     return verification.first_look(logits_fn, images, getattr(logits_fn, "batch_size", None) or len(images))
 
 
-def _laid_out(rows: dict[str, tuple[np.ndarray, np.ndarray | None]], true: np.ndarray, names: list[str]) -> Picture:
+def _laid_out(rows: dict[str, tuple[np.ndarray, np.ndarray | None]], true: np.ndarray, names: list[str]) -> Figure:
     columns = min(len(true), _COLUMNS)
     bands = -(-len(true) // columns)
-    figure = Picture(figsize=(0.5 + 1.3 * columns, 4.7 * bands), layout="constrained")
+    figure = _Picture(figsize=(0.5 + 1.3 * columns, 4.7 * bands), layout="constrained")
     axes = figure.subplots(len(rows) * bands, columns, squeeze=False)
     for each in axes.flat:
         each.set_axis_off()

@@ -12,7 +12,7 @@ from robust_keras.evaluation.saved_state import Verdicts
 from robust_keras.models import outputs
 
 if TYPE_CHECKING:
-    from robust_keras.evaluation.pictures import Picture
+    from matplotlib.figure import Figure
 
 
 class Evaluation(NamedTuple):
@@ -52,7 +52,7 @@ class Evaluation(NamedTuple):
         """Names of what was seen that speaks against these numbers; `evaluation.warnings.WARNINGS` explains them."""
         return self.results["warnings"]
 
-    def pictures(self, network: Any, data: Any, **options: Any) -> "Picture":
+    def pictures(self, network: Any, data: Any, **options: Any) -> "Figure":
         """A figure of images that attacks broke: clean, adversarial and their magnified difference, with the classes.
 
         Args:
@@ -68,7 +68,7 @@ class Evaluation(NamedTuple):
 
         return pictures.of_evaluation(self.results, self.examples, network, data, **options)
 
-    def chart(self) -> "Picture":
+    def chart(self) -> "Figure":
         """A figure of the accuracy before any attack and after each, in order; the last one with its 95 % interval."""
         from robust_keras.evaluation import pictures
 
