@@ -115,8 +115,8 @@ def over_replicas(fn: Callable, *, jit_compile: bool = False) -> Callable:
     by_size = {}
 
     def compiled():
-        # A new object: inner functions of one code, such as those of several attacks, are one to TensorFlow, which warns
-        # of a function that is traced again and again.
+        # A new object: inner functions of one code, as of several attacks, are one to TensorFlow, which warns of a
+        # function that is traced again and again.
         function = compilation.function(functools.partial(fn), jit_compile=jit_compile)
         if not has_strategy:
             return function
