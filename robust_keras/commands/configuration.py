@@ -29,7 +29,7 @@ from robust_keras.commands import bound_functions, gin_text, label_pool_settings
 from robust_keras.data import augmentation, training_batches
 from robust_keras.engines import strategies
 from robust_keras.evaluation import evaluate as evaluation
-from robust_keras.models import wide_resnet
+from robust_keras.models import preact_resnet, wide_resnet
 from robust_keras.pseudo_labelling import recipes as labelling_recipes
 from robust_keras.saved_models import load
 from robust_keras.training import objectives
@@ -54,6 +54,8 @@ def _register(function, given=(), may_change=()):
     return gin.external_configurable(function, module="robust_keras", denylist=list(given))
 
 
+# What a model is given, by the data.
+_OF_DATA = ("num_classes", "mean", "std", "input_shape")
 _function: Any
 for _function, _given in {
     apgd: (),
@@ -71,7 +73,8 @@ for _function, _given in {
     losses.margin: (),
     training_batches.batches: ("seed", "num_steps", "start_step", "num_hosts", "host"),
     training_batches.cutmix: (),
-    wide_resnet.wide_resnet: ("num_classes", "mean", "std", "input_shape"),
+    preact_resnet.preact_resnet: _OF_DATA,
+    wide_resnet.wide_resnet: _OF_DATA,
     objectives.adversarial_training: (),
     objectives.mart: (),
     objectives.standard_training: (),

@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -49,51 +50,67 @@ def wide_resnet(
     Raises:
         ValueError: for a depth other than 6n + 4, a width under 1, fewer than 2 classes, or an unknown activation.
     """
-    _check(depth, width, num_classes, mean, std, input_shape)
-    images = keras.Input(input_shape, name="image")
-    # Keras' Normalization takes the variance.
-    x = keras.layers.Normalization(mean=mean, variance=[s**2 for s in std], dtype="float32", name="normalization")(
-        images
-    )
-    x = _conv(16, 3, 1, "init_conv", dtype="float32")(x)
-    norm_act = functools.partial(_norm_act, activation, statistics_group_size)
+    _check(depth, width)
+    check(num_classes, mean, std, input_shape)
+    images, x = normalized_images(input_shape, mean, std)
+    x = convolution(16, 3, 1, "init_conv", dtype="float32")(x)
+    normalize = functools.partial(norm_act, activation, statistics_group_size)
     for group, base_width in enumerate(_GROUP_WIDTHS):
         for block in range((depth - 4) // 6):
             stride = 2 if group > 0 and block == 0 else 1
-            x = _block(x, base_width * width, stride, norm_act, f"layer.{group}.block.{block}", projects=block == 0)
-    x = norm_act(x, "batchnorm")
-    x = keras.layers.GlobalAveragePooling2D(dtype="float32", name="pool")(x)
-    logits = keras.layers.Dense(num_classes, kernel_initializer="zeros", dtype="float32", name="logits")(x)
-    return keras.Model(images, logits, name=f"wide_resnet_{depth}_{width}")
+            x = _block(x, base_width * width, stride, normalize, f"layer.{group}.block.{block}", projects=block == 0)
+    return keras.Model(images, classifier(normalize(x, "batchnorm"), num_classes), name=f"wide_resnet_{depth}_{width}")
 
 
-def _check(depth, width, num_classes, mean, std, input_shape):
+def _check(depth, width):
     if not isinstance(depth, int) or depth < 10 or depth % 6 != 4:
         raise ValueError(f"Expected a depth of 6n + 4 with n >= 1, such as 10, 16 or 28. Received: {depth!r}")
     if not isinstance(width, int) or width < 1:
         raise ValueError(f"Expected a width multiplier that is an integer >= 1. Received: {width!r}")
+
+
+def check(num_classes: int, mean: Sequence[float], std: Sequence[float], input_shape: Sequence[int]) -> None:
+    """Raises ValueError for fewer than 2 classes, and means or deviations of another number of channels."""
     if num_classes < 2:
         raise ValueError(f"Expected num_classes >= 2. Received: {num_classes!r}")
     if len(mean) != input_shape[-1] or len(std) != input_shape[-1]:
         raise ValueError(f"Expected one mean and std for each of {input_shape[-1]} channels. Received: {mean}, {std}")
 
 
-def _norm_act(activation, statistics_group_size, x, name):
+def normalized_images(input_shape: Sequence[int], mean: Sequence[float], std: Sequence[float]) -> tuple[Any, Any]:
+    """A network's input, images in [0, 1], and the same with `mean` taken off and divided by `std`, in float32."""
+    images = keras.Input(input_shape, name="image")
+    # Keras' Normalization takes the variance.
+    normalize = keras.layers.Normalization(
+        mean=mean, variance=[s**2 for s in std], dtype="float32", name="normalization"
+    )
+    return images, normalize(images)
+
+
+def norm_act(activation: str, statistics_group_size: int | None, x: Any, name: str) -> Any:
+    """`BatchNorm` and an activation, in layers `name` and `name.activation`."""
     x = BatchNorm(statistics_group_size, name=name)(x)
     return Activation(activation, name=f"{name}.{activation}")(x)
 
 
-def _block(x, channels, stride, norm_act, name, *, projects):
+def classifier(x: Any, num_classes: int) -> Any:
+    """Logits of the means over pixels, zero at first, in float32."""
+    x = keras.layers.GlobalAveragePooling2D(dtype="float32", name="pool")(x)
+    return keras.layers.Dense(num_classes, kernel_initializer="zeros", dtype="float32", name="logits")(x)
+
+
+def _block(x, channels, stride, normalize, name, *, projects):
     """Two convolutions, each after its normalisation, beside a shortcut, a projection where the block `projects`."""
-    activated = norm_act(x, f"{name}.batchnorm_0")
-    shortcut = _conv(channels, 1, stride, f"{name}.shortcut")(activated) if projects else x
-    x = _conv(channels, 3, stride, f"{name}.conv_0")(activated)
-    x = norm_act(x, f"{name}.batchnorm_1")
-    x = _conv(channels, 3, 1, f"{name}.conv_1")(x)
+    activated = normalize(x, f"{name}.batchnorm_0")
+    shortcut = convolution(channels, 1, stride, f"{name}.shortcut")(activated) if projects else x
+    x = convolution(channels, 3, stride, f"{name}.conv_0")(activated)
+    x = normalize(x, f"{name}.batchnorm_1")
+    x = convolution(channels, 3, 1, f"{name}.conv_1")(x)
     return keras.layers.Add(name=f"{name}.add")([x, shortcut])
 
 
-def _conv(channels, kernel_size, stride, name, dtype=None):
+def convolution(channels: int, kernel_size: int, stride: int, name: str, dtype: str | None = None) -> Any:
+    """A convolution without bias, padded as TensorFlow pads 'SAME', which starts from a `TruncatedNormal`."""
     return keras.layers.Conv2D(
         channels,
         kernel_size,

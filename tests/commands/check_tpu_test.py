@@ -88,6 +88,17 @@ def test_a_recipe_is_ready(monkeypatch, capsys):
     assert said.out.endswith("ready: cores of 16 GiB\n")
 
 
+@pytest.mark.slow
+def test_a_pre_activation_resnet_is_ready(monkeypatch, capsys):
+    files = ["--gin_file=gin/quickstart.gin", "--gin_file=gin/models/preact_resnet_18.gin"]
+    small = params(
+        "BATCH_SIZE = 4", "STATISTICS_GROUP_SIZE = 4", "training/pgd.num_steps = 1", "pgd40/pgd.num_steps = 1"
+    )
+    assert call(monkeypatch, *files, *small) == 0
+    said = capsys.readouterr().out
+    assert "12,548,426 parameters" in said and "FLOP a step" not in said and said.endswith("ready: cores of 16 GiB\n")
+
+
 @pytest.mark.parametrize(
     ("model", "operation"), [("with_Masked", "Where .*boolean_mask/Where"), ("with_OnTheHost", "EagerPyFunc")]
 )

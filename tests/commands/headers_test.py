@@ -19,7 +19,8 @@ FOLDERS = {
     name: sorted(f"{name}/{path.name}" for path in (GIN / name).glob("*.gin")) for name in ("objectives", "schedules")
 }
 # After any leaf.
-OVERLAYS = ["data/cutmix.gin", "data/images.gin", "presets/released_code.gin", "scales/mini.gin", *FOLDERS["schedules"]]
+OVERLAYS = ["data/cutmix.gin", "data/images.gin", "models/preact_resnet_18.gin", "presets/released_code.gin"]
+OVERLAYS += ["scales/mini.gin", *FOLDERS["schedules"]]
 # The paper says of these that they are there, or nothing: what is chosen, in the words of the headers.
 CHOICES = {
     "momentum is .9": lambda name: True,

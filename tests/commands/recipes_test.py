@@ -13,7 +13,7 @@ from robust_keras.attacks.pgd import pgd
 from robust_keras.commands import configuration
 from robust_keras.data import augmentation, sources, training_batches
 from robust_keras.evaluation import evaluate, plan
-from robust_keras.models import wide_resnet
+from robust_keras.models import preact_resnet, wide_resnet
 from robust_keras.study import costs, rows
 from robust_keras.training import objectives
 
@@ -24,6 +24,7 @@ RECIPES = sorted(path.name for path in GIN.glob("*.gin") if path.name not in ("b
 OVERLAYS = [
     "data/cutmix.gin",
     "data/images.gin",
+    "models/preact_resnet_18.gin",
     "presets/released_code.gin",
     "scales/mini.gin",
     "threats/l1_training.gin",
@@ -366,6 +367,14 @@ def test_images_of_ones_own_are_resized_and_cropped():
     assert (train.data.keywords["image_size"], train.data.keywords["short_side"]) == (8, 256)
     assert train.batches.keywords["augmentation"].func is augmentation.random_resized_crop
     assert train.batches.keywords["augmentation"].keywords == {"size": 8}
+
+
+def test_another_network_takes_the_place_of_the_recipes():
+    train = resolved("best_wrn28_10_80mti.gin", "DEPTH = 34", preset="models/preact_resnet_18.gin")
+    assert train.model.func is preact_resnet.preact_resnet
+    assert train.model.keywords == {"depth": 34, "activation": "relu", "statistics_group_size": 32}
+    with pytest.raises(ValueError, match="WIDTH, which change nothing"):
+        resolved("at.gin", "WIDTH = 2", preset="models/preact_resnet_18.gin")
 
 
 def test_cutmix_mixes_images_and_what_the_attack_moves_away_from():
