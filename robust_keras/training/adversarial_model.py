@@ -16,7 +16,7 @@ from robust_keras import bounds as pixel_bounds
 from robust_keras import compilation, losses, noise, threats
 from robust_keras.attacks.pgd import pgd
 from robust_keras.engines import execution, replicas
-from robust_keras.models import passes
+from robust_keras.models import any_network, passes
 from robust_keras.models.normalization import MOVING, batch_norm_mode
 from robust_keras.training import epsilon_warm_up, fitting, inputs, objectives
 
@@ -115,6 +115,11 @@ class AdversarialModel(keras.Model):
         self.examined: Callable | None = None  # Made by `fitting`.
         self._reported: list[keras.metrics.Metric] = []
         self.built = True
+
+    @property
+    def reading(self) -> any_network.Reading:
+        """The network, and how `robust_keras.evaluate` and attacks are to read it."""
+        return any_network.Reading(self.network, self.bounds, self.from_logits, self.threat)
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """What the network returns for images of its own range."""
