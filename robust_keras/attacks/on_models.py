@@ -36,12 +36,14 @@ from robust_keras.models import any_network, outputs
 _ARGUMENTS = """
     Args:
         network: a `keras.Model`, called with `training=False`, or a function of images through which gradients flow.
+            An `AdversarialModel` stands for its network, its bounds and what it returns, which nothing may contradict,
+            and for its norm and radius where none are given.
         x: images `[N, ...]`: uint8, or floats of the `bounds`.
         y: labels: integers `[N]` or `[N, 1]`, or one-hot rows `[N, num_classes]`.
         norm: 'Linf', 'L2' or 'L1'.
         epsilon: the radius as a fraction of the pixel range: a number, or an exact fraction such as '8/255'.
-        bounds: `(low, high)`, the pixel values that the network takes for black and white.
-        from_logits: whether it returns logits; False where it returns probabilities.
+        bounds: `(low, high)`, the pixel values that the network takes for black and white; (0, 1) unless said.
+        from_logits: whether it returns logits, as it does unless said; False where it returns probabilities.
         batch_size: images in a batch; the last one is filled up.
         seed: of random starts and the like; with the same one the images are the same.
         **settings: {settings}; see `robust_keras.attacks.{name}`.
@@ -63,10 +65,10 @@ class AttackOnModel(Protocol):
         x: Any,
         y: Any,
         *,
-        norm: str,
-        epsilon: float | str,
-        bounds: Sequence[float] = (0, 1),
-        from_logits: bool = True,
+        norm: str | None = None,
+        epsilon: float | str | None = None,
+        bounds: Sequence[float] | None = None,
+        from_logits: bool | None = None,
         batch_size: int = 128,
         seed: int = 0,
         **settings: Any,
@@ -77,11 +79,9 @@ class AttackOnModel(Protocol):
 class _Given(NamedTuple):
     """A model, images and labels, and how they are read."""
 
-    network: Any
+    reading: any_network.Reading
     x: Any
     y: Any
-    bounds: tuple[float, float]
-    from_logits: bool
     batch_size: int
     seed: int
 
@@ -105,14 +105,17 @@ def _on_models(inner: Callable, summary: str, returns: str, **defaults: Any) -> 
         if each.kind is inspect.Parameter.KEYWORD_ONLY and name not in ("threat", "seeds")
     }
 
-    def attack(network, x, y, *, norm, epsilon, bounds=(0, 1), from_logits=True, batch_size=128, seed=0, **settings):
+    def attack(
+        network, x, y, *, norm=None, epsilon=None, bounds=None, from_logits=None, batch_size=128, seed=0, **settings
+    ):
         if unknown := settings.keys() - own.keys():
             names = ", ".join(sorted(unknown))
             raise ValueError(f"Expected settings out of {', '.join(own)}. Received: {names}")
-        threat = threats.threat(norm=norm, epsilon=epsilon)
+        reading = any_network.read(network, bounds=bounds, from_logits=from_logits)
+        threat = reading.against(norm, epsilon)
         bound = functools.partial(inner, threat=threat, **{**defaults, **settings})
         attacks = bound() if inner is autoattack_of else [bound]
-        given = _Given(network, x, y, pixel_bounds.parse(bounds), from_logits, batch_size, seed)
+        given = _Given(reading, x, y, batch_size, seed)
         return _run(given, [as_attack(each) for each in attacks], threat)
 
     made: Any = attack
@@ -135,8 +138,8 @@ def _run(given: _Given, attacks: list[Attack], threat: threats.Threat) -> np.nda
         if len(standing):
             adversarial[standing], is_wrong = _attacked(attack, task, standing)
             standing = standing[~is_wrong]
-    low, high = map(np.float32, given.bounds)
-    return np.clip(pixel_bounds.from_unit(adversarial, given.bounds), low, high, dtype=np.float32)
+    low, high = map(np.float32, given.reading.bounds)
+    return np.clip(pixel_bounds.from_unit(adversarial, given.reading.bounds), low, high, dtype=np.float32)
 
 
 def _task(given: _Given, threat: threats.Threat, needs_gradients: bool) -> _Task:
@@ -146,13 +149,14 @@ def _task(given: _Given, threat: threats.Threat, needs_gradients: bool) -> _Task
             "Expected images that have values; programs call the functions inside the modules, such as "
             f"attacks.pgd.pgd. Received: {given.x}"
         )
-    images = pixel_bounds.to_unit(np.asarray(given.x), given.bounds)
+    images = pixel_bounds.to_unit(np.asarray(given.x), given.reading.bounds)
     labels = losses.as_labels(given.y).numpy()
     if len(images.shape) < 2 or len(images) != len(labels):
         raise ValueError(f"Expected a label for each image. Received: {len(labels)} for images {images.shape}")
     if given.batch_size < 1:
         raise ValueError(f"Expected a batch_size >= 1. Received: {given.batch_size}")
-    logits_fn = any_network.as_logits_fn(given.network, bounds=given.bounds, from_logits=given.from_logits)
+    network, bounds, from_logits, _ = given.reading
+    logits_fn = any_network.as_logits_fn(network, bounds=bounds, from_logits=from_logits)
     only = getattr(logits_fn, "batch_size", None)
     batch_size = only or min(given.batch_size, len(images))
     if len(images):

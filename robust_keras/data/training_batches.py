@@ -5,6 +5,8 @@ the same step whatever the number of devices and hosts.
 """
 
 import functools
+import math
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -14,8 +16,9 @@ import tensorflow as tf
 from robust_keras import noise
 from robust_keras.data import sources
 from robust_keras.data.readers import views
+from robust_keras.data.readers.pipelines import read_ahead
 
-_BUFFER_BYTES = 1 << 29  # Of batches that are made ahead of time; by default half of the machine's memory.
+_BUFFER_BYTES = 1 << 29  # Of batches that are made ahead of time.
 
 
 class TrainingData(NamedTuple):
@@ -146,7 +149,10 @@ def batches(
     smoothings = label_smoothing, extra_label_smoothing
     _check(groups, labelled_fraction, smoothings)
     make = functools.partial(_batch, groups, _parts(data, groups, labelled_fraction, smoothings), seed)
-    return _dataset(functools.partial(make, augmentation, mix), start_step, num_steps, data.image_shape)
+    steps = tf.data.Dataset.range(start_step, num_steps)
+    at_once = _BUFFER_BYTES // (batch_size // num_hosts * math.prod(data.image_shape))
+    at_once = max(1, min(at_once, os.cpu_count() or 1))
+    return _dataset(steps.map(functools.partial(make, augmentation, mix), at_once), data.image_shape)
 
 
 class _Groups(NamedTuple):
@@ -346,16 +352,13 @@ def _shuffled(position: tf.Tensor, size: int, key: tuple) -> tf.Tensor:
     return tf.raw_ops.RandomIndexShuffle(index=position, seed=key, max_index=max_index, rounds=24)
 
 
-def _dataset(make: Callable, start_step: int, num_steps: int, image_shape: tuple) -> tf.data.Dataset:
-    """What `make` makes of each step, images of a shape, in their order, on every host alike."""
-    dataset = tf.data.Dataset.range(start_step, num_steps).map(make, num_parallel_calls=tf.data.AUTOTUNE)
+def _dataset(dataset: tf.data.Dataset, image_shape: tuple) -> tf.data.Dataset:
+    """Batches of images of a shape, made ahead of time, the same on every host."""
     if (shape := tuple(dataset.element_spec["image"].shape[1:])) != image_shape:
         raise ValueError(
             f"Expected an augmentation that makes images of {image_shape}, such as random_resized_crop, where "
             f"short_side is larger than image_size. Received: {shape}"
         )
     options = tf.data.Options()
-    options.deterministic = True
-    options.autotune.ram_budget = _BUFFER_BYTES
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    return dataset.with_options(options).prefetch(tf.data.AUTOTUNE)
+    return read_ahead(dataset.with_options(options))

@@ -115,7 +115,9 @@ def over_replicas(fn: Callable, *, jit_compile: bool = False) -> Callable:
     by_size = {}
 
     def compiled():
-        function = compilation.function(fn, jit_compile=jit_compile)
+        # A new object: inner functions of one code, as of several attacks, are one to TensorFlow, which warns of a
+        # function that is traced again and again.
+        function = compilation.function(functools.partial(fn), jit_compile=jit_compile)
         if not has_strategy:
             return function
 

@@ -44,12 +44,12 @@ def evaluate(
     network: keras.Model | Callable | str | os.PathLike,
     data: Any,
     *,
-    norm: str,
-    epsilon: float | str,
+    norm: str | None = None,
+    epsilon: float | str | None = None,
     attacks: str | Attack | Callable | Sequence = "standard",
     baseline: bool = True,
-    bounds: Sequence[float] = (0, 1),
-    from_logits: bool = True,
+    bounds: Sequence[float] | None = None,
+    from_logits: bool | None = None,
     num_examples: int | None = None,
     workdir: str | os.PathLike | None = None,
     batch_size: int = 128,
@@ -61,7 +61,9 @@ def evaluate(
     Attacks run in order, each on what still stands. Every adversarial image is verified.
 
     Args:
-        network: a `keras.Model`, a function of images, or the path of a SavedModel or a `.keras` file.
+        network: a `keras.Model`, a function of images, or the path of a SavedModel or a `.keras` file. An
+            `AdversarialModel` stands for its network, its bounds and what it returns, which nothing may contradict,
+            and for its norm and radius where none are given.
         data: `(x, y)`, or a `tf.data.Dataset` or `keras.utils.PyDataset` of such batches, or a `data.sources.Source`.
             Images `[N, ...]` are uint8, or floats of the `bounds`; labels integers `[N]` or `[N, 1]`, or one-hot rows.
         norm: 'Linf', 'L2' or 'L1'.
@@ -69,8 +71,8 @@ def evaluate(
         attacks: 'standard', 'plus', 'rand' (AutoAttack), 'aa+mt' (the paper's), 'pgd40', 'pgd20', or a list of names
             such as 'apgd-ce' and of attacks of one's own, see `attacks.presets.choose`.
         baseline: whether PGD-40 runs beside 'standard', 'plus', 'rand' and 'aa+mt', as in the recipes, to compare with.
-        bounds: `(low, high)`, the pixel values that the network takes for black and white.
-        from_logits: whether it returns logits; False where it returns probabilities.
+        bounds: `(low, high)`, the pixel values that the network takes for black and white; (0, 1) unless said.
+        from_logits: whether it returns logits, as it does unless said; False where it returns probabilities.
         num_examples: how many examples, the first ones; None for all.
         workdir: where results.json and examples.npz go, and where an interrupted evaluation goes on; None for nowhere.
         batch_size: of every pass, over all replicas of the strategy in scope.
@@ -84,8 +86,9 @@ def evaluate(
         ValueError: in one line and before any attack, for a model, data or settings that do not fit together, and for a
             folder of another evaluation, or in use by one.
     """
-    threat = threats.threat(norm=norm, epsilon=epsilon)
-    subject = _Subject(*_opened(network, bounds, from_logits), data_forms.collected(data, num_examples, bounds))
+    reading = any_network.read(network, bounds=bounds, from_logits=from_logits)
+    threat = reading.against(norm, epsilon)
+    subject = _subject(reading, data, num_examples)
     plan = _plan(presets.choose(attacks, threat=threat), baseline, threat, seed, options)
     _try_out(subject, plan, batch_size)
     run = functools.partial(evaluation.evaluate, subject.logits_fn, subject.source, attacks=plan.attacks[plan.first :])
@@ -112,12 +115,10 @@ class _Subject(NamedTuple):
         }
 
 
-def _opened(network: Any, bounds: Sequence[float], from_logits: bool) -> tuple[Any, Callable]:
-    """The network and the function that is attacked."""
-    if not isinstance(network, (str, os.PathLike)):
-        return network, any_network.as_logits_fn(network, bounds=bounds, from_logits=from_logits)
-    outputs = "logits" if from_logits else "probabilities"
-    return network, load.load_logits_fn(network, input_range=pixel_bounds.parse(bounds), outputs=outputs)
+def _subject(reading: any_network.Reading, data: Any, num_examples: int | None) -> _Subject:
+    network, bounds, from_logits, _ = reading
+    logits_fn = load.as_logits_fn(network, bounds=bounds, from_logits=from_logits)
+    return _Subject(network, logits_fn, data_forms.collected(data, num_examples, bounds))
 
 
 def _plan(chosen: presets.Preset, baseline: bool, threat: threats.Threat, seed: int, options: dict) -> plans.Plan:

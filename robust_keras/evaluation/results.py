@@ -1,7 +1,7 @@
 """What an evaluation comes to: the dictionary of results.json, the arrays of examples.npz, and the numbers as text."""
 
 import math
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -10,6 +10,9 @@ from robust_keras.evaluation.examples import Examples
 from robust_keras.evaluation.plan import Plan
 from robust_keras.evaluation.saved_state import Verdicts
 from robust_keras.models import outputs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Evaluation(NamedTuple):
@@ -48,6 +51,28 @@ class Evaluation(NamedTuple):
     def warnings(self) -> list[str]:
         """Names of what was seen that speaks against these numbers; `evaluation.warnings.WARNINGS` explains them."""
         return self.results["warnings"]
+
+    def pictures(self, network: Any, data: Any, **options: Any) -> "Figure":
+        """A figure of images that attacks broke: clean, adversarial and their magnified difference, with the classes.
+
+        Args:
+            network: what was evaluated.
+            data: on what.
+            **options: `bounds` and `from_logits` as in the evaluation, `class_names`, and `limit`, 8 images unless
+                said; see `evaluation.pictures.of_evaluation`.
+
+        Raises:
+            ValueError: for data that is other than the evaluated, or is not to be drawn.
+        """
+        from robust_keras.evaluation import pictures  # matplotlib is for those who draw.
+
+        return pictures.of_evaluation(self.results, self.examples, network, data, **options)
+
+    def chart(self) -> "Figure":
+        """A figure of the accuracy before any attack and after each, in order; the last one with its 95 % interval."""
+        from robust_keras.evaluation import pictures
+
+        return pictures.chart(self.results)
 
     def __repr__(self) -> str:
         return summary(self.results)

@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from robust_keras import bounds as pixel_bounds
+from robust_keras import threats
 
 
 class Opened(NamedTuple):
@@ -31,15 +32,65 @@ class Opened(NamedTuple):
     is_straight_through: bool
 
 
+class Reading(NamedTuple):
+    """A network and how it is read. What trains one says it of itself, as `AdversarialModel.reading` does.
+
+    Attributes:
+        network: a `keras.Model`, a function, or whatever else was given.
+        bounds: `(low, high)`, the pixel values that it takes for black and white.
+        from_logits: whether it returns logits.
+        threat: what it is trained against; None where nothing says so.
+    """
+
+    network: Any
+    bounds: tuple[float, float]
+    from_logits: bool
+    threat: threats.Threat | None = None
+
+    def against(self, norm: str | None, epsilon: float | str | None) -> threats.Threat:
+        """The threat model of a norm and a radius: those given, else the network's own.
+
+        Raises:
+            ValueError: for a norm or a radius that nothing gives; the network's own radius is none in another norm.
+        """
+        own = self.threat
+        if own is not None and epsilon is None and norm in (None, own.norm):
+            return own
+        norm = own.norm if own is not None and norm is None else norm
+        if norm is None or epsilon is None:
+            raise ValueError(
+                "Expected a threat model, such as norm='Linf', epsilon='8/255'. Received: "
+                f"norm={norm!r}, epsilon={epsilon!r}"
+            )
+        return threats.threat(norm=norm, epsilon=epsilon)
+
+
+def read(network: Any, *, bounds: Sequence[float] | None = None, from_logits: bool | None = None) -> Reading:
+    """How a network is read: as it says itself, else as given, else as one of images in [0, 1] that returns logits.
+
+    Raises:
+        ValueError: for what contradicts the network's own, and bounds that are none.
+    """
+    own = getattr(network, "reading", None)
+    given = None if bounds is None else pixel_bounds.parse(bounds)
+    if not isinstance(own, Reading):
+        return Reading(network, given or (0.0, 1.0), True if from_logits is None else from_logits)
+    for name, value in (("bounds", given), ("from_logits", from_logits)):
+        if value is not None and value != getattr(own, name):
+            of = type(network).__name__
+            raise ValueError(f"Expected {name}={getattr(own, name)}, as the {of} says. Received: {name}={value}")
+    return own
+
+
 def as_logits_fn(
-    network: keras.Model | Callable, *, bounds: Sequence[float] = (0, 1), from_logits: bool = True
+    network: keras.Model | Callable, *, bounds: Sequence[float] | None = None, from_logits: bool | None = None
 ) -> Callable[[tf.Tensor], tf.Tensor]:
     """A network as evaluation sees it: with its moving statistics, without dropout and augmentation.
 
     Args:
         network: a `keras.Model`, or any function of images, float32 `[batch, ...]`, through which gradients flow.
-        bounds: `(low, high)`, the pixel values that it takes for black and white. For a Keras model that takes uint8,
-            (0, 1) stands for (0, 255): pixels are rounded, and gradients pass the rounding.
+        bounds: `(low, high)`, the pixel values that it takes for black and white; see `read`. For a Keras model that
+            takes uint8, (0, 1) stands for (0, 255): pixels are rounded, and gradients pass the rounding.
         from_logits: whether it returns logits; False where it returns probabilities, whose logarithm then serves.
 
     Returns:
@@ -47,10 +98,10 @@ def as_logits_fn(
         functions of `saved_models.load.load_logits_fn`, and `batch_size` where `network` has one, being a function.
 
     Raises:
-        ValueError: for what cannot be called, bounds that are none, several inputs, or outputs that are not
+        ValueError: see `read`; for what cannot be called, several inputs, or outputs that are not
             `[batch, num_classes]` of two classes or more; what shows in the outputs alone, when it is called.
     """
-    low, high = pixel_bounds.parse(bounds)
+    network, (low, high), from_logits, _ = read(network, bounds=bounds, from_logits=from_logits)
     is_keras = isinstance(network, keras.Layer)
     opened = open_keras(network) if is_keras else _open_function(network)
     if opened.dtype.is_integer:

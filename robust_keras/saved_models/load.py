@@ -5,6 +5,7 @@ import hashlib
 import os
 import posixpath
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -79,6 +80,26 @@ def load_logits_fn(
     logits_fn.name, logits_fn.outputs = path, outputs
     logits_fn.input_range, logits_fn.straight_through_cast = (low, high), model.is_straight_through
     return logits_fn
+
+
+def as_logits_fn(
+    network: Any, *, bounds: Sequence[float] | None = None, from_logits: bool | None = None
+) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Any classifier as a function from images in [0, 1] to logits: saved, in memory, or a function itself.
+
+    Args:
+        network: the path of a SavedModel or a `.keras` file, or what `any_network.as_logits_fn` takes.
+        bounds: see there.
+        from_logits: see there.
+
+    Raises:
+        ValueError: see there and `load_logits_fn`.
+    """
+    if not isinstance(network, (str, os.PathLike)):
+        return any_network.as_logits_fn(network, bounds=bounds, from_logits=from_logits)
+    reading = any_network.read(network, bounds=bounds, from_logits=from_logits)
+    outputs = "logits" if reading.from_logits else "probabilities"
+    return load_logits_fn(network, input_range=reading.bounds, outputs=outputs)
 
 
 def load_weights(path: str | os.PathLike) -> dict[str, np.ndarray]:

@@ -77,6 +77,8 @@ def test_forms_of_models_images_and_labels(network, labels):
         "bytes for 0 to 255": (of_bytes, BYTES, labels, {"bounds": (0, 255)}),
         "probabilities": (with_softmax, X, labels, {"from_logits": False}),
     }
+    says_so = rk.AdversarialModel(with_softmax, norm="Linf", epsilon="8/255", from_logits=False)
+    same["an adversarial model"] = (says_so, BYTES, labels, {"norm": None, "epsilon": None})
     for name, (model, x, y, options) in same.items():
         x_adv = attack(model, x, y, **options)
         scale = 255 if "bounds" in options else 1
@@ -177,6 +179,7 @@ BAD = {
         "from_logits=False in Python",
     ),
     "a norm": ({"norm": "linf"}, "a norm out of Linf, L2, L1. Received: 'linf'"),
+    "no threat model": ({"norm": None}, "a threat model, such as norm='Linf', epsilon='8/255'. Received: norm=None"),
     "a radius": ({"epsilon": 8}, "such as '8/255'"),
     "a setting": ({"steps": 3}, "settings out of loss_fn, num_steps, .*Received: steps"),
     "a bad setting": ({"num_steps": 0}, "num_steps and num_restarts >= 1. Received: 0"),

@@ -565,3 +565,10 @@ def test_a_folder_of_images_that_differ_in_size(tmp_path):
     assert same_size.labelled.images.shape[1:] == same_size.image_shape == (8, 8, 3)
     with pytest.raises(ValueError, match="image_size up to the short_side"):
         training_batches.training_data(**settings, short_side=10)
+
+
+def test_no_thread_tunes_the_pipeline():
+    # Freeing an iterator waits for that thread, which sleeps for up to a minute.
+    options = training_batches.batches(training_data(300), **FOUR_GROUPS).options()
+    assert options.autotune.enabled is False and options.deterministic is True
+    assert options.experimental_distribute.auto_shard_policy == tf.data.experimental.AutoShardPolicy.OFF

@@ -1,6 +1,7 @@
 """Strategies by name, and batches over replicas."""
 
 import json
+import logging
 import os
 import pathlib
 import socket
@@ -216,3 +217,20 @@ def test_processes_exchange_one_message(mirrored, monkeypatch):
         for ours, value in zip(found, values, strict=True):
             for copy in mirrored.experimental_local_results(ours):
                 np.testing.assert_array_equal(copy, factor * value)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_functions_of_one_code_are_not_taken_for_one_that_is_traced_again(jit_compile):
+    said, listener = [], logging.Handler()
+    listener.emit = lambda record: said.append(record.getMessage())
+    logging.getLogger("tensorflow").addHandler(listener)
+    try:
+        for k in range(6):
+
+            def shifted(x, k=k):
+                return x + k
+
+            assert replicas.over_replicas(shifted, jit_compile=jit_compile)(tf.zeros(2)).numpy().tolist() == [k, k]
+    finally:
+        logging.getLogger("tensorflow").removeHandler(listener)
+    assert said == []

@@ -165,6 +165,19 @@ def test_vectors_are_images_to_a_dense_network(network, labels):
     np.testing.assert_array_equal(flat.examples["robust"], evaluated(network, (X, labels)).examples["robust"])
 
 
+def test_an_adversarial_model_is_read_as_it_says(network, labels, tmp_path):
+    with_softmax = keras.Sequential([of_bytes(network), keras.layers.Softmax()])
+    model = rk.AdversarialModel(with_softmax, norm="L2", epsilon="90/255", bounds=(0, 255), from_logits=False)
+    quick = {**QUICK, "workdir": tmp_path}
+    said = any_model.evaluate(model, (BYTES.astype(np.float32), labels), **{**quick, "norm": None, "epsilon": None})
+    assert (said.results["norm"], said.results["epsilon_fraction"]) == ("L2", "90/255")
+    assert said.results["model"]["input_range"] == [0, 255] and said.results["model"]["outputs"] == "probabilities"
+    # It is the evaluation of its network.
+    told = {"norm": "L2", "epsilon": "90/255", "bounds": (0, 255), "from_logits": False}
+    assert any_model.evaluate(with_softmax, (BYTES, labels), **{**quick, **told}).results == said.results
+    assert evaluated(model, (BYTES, labels)).results["epsilon_fraction"] == "3/255"
+
+
 def test_replicas_share_it(mirrored, network, labels, quick, make_tiny_model, tmp_path):
     with mirrored.scope():
         shared = evaluated(make_tiny_model(), (BYTES, labels), workdir=tmp_path)
@@ -305,6 +318,16 @@ BAD = {
     ),
     "an option": ({"verbose": 1}, "options out of individual, .*Received: verbose"),
     "a batch": ({"batch_size": 0}, "a batch_size that divides among 1 replicas. Received: 0"),
+    "no radius": ({"epsilon": None}, "a threat model, such as norm='Linf', .*Received: norm='Linf', epsilon=None"),
+    "bounds that are not the model's": (
+        {
+            "network": rk.AdversarialModel(
+                keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Flatten()]), epsilon=0.1
+            ),
+            "bounds": (0, 255),
+        },
+        r"bounds=\(0.0, 1.0\), as the AdversarialModel says",
+    ),
     "another radius": (
         {"attacks": [functools.partial(FEW, threat=rk.threat(norm="Linf", epsilon="1/255"))]},
         "threat model",

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from robust_keras import threats
 from robust_keras.models import any_network
 
 pytestmark = pytest.mark.oldest
@@ -154,3 +155,36 @@ def test_bounds_that_are_none_are_refused():
         any_network.as_logits_fn(linear, bounds=(1, 0))
     with pytest.raises(ValueError, match=r"a model that takes int32, such as bounds=\(0, 255\). Received: 0.0,1.0"):
         any_network.as_logits_fn(functional("int32"), bounds=(0, 1))
+
+
+class Trained:
+    """What says of its network how it is read."""
+
+    reading = any_network.Reading(linear, (0.0, 255.0), False, threats.threat(norm="L2", epsilon="128/255"))
+
+
+def test_a_network_is_read_as_what_trains_it_says():
+    assert any_network.read(linear) == (linear, (0.0, 1.0), True, None)
+    assert any_network.read("runs/at", bounds=[-1, 1], from_logits=False) == ("runs/at", (-1.0, 1.0), False, None)
+    assert any_network.read(Trained(), bounds=(0, 255), from_logits=False) is Trained.reading
+    assert any_network.as_logits_fn(Trained()).input_range == (0.0, 255.0)
+    for contradiction, message in {
+        ("bounds", (0, 1)): r"bounds=\(0.0, 255.0\), as the Trained says. Received: bounds=\(0.0, 1.0\)",
+        ("from_logits", True): "from_logits=False, as the Trained says. Received: from_logits=True",
+    }.items():
+        with pytest.raises(ValueError, match=f"^Expected {message}$"):
+            any_network.as_logits_fn(Trained(), **dict([contradiction]))
+
+
+def test_a_threat_model_is_the_one_given_else_the_networks_own():
+    own = Trained.reading
+    assert own.against(None, None) is own.against("L2", None) is own.threat
+    assert own.against(None, "1/255")[:3] == ("L2", 1 / 255, "1/255")
+    assert own.against("Linf", "8/255")[:3] == ("Linf", 8 / 255, "8/255")
+    for reading, norm, epsilon in [
+        (own, "Linf", None),
+        (any_network.read(linear), None, None),
+        (any_network.read(linear), None, 0.1),
+    ]:
+        with pytest.raises(ValueError, match="^Expected a threat model, .* Received: norm=.*, epsilon=[^\n]*$"):
+            reading.against(norm, epsilon)

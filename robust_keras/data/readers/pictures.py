@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from robust_keras.data.readers.mapped import local_path
+from robust_keras.data.readers.pipelines import read_ahead
 from robust_keras.data.readers.tfds_sets import why
 
 BLOCK = 256  # Images that are decoded in one call.
@@ -136,7 +137,7 @@ def file_blocks(
         dataset = dataset.batch(size).map(decode, tf.data.AUTOTUNE)
         done = begin
         try:
-            for images in dataset.prefetch(2).as_numpy_iterator():
+            for images in read_ahead(dataset).as_numpy_iterator():
                 start, done = done, done + len(images)
                 yield images, None if labels is None else labels[start:done]
         except FAILURES as error:

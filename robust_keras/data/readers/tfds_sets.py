@@ -11,6 +11,7 @@ import absl.logging
 import numpy as np
 import tensorflow as tf
 
+from robust_keras.data.readers.pipelines import read_ahead
 from robust_keras.data.readers.published import DataUnavailable
 
 # What a set can be called, these and others.
@@ -133,7 +134,7 @@ def blocks(
         dataset = dataset.map(lambda example: (example["image"], example["label"])).skip(first).batch(size)
         if decode is not None:
             dataset = dataset.map(lambda images, labels: (decode(images), labels), tf.data.AUTOTUNE)
-        for images, labels in dataset.prefetch(2).as_numpy_iterator():
+        for images, labels in read_ahead(dataset).as_numpy_iterator():
             yield images, labels.reshape(-1)
             done += len(images)
     except Exception as error:

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from robust_keras.data.readers.mapped import local_path
 from robust_keras.data.readers.pictures import FAILURES, PNG, block_size, compiled, decoded, decoded_or_refused
+from robust_keras.data.readers.pipelines import read_ahead
 from robust_keras.data.readers.published import HOW_TO_LABEL
 from robust_keras.data.readers.tfds_sets import why
 
@@ -97,7 +98,7 @@ def blocks(
                 done = int(records.take(first).reduce(np.int64(0), lambda count, _: count + 1))
                 first -= done
             dataset = records.skip(done).batch(size).map(parse, tf.data.AUTOTUNE)
-            for images, labels in dataset.prefetch(2).as_numpy_iterator():
+            for images, labels in read_ahead(dataset).as_numpy_iterator():
                 yield images, labels if layout.has_labels else None
                 done += len(images)
         except FAILURES as error:
