@@ -19,6 +19,7 @@ from robust_keras.engines import execution, replicas
 from robust_keras.models import any_network, passes
 from robust_keras.models.normalization import MOVING, batch_norm_mode
 from robust_keras.training import epsilon_warm_up, fitting, inputs, objectives
+from robust_keras.training.reported import Reported
 
 ATTACK_TARGETS = ("label", "targets", "clean_prediction")
 
@@ -145,7 +146,7 @@ class AdversarialModel(keras.Model):
         given = [metrics] if isinstance(metrics, (str, keras.metrics.Metric)) else metrics or []
         if isinstance(given, (list, tuple)):
             names = {getattr(metric, "name", metric) for metric in given}
-            self._reported = [_Reported(name) for name in ("accuracy", "robust_accuracy") if name not in names]
+            self._reported = [Reported(name) for name in ("accuracy", "robust_accuracy") if name not in names]
             metrics = [*given, *self._reported]
         super().compile(optimizer, metrics=metrics, jit_compile=jit_compile is True, **arguments)
         self.examined, self.has_metrics = None, bool(given)
@@ -364,21 +365,6 @@ class AdversarialModel(keras.Model):
             return 0 if self.accumulation_steps == 1 else tf.constant(0)
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         return tf.cast(replica, tf.int32) * self.accumulation_steps
-
-
-class _Reported(keras.metrics.Metric):
-    """The name of an accuracy that steps report themselves, for callbacks that ask which way is better."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name=name)
-        self._direction = "up"
-
-    def update_state(self, *arguments: Any, **named: Any) -> None:
-        """Does nothing."""
-
-    def result(self) -> float:
-        """Nothing."""
-        return 0.0
 
 
 def _pgd(threat, loss_fn, *, num_steps, parts):
