@@ -78,6 +78,7 @@ def test_notebooks_are_valid_and_cleared(name):
     nbformat.validate(notebook)
     assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
     assert notebook.metadata.kernelspec.name == "python3"
+    assert notebook.metadata.colab.get("name", f"{name}.ipynb") == f"{name}.ipynb"
     for cell in notebook.cells:
         if cell.cell_type == "code":
             assert cell.outputs == [] and cell.execution_count is None, cell.id
