@@ -12,6 +12,7 @@ from robust_keras.commands import exit_codes, launcher  # noqa: F401  isort: ski
 
 import codecs
 import collections
+import contextlib
 import csv
 import importlib
 import io
@@ -26,7 +27,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -63,12 +64,12 @@ def run(command: str, arguments: Sequence[str] = (), *, stop_at_step: int | None
     if isinstance(arguments, str):
         raise ValueError(f"Expected a list of flags, such as ['--workdir=runs/at']. Received: {arguments!r}")
     curve, process = _LiveCurve(_workdir(arguments)), _start(command, arguments)
-    said, is_interrupted, is_asked = _Output(process.stdout), False, False
+    said, is_asked = _Output(process.stdout), False
     try:
-        curve.look()
-        stop_at = math.inf if stop_at_step is None or curve.step >= stop_at_step else stop_at_step
-        while not said.has_ended:
-            try:
+        with _stop_button(process) as presses:
+            curve.look()
+            stop_at = math.inf if stop_at_step is None or curve.step >= stop_at_step else stop_at_step
+            while not said.has_ended:
                 print(said.read(), end="", flush=True)
                 curve.look()
                 if curve.step >= stop_at and not is_asked:
@@ -76,15 +77,12 @@ def run(command: str, arguments: Sequence[str] = (), *, stop_at_step: int | None
                     print(f"\nStopping after step {curve.step}, as the stop button would", flush=True)
                     process.send_signal(signal.SIGINT)
                 curve.draw()
-            except KeyboardInterrupt:  # The first lets it save and stop, a second does not wait.
-                is_interrupted = True
-                process.send_signal(signal.SIGINT)
     finally:
         process.stdin.close()  # If it still runs, it hears that it is alone.
         code = process.wait()
     curve.look(at_once=True)
     curve.draw(at_once=True)
-    if is_interrupted:
+    if presses:
         raise KeyboardInterrupt(said.summary())
     if code and not (is_asked and code == exit_codes.TERMINATED):
         raise RuntimeError(f"Expected {command} to end well. Received: exit code {code}, {said.summary()}")
@@ -111,6 +109,28 @@ def _start(command: str, arguments: Sequence[str]) -> Any:
         env=environment,
         start_new_session=True,
     )
+
+
+@contextlib.contextmanager
+def _stop_button(process: Any) -> Iterator[list[int]]:
+    """Inside the context, the stop button interrupts a process, not this one in the middle of what it does.
+
+    The first press lets it save and stop, a second does not wait, a third kills it; the context gives the presses.
+    """
+    presses: list[int] = []
+
+    def pressed(number: int, frame: Any) -> None:
+        presses.append(number)
+        process.send_signal(signal.SIGINT if len(presses) < 3 else signal.SIGKILL)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield presses
+        return
+    before = signal.signal(signal.SIGINT, pressed)
+    try:
+        yield presses
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class _Output:
@@ -147,7 +167,7 @@ class _Output:
     def summary(self) -> str:
         """The line that says what the error is; without one, the last lines."""
         lines = [line for line in self._lines if line.strip()]
-        told = [line for line in lines if line.startswith("error: ")]
+        told = [found[1] for line in lines if (found := re.search(r"(?:^|\])(error: .*)", line))]  # A bar may stand before it.
         return " | ".join(told[-1:] or lines[-_LAST_LINES:])
 
 

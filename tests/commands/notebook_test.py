@@ -76,6 +76,7 @@ def test_what_a_command_says_is_printed_and_its_code_returned(command, capsys, t
     "program, expected",
     [
         ("import sys; print('error: Expected a. Received: b', file=sys.stderr); print('bye'); sys.exit(2)", "exit code 2, error: Expected a. Received: b"),
+        ("import sys; print('9 % [1 step/s]error: Expected c'); sys.exit(1)", "exit code 1, error: Expected c"),
         ("print(1); print(2, end='\\r'); print(3); print('a' * 3, end=''); import os; os._exit(139)", "exit code 139, 2 | 3 | aaa"),
         ("import sys; sys.exit(75)", "exit code 75, "),
     ],
