@@ -16,6 +16,7 @@ setuptools.setup(
     description="Adversarial training and evaluation of image classifiers in TensorFlow 2 and Keras",
     long_description=(ROOT / "README.md").read_text(),
     long_description_content_type="text/markdown",
+    url="https://github.com/robust-keras/robust_keras",
     license="Apache-2.0",
     license_files=["LICENSE"],
     keywords=[
@@ -72,7 +73,10 @@ setuptools.setup(
         "docs": DOCS,
         "test": [
             "cleverhans>=4",
+            "ipykernel>=6.29",
             "mypy==2.4.1",
+            "nbclient>=0.10",
+            "nbformat>=5.10",
             "pytest>=8",
             "pytest-xdist>=3.8",
             "ruff==0.17.6",

@@ -88,9 +88,15 @@ def bits(seeds: tf.Tensor, num: int) -> tf.Tensor:
     return tf.concat(threefry(key, counter), axis=1)[:, :num]
 
 
-def uniform(seeds: tf.Tensor, shape: Sequence[int], minval: float = 0.0, maxval: float = 1.0) -> tf.Tensor:
-    """Uniform float32 in [minval, maxval), `[batch, *shape]`, on a grid of 2^-24 of the interval."""
-    below = np.nextafter(np.float32(maxval), np.float32(-np.inf))
+def uniform(seeds: tf.Tensor, shape: Sequence[int], minval: Any = 0.0, maxval: Any = 1.0) -> tf.Tensor:
+    """Uniform float32 in [minval, maxval), `[batch, *shape]`, on a grid of 2^-24 of the interval.
+
+    Its ends are numbers, or float32 scalars.
+    """
+    if tf.is_tensor(maxval):
+        below = tf.math.nextafter(maxval, -np.inf)
+    else:
+        below = np.nextafter(np.float32(maxval), np.float32(-np.inf))
     num = math.prod(shape)
     unit = tf.cast(tf.bitwise.right_shift(bits(seeds, num), _u32(8)), tf.float32) * 2.0**-24
     return tf.reshape(tf.minimum(minval + unit * (maxval - minval), below), (-1, *shape))

@@ -9,7 +9,7 @@ import math
 import numbers
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -35,6 +35,8 @@ class Threat(NamedTuple):
         steepest_step: `(gradient) -> direction` of unit norm along which a linear loss rises most.
         project: `(x_adv, x) -> x_adv` inside the ball and [0, 1].
         distance: `(x_adv, x) -> [batch]` in the norm.
+        whole: of a `part_of` a threat model, that one; None for one of its own.
+        share: of the whole's radius.
     """
 
     norm: str
@@ -44,6 +46,8 @@ class Threat(NamedTuple):
     steepest_step: Callable
     project: Callable
     distance: Callable
+    whole: "Threat | None" = None
+    share: Any = 1.0
 
 
 def threat(*, norm: str, epsilon: float | str) -> Threat:
@@ -85,6 +89,22 @@ def threat(*, norm: str, epsilon: float | str) -> Threat:
         steepest_step=steepest_step,
         project=functools.partial(project, epsilon=radius),
         distance=distance,
+    )
+
+
+def part_of(whole: Threat, share: tf.Tensor) -> Threat:
+    """The same threat model with a `share` of its radius, a float32 scalar from 0 to 1 that may be a program's.
+
+    With a share of 1 attacks do the same as with the whole, to the bit.
+    """
+    radius: Any = share * whole.epsilon
+    random_start, _, project, _ = _NORMS[whole.norm]
+    return whole._replace(
+        epsilon=radius,
+        random_start=functools.partial(random_start, epsilon=radius),
+        project=functools.partial(project, epsilon=radius),
+        whole=whole,
+        share=share,
     )
 
 

@@ -120,7 +120,7 @@ def resolve(
             steps of that length.
         step_size: a number, a fraction such as '2/255', a function of the step, or one of these by norm; None for .1,
             .01 from half of the steps and .0001 from three quarters, as the released code's PGD-40 has it.
-        threat: the threat model.
+        threat: the threat model; of a `threats.part_of` one, steps are those of the whole, as much shorter.
         num_steps: of the attack.
         default: makes the rule in Linf where there is a step size alone.
 
@@ -130,6 +130,11 @@ def resolve(
     Raises:
         ValueError: for a step size that is not positive, or not there for the norm.
     """
+    if threat.whole is not None:  # A part of a ball: the steps of the whole, as much shorter.
+        whole = threat.whole
+        rule, size_of = resolve(step_rule, step_size, threat=whole, num_steps=num_steps, default=default)
+        part = rule._replace(update=lambda gradient, state, step, _: rule.update(gradient, state, step, whole))
+        return part, lambda step: threat.share * size_of(step)
     size: Any = step_size
     if isinstance(step_size, dict):
         if threat.norm not in step_size:

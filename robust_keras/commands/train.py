@@ -6,6 +6,7 @@ python scripts/train.py --gin_file=gin/at_80mti.gin --data_dir=DIR --workdir=run
 from robust_keras.commands import launcher  # isort: skip  Before TensorFlow is imported.
 
 import posixpath
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -75,6 +76,8 @@ def train_and_export(
     with strategy.scope():
         process = replicas.process_index()
     writes = process == 0
+    if writes:
+        print(f"Computing on {strategies.description(strategy)}", file=sys.stderr, flush=True)
     with failures.running(workdir, process=process), ownership.lock(workdir, what=training.TRAINING, writes=writes):
         holds_results = bool(storage.steps(posixpath.join(workdir, "checkpoints")))
         workdirs.claim(workdir, config, holds_results=holds_results, write=writes)

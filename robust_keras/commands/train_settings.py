@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from robust_keras.attacks.attack import as_attack
-from robust_keras.training import recipes
+from robust_keras.training import epsilon_warm_up, recipes
 from robust_keras.training import train as training
 
 _LAYOUT, _CADENCE = recipes.Layout(), recipes.Cadence()
@@ -44,6 +44,7 @@ def train(
     seed: int,
     attack_target: str = _ATTACK["target"],
     attack_batch_norm: str = _ATTACK["batch_norm"],
+    epsilon_warmup_steps: int = _ATTACK["epsilon_warmup_steps"],
     momentum: float = _OPTIMIZER["momentum"],
     weight_decay: float = _OPTIMIZER["weight_decay"],
     optimizer: Callable | None = None,
@@ -68,6 +69,8 @@ def train(
     for each in (attack, getattr(validation, "keywords", {}).get("attack")):
         if each is not None:
             as_attack(each)  # Bad settings show before any work.
+    epsilon_warm_up.checked(epsilon_warmup_steps, attack)
+    inner = recipes.InnerAttack(attack, attack_target, attack_batch_norm, epsilon_warmup_steps) if attack else None
     layout = recipes.Layout(strategy, tpu, accumulation_steps, steps_per_execution, jit_compile, validation_batch_size)
     cadence = recipes.Cadence(validate_every, checkpoint_every, log_every, num_checkpoints, progress)
     recipe = recipes.Recipe(
@@ -75,7 +78,7 @@ def train(
         model=model,
         batches=batches,
         objective=objective,
-        attack=None if attack is None else recipes.InnerAttack(attack, attack_target, attack_batch_norm),
+        attack=inner,
         optimizer=recipes.Optimizer(learning_rate, momentum, weight_decay, optimizer),
         validation=recipes.Validation(validation, best_by),
         train_steps=train_steps,

@@ -51,6 +51,15 @@ def strategy(name: str = "auto", *, tpu: str | None = None) -> tf.distribute.Str
     return _default_strategy()
 
 
+def description(strategy: tf.distribute.Strategy) -> str:
+    """How many devices of which kind a strategy computes on, such as '8 TPU'."""
+    if isinstance(strategy, tf.distribute.TPUStrategy):
+        kind = "TPU"
+    else:
+        kind = "GPU" if tf.config.list_logical_devices("GPU") else "CPU"
+    return f"{strategy.num_replicas_in_sync} {kind}"
+
+
 def _best_there_is(tpu):
     if tpu:
         return "tpu"

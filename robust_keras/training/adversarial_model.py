@@ -18,7 +18,8 @@ from robust_keras.attacks.pgd import pgd
 from robust_keras.engines import execution, replicas
 from robust_keras.models import any_network, passes
 from robust_keras.models.normalization import MOVING, batch_norm_mode
-from robust_keras.training import fitting, inputs, objectives
+from robust_keras.training import epsilon_warm_up, fitting, inputs, objectives
+from robust_keras.training.reported import Reported
 
 ATTACK_TARGETS = ("label", "targets", "clean_prediction")
 
@@ -45,6 +46,9 @@ class AdversarialModel(keras.Model):
             'clean_prediction', softmax(network(x)) held fixed. By default the objective's.
         attack_batch_norm: statistics that the attack's passes normalise with: 'moving', as in evaluation, or 'batch' as
             in the paper's code.
+        epsilon_warmup_steps: N, over which the attack's radius grows: step k, from 0, attacks in min(1, (k + 1) / N) of
+            it. PGD's steps are as much shorter; an attack of one's own has to take its radius from a bound `threat`.
+            The optimiser counts: a new one starts again. Validation is within the full radius.
         attack_noise: whether Dropout, augmentation and the like are on in the attack.
         bounds: pixel values that the network takes for black and white. Images given to `fit` lie within them, or are
             uint8.
@@ -71,6 +75,7 @@ class AdversarialModel(keras.Model):
         attack: Callable | None = None,
         attack_target: str | None = None,
         attack_batch_norm: str = MOVING,
+        epsilon_warmup_steps: int = 0,
         attack_noise: bool = False,
         bounds: tuple[float, float] = (0.0, 1.0),
         from_logits: bool = True,
@@ -97,6 +102,7 @@ class AdversarialModel(keras.Model):
         self.objective = chosen.function
         self.attack = attack or _pgd(self.threat, chosen.attack_loss, num_steps=10, parts=4)
         self.attack_target, self.attack_batch_norm, self.attack_noise = attack_target, attack_batch_norm, attack_noise
+        self.epsilon_warmup_steps = epsilon_warm_up.checked(epsilon_warmup_steps, self.attack)
         self.bounds, self.from_logits = pixel_bounds.parse(bounds), from_logits
         self.augmentation = augmentation
         self.validation_attack = validation_attack or _pgd(self.threat, losses.cross_entropy, num_steps=20, parts=8)
@@ -140,7 +146,7 @@ class AdversarialModel(keras.Model):
         given = [metrics] if isinstance(metrics, (str, keras.metrics.Metric)) else metrics or []
         if isinstance(given, (list, tuple)):
             names = {getattr(metric, "name", metric) for metric in given}
-            self._reported = [_Reported(name) for name in ("accuracy", "robust_accuracy") if name not in names]
+            self._reported = [Reported(name) for name in ("accuracy", "robust_accuracy") if name not in names]
             metrics = [*given, *self._reported]
         super().compile(optimizer, metrics=metrics, jit_compile=jit_compile is True, **arguments)
         self.examined, self.has_metrics = None, bool(given)
@@ -230,7 +236,7 @@ class AdversarialModel(keras.Model):
     def train_step(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Attacks a replica's share of a batch and takes a step: means over the whole batch, such as 'loss'."""
         made: list[passes.Outcome] = []  # Of the computation below, when it is traced.
-        compute: Callable = functools.partial(self._gradients, made)
+        compute: Callable = functools.partial(self._gradients, made, self._attack_now())
         num_parts = self.accumulation_steps
         if self.jit_compile or num_parts > 1:  # A function of its own is traced once.
             compute = compilation.function(compute, jit_compile=bool(self.jit_compile))
@@ -281,13 +287,13 @@ class AdversarialModel(keras.Model):
         )
         return sums, last, tf.nest.map_structure(lambda values: tf.reshape(values, (-1, values.shape[-1])), gathered)
 
-    def _gradients(self, made, batch, part):
+    def _gradients(self, made, attack, batch, part):
         """What a part of the batch adds to logs, gradients and statistics, those of `made`, and what does not add up;
         changes no variable.
         """
         x, labels, targets = inputs.as_floats(batch["image"]), losses.as_labels(batch["label"]), batch["targets"]
         through = self._passes(part)
-        x_adv = self._attacked(through, x, labels, targets, batch["seeds"])
+        x_adv = self._attacked(attack, through, x, labels, targets, batch["seeds"])
         # The optimiser sums gradients over replicas.
         share = 1.0 / (self.distribute_strategy.num_replicas_in_sync * self.accumulation_steps)
         with tf.GradientTape() as tape:
@@ -314,7 +320,7 @@ class AdversarialModel(keras.Model):
         return (logs, gradients, outcome.statistics, outcome.moved), last
 
     def attacked(self, x: tf.Tensor, labels: tf.Tensor, targets: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
-        """The images that the attack of a step makes, or `x` without one.
+        """The images that the attack of the next step makes, or `x` without one.
 
         Args:
             x: float32 `[batch, ...]` in [0, 1].
@@ -325,10 +331,16 @@ class AdversarialModel(keras.Model):
         Returns:
             Images like `x`.
         """
-        return self._attacked(self._passes(0), x, labels, targets, seeds)
+        return self._attacked(self._attack_now(), self._passes(0), x, labels, targets, seeds)
 
-    def _attacked(self, through, x, labels, targets, seeds):
-        if self.attack is None:
+    def _attack_now(self):
+        if not self.epsilon_warmup_steps:
+            return self.attack
+        step = tf.identity(self.optimizer.iterations.value)
+        return epsilon_warm_up.attack_of(step, self.epsilon_warmup_steps, self.attack)
+
+    def _attacked(self, attack, through, x, labels, targets, seeds):
+        if attack is None:
             return x
         with batch_norm_mode(self.attack_batch_norm):
             if self.attack_target == "clean_prediction":
@@ -336,7 +348,7 @@ class AdversarialModel(keras.Model):
             else:
                 target = labels if self.attack_target == "label" else targets
             seeds = noise.fold_in(seeds, noise.ATTACK)
-            return tf.stop_gradient(self.attack(through.of_attack, x, tf.stop_gradient(target), seeds=seeds))
+            return tf.stop_gradient(attack(through.of_attack, x, tf.stop_gradient(target), seeds=seeds))
 
     def _passes(self, part):
         return passes.Passes(
@@ -353,21 +365,6 @@ class AdversarialModel(keras.Model):
             return 0 if self.accumulation_steps == 1 else tf.constant(0)
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         return tf.cast(replica, tf.int32) * self.accumulation_steps
-
-
-class _Reported(keras.metrics.Metric):
-    """The name of an accuracy that steps report themselves, for callbacks that ask which way is better."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name=name)
-        self._direction = "up"
-
-    def update_state(self, *arguments: Any, **named: Any) -> None:
-        """Does nothing."""
-
-    def result(self) -> float:
-        """Nothing."""
-        return 0.0
 
 
 def _pgd(threat, loss_fn, *, num_steps, parts):

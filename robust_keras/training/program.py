@@ -127,8 +127,9 @@ def _network(recipe: Recipe, data: TrainingData, dtype_policy: str = "float32") 
 def _compiled(network: keras.Model, learning_rate: Callable, recipe: Recipe, layout: Layout) -> AdversarialModel:
     attack: dict[str, Any] = {}
     if recipe.attack is not None:
-        attack_fn, attack_target, attack_batch_norm = recipe.attack
-        attack = {"attack": attack_fn, "attack_target": attack_target, "attack_batch_norm": attack_batch_norm}
+        attack_fn, target, batch_norm, warmup_steps = recipe.attack
+        attack = {"attack": attack_fn, "attack_target": target, "attack_batch_norm": batch_norm}
+        attack["epsilon_warmup_steps"] = warmup_steps
     model = AdversarialModel(
         network,
         objective=recipe.objective,

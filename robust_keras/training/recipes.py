@@ -13,11 +13,13 @@ class InnerAttack(NamedTuple):
         attack_fn: `(logits_fn, x, targets, *, seeds) -> x_adv`.
         target: what it moves away from, one of `adversarial_model.ATTACK_TARGETS`.
         batch_norm: mode of `BatchNorm` in it, 'batch' or 'moving'; see `AdversarialModel`.
+        epsilon_warmup_steps: over which its radius grows; see there.
     """
 
     attack_fn: Callable
     target: str = "label"
     batch_norm: str = BATCH
+    epsilon_warmup_steps: int = 0
 
 
 class Optimizer(NamedTuple):

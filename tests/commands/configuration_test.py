@@ -133,6 +133,13 @@ def test_what_differs_is_named_by_its_macro_or_its_parameter():
     ]
 
 
+def test_a_growing_radius_is_part_of_a_run_and_wants_an_attack():
+    given = config_of("train.epsilon_warmup_steps = 5")
+    assert configuration.differences(config_of(), given) == ["train.epsilon_warmup_steps = 0, not 5"]
+    with pytest.raises(ValueError, match="Expected an attack .* for epsilon_warmup_steps=5. Received: None"):
+        config_of("train.epsilon_warmup_steps = 5", files=("at.gin", "objectives/standard.gin"))
+
+
 def test_layout_cadence_and_places_are_no_part_of_it():
     config = config_of()
     other = config_of(

@@ -1,0 +1,288 @@
+"""Runs a command from a notebook, with the learning curve of its run while it goes on.
+
+    from robust_keras.commands import notebook
+
+    notebook.run("train", ["--gin_file=gin/quickstart.gin", "--workdir=runs/quickstart"])
+
+The command is a process of its own, so the notebook keeps no memory on the accelerator. The notebook's stop button asks
+it to save and stop, as does the end of the notebook itself; the same call goes on from there.
+"""
+
+from robust_keras.commands import exit_codes, launcher  # noqa: F401  isort: skip  Before TensorFlow is imported.
+
+import codecs
+import collections
+import csv
+import importlib
+import io
+import math
+import os
+import pathlib
+import posixpath
+import queue
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# What TensorFlow says of itself before it has a log.
+_NOISE = re.compile(r"^(WARNING: All log messages before absl::InitializeLog|I\d{4} 00:00:\d).*\n", re.MULTILINE)
+COMMANDS = ("train", "evaluate", "export", "report", "reproduce", "pseudo_label")
+_WAIT = 0.5  # Seconds between two looks at a process that says nothing.
+_LAST_LINES = 3  # Of a process that failed, where none of them says that it is the error.
+
+
+def run(command: str, arguments: Sequence[str] = (), *, stop_at_step: int | None = None) -> int:
+    """Runs a command in a process of its own, and prints what it says.
+
+    Where the flag `--workdir` is given, and inside a notebook, the `learning_curve` of that folder is shown, and drawn
+    again as rows are added.
+
+    Args:
+        command: a name out of `COMMANDS`.
+        arguments: its flags, such as "--gin_file=gin/at.gin".
+        stop_at_step: after which step of training to do what the stop button does; None for never.
+
+    Returns:
+        The exit code: 0, or 75 where the command has saved and stopped at `stop_at_step`.
+
+    Raises:
+        ValueError: for a command that there is not.
+        RuntimeError: where the command failed, with its exit code and its last lines.
+        KeyboardInterrupt: after the stop button, once the command has saved and ended.
+    """
+    if command not in COMMANDS:
+        raise ValueError(f"Expected a command out of {', '.join(COMMANDS)}. Received: {command!r}")
+    if isinstance(arguments, str):
+        raise ValueError(f"Expected a list of flags, such as ['--workdir=runs/at']. Received: {arguments!r}")
+    curve, process = _LiveCurve(_workdir(arguments)), _start(command, arguments)
+    said, is_interrupted, is_asked = _Output(process.stdout), False, False
+    try:
+        curve.look()
+        stop_at = math.inf if stop_at_step is None or curve.step >= stop_at_step else stop_at_step
+        while not said.has_ended:
+            try:
+                print(said.read(), end="", flush=True)
+                curve.look()
+                if curve.step >= stop_at and not is_asked:
+                    is_asked = True
+                    print(f"\nStopping after step {curve.step}, as the stop button would", flush=True)
+                    process.send_signal(signal.SIGINT)
+                curve.draw()
+            except KeyboardInterrupt:  # The first lets it save and stop, a second does not wait.
+                is_interrupted = True
+                process.send_signal(signal.SIGINT)
+    finally:
+        process.stdin.close()  # If it still runs, it hears that it is alone.
+        code = process.wait()
+    curve.look(at_once=True)
+    curve.draw(at_once=True)
+    if is_interrupted:
+        raise KeyboardInterrupt(said.summary())
+    if code and not (is_asked and code == exit_codes.TERMINATED):
+        raise RuntimeError(f"Expected {command} to end well. Received: exit code {code}, {said.summary()}")
+    return code
+
+
+def learning_curve(workdir: str | os.PathLike) -> "Figure":
+    """A figure of a run's metrics so far: its loss, and its accuracies on held-out images.
+
+    Args:
+        workdir: the run's folder, any `tf.io.gfile` path; the figure is empty where there are no metrics yet.
+    """
+    return _figure(_rows(_metrics(os.fspath(workdir))))
+
+
+def _start(command: str, arguments: Sequence[str]) -> Any:
+    """The process of a command; it finds modules where this one does, and no signal reaches it but by us."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [os.getcwd(), *sys.path]))}
+    return subprocess.Popen(
+        [sys.executable, "-u", "-m", __name__, command, *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        start_new_session=True,
+    )
+
+
+class _Output:
+    """What a process says, read by a thread so that waiting for it ends, and its last lines."""
+
+    def __init__(self, stream: Any):
+        self._pieces: queue.Queue[bytes] = queue.Queue()
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self._lines: collections.deque[str] = collections.deque([""], maxlen=50)
+        self._held = ""
+        self.has_ended = False
+        threading.Thread(target=self._receive, args=(stream,), daemon=True).start()
+
+    def _receive(self, stream):
+        while piece := stream.read1(1 << 16):
+            self._pieces.put(piece)
+        self._pieces.put(b"")
+
+    def read(self) -> str:
+        """Whole lines of it, or what there is of one where nothing follows for a while; no text where there is none."""
+        try:
+            piece = self._pieces.get(timeout=_WAIT)
+            self.has_ended = not piece
+        except queue.Empty:
+            piece = b""
+        text = self._held + self._decode(piece)
+        end = 1 + max(text.rfind("\n"), text.rfind("\r")) if piece else len(text)
+        text, self._held = _NOISE.sub("", text[:end]), text[end:]
+        first, *others = re.split(r"[\r\n]+", text)
+        self._lines[-1] += first
+        self._lines.extend(others)
+        return text
+
+    def summary(self) -> str:
+        """The line that says what the error is; without one, the last lines."""
+        lines = [line for line in self._lines if line.strip()]
+        told = [line for line in lines if line.startswith("error: ")]
+        return " | ".join(told[-1:] or lines[-_LAST_LINES:])
+
+
+class _LiveCurve:
+    """The learning curve of a folder, shown where there is a notebook; each part takes a tenth of the time at most."""
+
+    def __init__(self, workdir: str | None):
+        self._workdir = workdir
+        self._is_shown = _is_notebook()
+        self._text = self._drawn = ""
+        self._look_due = self._draw_due = 0.0
+        self._picture: Any = None
+        self.step = 0
+
+    def look(self, *, at_once: bool = False) -> None:
+        """Reads the metrics again."""
+        started = time.monotonic()
+        if self._workdir is None or (started < self._look_due and not at_once):
+            return
+        text = _metrics(self._workdir)
+        if text != self._text and (rows := _rows(text)):
+            self._text, self.step = text, int(rows[-1]["step"])
+        ended = time.monotonic()
+        self._look_due = ended + 9 * (ended - started)
+
+    def draw(self, *, at_once: bool = False) -> None:
+        """Shows what was read, where it is new."""
+        started = time.monotonic()
+        if not self._is_shown or self._text == self._drawn or (started < self._draw_due and not at_once):
+            return
+        from IPython import display
+
+        image = io.BytesIO()
+        _figure(_rows(self._text)).savefig(image, format="png")
+        picture = display.Image(image.getvalue())
+        if self._picture is None:
+            self._picture = display.display(picture, display_id=True)
+        else:
+            self._picture.update(picture)
+        self._drawn = self._text
+        ended = time.monotonic()
+        self._draw_due = ended + max(1.0, 9 * (ended - started))
+
+
+def _is_notebook() -> bool:
+    if "IPython" not in sys.modules:
+        return False
+    from IPython import get_ipython
+
+    return get_ipython() is not None
+
+
+def _workdir(arguments: Sequence[str]) -> str | None:
+    """What a list of flags says of `--workdir`."""
+    found = None
+    for argument, following in zip(arguments, [*arguments[1:], ""]):
+        name, is_whole, value = str(argument).partition("=")
+        if name in ("--workdir", "-workdir"):
+            found = value if is_whole else str(following)
+    return found
+
+
+def _metrics(workdir: str) -> str:
+    """The text of metrics.csv, nothing where it cannot be read now."""
+    path = posixpath.join(workdir, "metrics.csv")
+    try:
+        if "://" not in workdir:  # TensorFlow, which takes seconds to import, is not needed here.
+            return pathlib.Path(path).read_text(encoding="utf-8")
+        from robust_keras import storage
+
+        return storage.read_text(path)
+    except Exception:  # There is none yet, or a bucket does not answer; another look follows.
+        return ""
+
+
+def _rows(text: str) -> list[dict[str, float]]:
+    """The whole lines of a csv file that may be in the middle of being written, without empty cells."""
+    whole = text[: text.rfind("\n") + 1]
+    rows = []
+    for line in csv.DictReader(io.StringIO(whole)):
+        try:
+            row = {name: float(value) for name, value in line.items() if value}
+        except (TypeError, ValueError):
+            continue
+        if "step" in row:
+            rows.append(row)
+    return rows
+
+
+def _figure(rows: Sequence[dict[str, float]]) -> "Figure":
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.5, 3.4), dpi=100, layout="constrained")
+    loss, accuracy = figure.subplots(1, 2)
+    _plot(loss, rows, "loss", "C7-", "")
+    loss.set(xlabel="step", title="loss of the training batches")
+    for column, form, label in (
+        ("val_clean", "C0o:", "clean"),
+        ("val_robust", "C3o:", "under attack"),
+        ("val_clean_averaged", "C0o-", "clean, averaged weights"),
+        ("val_robust_averaged", "C3o-", "under attack, averaged weights"),
+    ):
+        _plot(accuracy, rows, column, form, label)
+    accuracy.set(xlabel="step", ylim=(-2, 102), title="accuracy on held-out images, %", xlim=loss.get_xlim())
+    if accuracy.lines:
+        accuracy.legend(fontsize="small", loc="best")
+    for axis in (loss, accuracy):
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _plot(axis: Any, rows: Sequence[dict[str, float]], column: str, form: str, label: str) -> None:
+    points = [(row["step"], row[column] * (100 if column.startswith("val_") else 1)) for row in rows if column in row]
+    if points:
+        axis.plot(*zip(*points), form, label=label, markersize=4)
+
+
+def _stop_when_alone() -> None:
+    """Asks this process to save and stop once whoever started it is gone, which closes the pipe between them."""
+
+    def wait() -> None:
+        while os.read(0, 1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def main() -> None:
+    """Runs the command that the first argument names; this is the process that `run` starts."""
+    command = sys.argv.pop(1)
+    _stop_when_alone()
+    importlib.import_module(f"robust_keras.commands.{command}").command()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""The notebooks of colab/: what is in them, and that they run from top to bottom in a fast setting."""
+
+import ast
+import pathlib
+import re
+
+import nbclient
+import nbformat
+import pytest
+from IPython.core.inputtransformer2 import TransformerManager
+
+ROOT = pathlib.Path(__file__).parents[1]
+NOTEBOOKS = {path.stem: nbformat.read(path, as_version=4) for path in sorted((ROOT / "colab").glob("*.ipynb"))}
+
+# What stands after the cell of settings when a notebook is tested: of each, at most 40 seconds on two cores.
+FAST = {
+    "train_on_tpu": """
+        STEPS, VALIDATE_EVERY, STOP_AT = 60, 60, 2
+        RECIPE += ["--gin_param=BATCH_SIZE = 8", "--gin_param=STATISTICS_GROUP_SIZE = 8", "--gin_param=TAU = None"]
+        RECIPE += ["--gin_param=training/pgd.num_steps = 1", "--gin_param=pgd40/pgd.num_steps = 1"]
+        RECIPE += ["--gin_param=training_data.num_validation = 8", "--gin_param=train.log_every = 1"]
+        EVALUATION += ["--num_examples=16", "--gin_param=pgd40/pgd.num_steps = 2"]
+        EVALUATION += ["--gin_param=evaluate.allow_chance = True", "--gin_param=evaluate.diagnose = False"]
+    """,
+}
+# What the outputs then hold, besides tracebacks of none.
+SAYS = {
+    "train_on_tpu": ["CPU", "Stopped by SIGINT; saved at step", "Resuming from step", "robust accuracy"],
+}
+
+
+def sources(name, kind="code"):
+    return [cell.source for cell in NOTEBOOKS[name].cells if cell.cell_type == kind]
+
+
+def python(source):
+    """A cell as Python has it: of magics and shell commands, calls."""
+    return TransformerManager().transform_cell(source)
+
+
+def definitions(source):
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
+    return [node.lineno for node in ast.walk(ast.parse(python(source))) if isinstance(node, kinds)]
+
+
+def settings(name):
+    (index,) = [i for i, cell in enumerate(NOTEBOOKS[name].cells) if "parameters" in cell.metadata.get("tags", [])]
+    return index
+
+
+def assigned(source):
+    """Names that lines of Python assign to."""
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)]
+    return {node.id for node in nodes if isinstance(node.ctx, ast.Store)}
+
+
+def fast(name):
+    return "\n".join(line.strip() for line in FAST[name].strip().splitlines())
+
+
+def test_each_notebook_has_a_fast_setting():
+    assert NOTEBOOKS and FAST.keys() == SAYS.keys() == NOTEBOOKS.keys()
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebooks_are_valid_and_cleared(name):
+    notebook = NOTEBOOKS[name]
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    assert notebook.metadata.kernelspec.name == "python3"
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert cell.outputs == [] and cell.execution_count is None, cell.id
+    text = (ROOT / "colab" / f"{name}.ipynb").read_text()
+    assert text == nbformat.writes(notebook, indent=1).rstrip("\n") + "\n"
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebooks_open_with_what_one_will_see_and_define_nothing(name):
+    first = NOTEBOOKS[name].cells[0]
+    assert first.cell_type == "markdown" and first.source.startswith("# ") and "You will see" in first.source
+    assert [source for source in sources(name) if definitions(source)] == []
+    assert assigned(fast(name)) <= assigned(NOTEBOOKS[name].cells[settings(name)].source)
+
+
+def test_definitions_are_seen():
+    assert definitions("%pip install x\n!ls\nf = 1") == []
+    assert definitions("%pip install x\nf = lambda: 1") and definitions("def f(): ...") and definitions("class A: ...")
+
+
+def test_the_cell_that_installs_is_the_same_in_all():
+    assert len({sources(name)[0] for name in NOTEBOOKS}) == 1
+    assert "%pip install" in sources(next(iter(NOTEBOOKS)))[0]
+
+
+def test_the_repository_has_one_address():
+    (address,) = re.findall(r'url="(.+)"', (ROOT / "setup.py").read_text())
+    badge = address.replace("https://github.com/", "https://colab.research.google.com/github/") + "/blob/main/colab/"
+    linked = re.findall(r"\]\(([^)]*colab\.research[^)]*)\)", (ROOT / "README.md").read_text())
+    assert sorted(linked) == sorted(f"{badge}{name}.ipynb" for name in NOTEBOOKS)
+    for name in NOTEBOOKS:
+        assert f'REPOSITORY = "{address}"' in sources(name)[0]
+        links = re.findall(r"https://github\.com/[\w.-]*robust[\w./-]*", "\n".join(sources(name, "markdown")))
+        for link in links:
+            inside = link.removeprefix(address).removeprefix("/blob/main/")
+            assert link.startswith(address) and (ROOT / inside).exists(), link
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebooks_run_from_top_to_bottom(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    notebook = NOTEBOOKS[name].copy()
+    cells, after = list(notebook.cells), settings(name) + 1
+    notebook.cells = [*cells[:after], nbformat.v4.new_code_cell(fast(name)), *cells[after:]]
+    work = tmp_path / "work"
+    work.mkdir()
+    client = nbclient.NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(work)}}
+    )
+    client.execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    text = "".join(output.text for output in outputs if output.output_type == "stream")
+    assert [words for words in SAYS[name] if words not in text] == []
+    assert [output for output in outputs if "image/png" in output.get("data", {})]
+    assert "Traceback" not in text
