@@ -136,7 +136,7 @@ def as_logits_fn(
 
 def _warn_of_bounds(network: keras.Layer, low: float, high: float) -> None:
     """Warns where the layers that a network begins with leave hardly anything of the difference of black and white."""
-    black, white = np.float64(low), np.float64(high)
+    black, white = np.asarray(low, np.float64), np.asarray(high, np.float64)
     for layer in _first_layers(network):
         if isinstance(layer, keras.layers.Rescaling):
             black, white = (value * np.asarray(layer.scale) + np.asarray(layer.offset) for value in (black, white))
