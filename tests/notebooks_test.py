@@ -14,6 +14,7 @@ NOTEBOOKS = {path.stem: nbformat.read(path, as_version=4) for path in sorted((RO
 
 # What stands after the cell of settings when a notebook is tested: of each, at most 40 seconds on two cores.
 FAST = {
+    "attack_any_model": 'NUM_EXAMPLES, EPOCHS, ATTACKS = 40, 4, ["apgd-ce"]',
     "train_on_tpu": """
         STEPS, VALIDATE_EVERY, STOP_AT = 60, 60, 2
         RECIPE += ["--gin_param=BATCH_SIZE = 8", "--gin_param=STATISTICS_GROUP_SIZE = 8", "--gin_param=TAU = None"]
@@ -31,11 +32,23 @@ FAST = {
         MORE += ["--gin_param=STATISTICS_GROUP_SIZE = 8", "--gin_param=training/pgd.num_steps = 1"]
         MORE += ["--gin_param=pgd40/pgd.num_steps = 1", "--gin_param=training_data.num_validation = 8"]
     """,
+    "your_own_keras_model": 'EPOCHS, NUM_TRAINED, NUM_EVALUATED, WIDTH, ATTACKS = 2, 256, 16, 4, ["apgd-ce"]',
 }
 # What the outputs then hold, besides tracebacks of none.
 SAYS = {
+    "attack_any_model": [
+        "warning: zero_gradients (apgd-ce)",
+        "warning: diagnosis_beats_attacks",
+        "Already finished",
+        "True ['examples.npz', 'results.json']",
+    ],
     "train_on_tpu": ["CPU", "Stopped by SIGINT; saved at step", "Resuming from step", "robust accuracy"],
     "reproduce_a_row": ["-> Swish/SiLU", "Configuration 2 of 2", "95 % interval"],
+    "your_own_keras_model": [
+        "val_robust_accuracy",
+        "averaged weights\n16 examples",
+        "largest difference of logits:",
+    ],
 }
 
 
