@@ -16,7 +16,7 @@ NOTEBOOKS = {path.stem: nbformat.read(path, as_version=4) for path in sorted((RO
 FAST = {
     "attack_any_model": 'NUM_EXAMPLES, EPOCHS, ATTACKS = 40, 4, ["apgd-ce"]',
     "train_on_tpu": """
-        STEPS, VALIDATE_EVERY, STOP_AT = 60, 60, 2
+        STEPS, VALIDATE_EVERY, STOP_AT = 60, 30, 2
         RECIPE += ["--gin_param=BATCH_SIZE = 8", "--gin_param=STATISTICS_GROUP_SIZE = 8", "--gin_param=TAU = None"]
         RECIPE += ["--gin_param=training/pgd.num_steps = 1", "--gin_param=pgd40/pgd.num_steps = 1"]
         RECIPE += ["--gin_param=training_data.num_validation = 8", "--gin_param=train.log_every = 1"]

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # What TensorFlow says of itself before it has a log.
-_NOISE = re.compile(r"^(WARNING: All log messages before absl::InitializeLog|I\d{4} 00:00:\d).*\n", re.MULTILINE)
+_NOISE = re.compile(r"WARNING: All log messages before absl::InitializeLog|I\d{4} 00:00:\d")
 COMMANDS = ("train", "evaluate", "export", "report", "reproduce", "pseudo_label")
 _WAIT = 0.5  # Seconds between two looks at a process that says nothing.
 _LAST_LINES = 3  # Of a process that failed, where none of them says that it is the error.
@@ -70,13 +70,14 @@ def run(command: str, arguments: Sequence[str] = (), *, stop_at_step: int | None
             curve.look()
             stop_at = math.inf if stop_at_step is None or curve.step >= stop_at_step else stop_at_step
             while not said.has_ended:
-                print(said.read(), end="", flush=True)
+                for line in said.read():
+                    print(line, flush=True)
                 curve.look()
                 if curve.step >= stop_at and not is_asked:
                     is_asked = True
-                    print(f"\nStopping after step {curve.step}, as the stop button would", flush=True)
+                    print(f"Stopping after step {curve.step}, as the stop button would", flush=True)
                     process.send_signal(signal.SIGINT)
-                curve.draw()
+                curve.draw(said.status)
     finally:
         process.stdin.close()  # If it still runs, it hears that it is alone.
         code = process.wait()
@@ -134,13 +135,13 @@ def _stop_button(process: Any) -> Iterator[list[int]]:
 
 
 class _Output:
-    """What a process says, read by a thread so that waiting for it ends, and its last lines."""
+    """What a process says, read by a thread so that waiting for it ends; `status` is the line that is not whole yet."""
 
     def __init__(self, stream: Any):
         self._pieces: queue.Queue[bytes] = queue.Queue()
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
-        self._lines: collections.deque[str] = collections.deque([""], maxlen=50)
-        self._held = ""
+        self._lines: collections.deque[str] = collections.deque(maxlen=50)
+        self._rest = self.status = ""
         self.has_ended = False
         threading.Thread(target=self._receive, args=(stream,), daemon=True).start()
 
@@ -149,26 +150,32 @@ class _Output:
             self._pieces.put(piece)
         self._pieces.put(b"")
 
-    def read(self) -> str:
-        """Whole lines of it, or what there is of one where nothing follows for a while; no text where there is none."""
+    def read(self) -> list[str]:
+        """The next lines, as a terminal would leave them; none where nothing comes for a while, or it has ended."""
         try:
             piece = self._pieces.get(timeout=_WAIT)
-            self.has_ended = not piece
         except queue.Empty:
-            piece = b""
-        text = self._held + self._decode(piece)
-        end = 1 + max(text.rfind("\n"), text.rfind("\r")) if piece else len(text)
-        text, self._held = _NOISE.sub("", text[:end]), text[end:]
-        first, *others = re.split(r"[\r\n]+", text)
-        self._lines[-1] += first
-        self._lines.extend(others)
-        return text
+            return []
+        self.has_ended = not piece
+        *lines, self._rest = (self._rest + self._decode(piece)).split("\n")
+        if self.has_ended:
+            lines, self._rest = [*lines, self._rest], ""
+        shown = [text for line in lines if (text := _overwritten(line))]
+        self._lines.extend(shown)
+        self.status = _overwritten(self._rest)
+        return shown
 
     def summary(self) -> str:
         """The line that says what the error is; without one, the last lines."""
-        lines = [line for line in self._lines if line.strip()]
-        told = [found[1] for line in lines if (found := re.search(r"(?:^|\])(error: .*)", line))]  # A bar may stand before it.
-        return " | ".join(told[-1:] or lines[-_LAST_LINES:])
+        told = [line for line in self._lines if line.startswith("error: ")]
+        return " | ".join(told[-1:] or [*self._lines][-_LAST_LINES:])
+
+
+def _overwritten(line: str) -> str:
+    """What a terminal leaves of a line with carriage returns, without what says nothing."""
+    left = next((part for part in reversed(line.split("\r")) if part.strip()), "").rstrip()
+    left = re.sub(r"^.*\](?=error: )", "", left)  # A progress bar stood there.
+    return "" if _NOISE.match(left) else left
 
 
 class _LiveCurve:
@@ -177,9 +184,10 @@ class _LiveCurve:
     def __init__(self, workdir: str | None):
         self._workdir = workdir
         self._is_shown = _is_notebook()
-        self._text = self._drawn = ""
+        self._text = self._drawn = self._status = ""
         self._look_due = self._draw_due = 0.0
         self._picture: Any = None
+        self._bar: Any = None
         self.step = 0
 
     def look(self, *, at_once: bool = False) -> None:
@@ -193,23 +201,33 @@ class _LiveCurve:
         ended = time.monotonic()
         self._look_due = ended + 9 * (ended - started)
 
-    def draw(self, *, at_once: bool = False) -> None:
-        """Shows what was read, where it is new."""
+    def draw(self, status: str = "", *, at_once: bool = False) -> None:
+        """Shows what was read and a line of progress, where they are new."""
         started = time.monotonic()
-        if not self._is_shown or self._text == self._drawn or (started < self._draw_due and not at_once):
+        if not self._is_shown or (started < self._draw_due and not at_once):
             return
         from IPython import display
 
-        image = io.BytesIO()
-        _figure(_rows(self._text)).savefig(image, format="png")
-        picture = display.Image(image.getvalue())
-        if self._picture is None:
-            self._picture = display.display(picture, display_id=True)
-        else:
-            self._picture.update(picture)
-        self._drawn = self._text
+        if status != self._status:
+            self._status = status
+            self._bar = _show(display.Pretty(status), self._bar)
+        if self._text != self._drawn:
+            self._drawn = self._text
+            image = io.BytesIO()
+            _figure(_rows(self._text)).savefig(image, format="png")
+            self._picture = _show(display.Image(image.getvalue()), self._picture)
         ended = time.monotonic()
-        self._draw_due = ended + max(1.0, 9 * (ended - started))
+        self._draw_due = ended + max(_WAIT, 9 * (ended - started))
+
+
+def _show(what: Any, handle: Any) -> Any:
+    """Shows something below, or where the handle says that it is shown already; returns the handle."""
+    from IPython import display
+
+    if handle is None:
+        return display.display(what, display_id=True)
+    handle.update(what)
+    return handle
 
 
 def _is_notebook() -> bool:

@@ -67,9 +67,9 @@ def test_a_curve_has_the_whole_rows_of_the_metrics(tmp_path, folder):
 
 
 def test_what_a_command_says_is_printed_and_its_code_returned(command, capsys, tmp_path):
-    command("import os, sys; print(*sys.argv[1:]); print('été\\r50 %', file=sys.stderr)")
+    command("import sys; print(*sys.argv[1:]); print('I0000 00:00:1.5 x\\n5 %\\r50 %\\r    \\nété', file=sys.stderr)")
     assert notebook.run("train", ["--gin_file=a.gin", f"--workdir={tmp_path}"]) == 0
-    assert capsys.readouterr().out == f"--gin_file=a.gin --workdir={tmp_path}\nété\r50 %\n"
+    assert capsys.readouterr().out == f"--gin_file=a.gin --workdir={tmp_path}\n50 %\nété\n"
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_what_a_command_says_is_printed_and_its_code_returned(command, capsys, t
     [
         ("import sys; print('error: Expected a. Received: b', file=sys.stderr); print('bye'); sys.exit(2)", "exit code 2, error: Expected a. Received: b"),
         ("import sys; print('9 % [1 step/s]error: Expected c'); sys.exit(1)", "exit code 1, error: Expected c"),
-        ("print(1); print(2, end='\\r'); print(3); print('a' * 3, end=''); import os; os._exit(139)", "exit code 139, 2 | 3 | aaa"),
+        ("print(1); print(2, end='\\r'); print(3); print('a' * 3, end=''); import os; os._exit(139)", "exit code 139, 1 | 3 | aaa"),
         ("import sys; sys.exit(75)", "exit code 75, "),
     ],
 )  # fmt: skip
