@@ -117,6 +117,12 @@ def test_the_cell_that_installs_is_the_same_in_all():
     assert "%pip install" in sources(next(iter(NOTEBOOKS)))[0]
 
 
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_recipes_that_are_named_exist(name):
+    named = re.findall(r"\bgin/[\w/]+\.gin", "\n".join(cell.source for cell in NOTEBOOKS[name].cells))
+    assert [path for path in named if not (ROOT / path).is_file()] == []
+
+
 def test_the_repository_has_one_address():
     (address,) = re.findall(r'url="(.+)"', (ROOT / "setup.py").read_text())
     badge = address.replace("https://github.com/", "https://colab.research.google.com/github/") + "/blob/main/colab/"

@@ -3,6 +3,7 @@
 import csv
 import io
 import posixpath
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -298,7 +299,7 @@ def _plot(rows: Sequence[StudyRow], title: str, *, curves: bool) -> bytes:
         axis.set_title(setting)
     if curves:
         _plot_curves(axes[0][-1], rows)
-    figure.suptitle(title, fontsize="medium")
+    figure.suptitle(textwrap.fill(title, 80 * axes.size), fontsize="medium")
     figure.tight_layout()
     image = io.BytesIO()
     figure.savefig(image, format="png", dpi=120)
