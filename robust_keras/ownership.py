@@ -37,6 +37,7 @@ except ImportError:  # On Windows.
 
 gfile = tf.io.gfile
 BEAT = 15.0  # Seconds between two signs of life, where a file system has no locks.
+_SHOWN = 3  # Differences that a refusal names.
 SILENCE = 60.0  # Seconds without one after which a process counts as gone.
 _LOCKED_BYTE = 1 << 30  # Windows lets nobody read a byte that is locked, so it is one that the file does not have.
 
@@ -99,9 +100,10 @@ def claim(
                 f"Expected to read in {path} what its folder is of. Received: {storage.why(error)}"
             ) from error
         if different := (compare or differences)(saved_identity, identity):
+            shown = [*different[:_SHOWN], *([f"and {len(different) - _SHOWN} more"] if different[_SHOWN:] else [])]
             raise ValueError(
                 f"Expected a folder of {what}, or a new one. Received: {posixpath.dirname(path)} of another, with "
-                f"{'; '.join(different)}"
+                f"{'; '.join(shown)}"
             )
     if writes and saved != text:
         gfile.makedirs(posixpath.dirname(path))

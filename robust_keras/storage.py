@@ -189,6 +189,10 @@ def read_text(path: str | os.PathLike) -> str:
             return file.read()
     except tf.errors.NotFoundError:
         return ""
+    except tf.errors.FailedPreconditionError:
+        if gfile.isdir(path):
+            raise
+        return ""  # What should be its folder is a file.
     except UnicodeDecodeError as error:
         raise ValueError(f"Expected text in {os.fspath(path)}. Received: {error}") from error
 

@@ -14,6 +14,7 @@ NOTEBOOKS = {path.stem: nbformat.read(path, as_version=4) for path in sorted((RO
 
 # What stands after the cell of settings when a notebook is tested: of each, at most 40 seconds on two cores.
 FAST = {
+    "attack_any_model": 'NUM_EXAMPLES, EPOCHS, ATTACKS = 40, 4, ["apgd-ce"]',
     "train_on_tpu": """
         STEPS, VALIDATE_EVERY, STOP_AT = 60, 60, 2
         RECIPE += ["--gin_param=BATCH_SIZE = 8", "--gin_param=STATISTICS_GROUP_SIZE = 8", "--gin_param=TAU = None"]
@@ -22,10 +23,32 @@ FAST = {
         EVALUATION += ["--num_examples=16", "--gin_param=pgd40/pgd.num_steps = 2"]
         EVALUATION += ["--gin_param=evaluate.allow_chance = True", "--gin_param=evaluate.diagnose = False"]
     """,
+    "reproduce_a_row": """
+        import numpy as np
+
+        np.savez("small.npz", image=np.random.default_rng(0).integers(0, 256, (500, 8, 8, 3), "uint8"), label=np.arange(500) % 10)
+        BUDGET, NUM_RUNS = "", 1
+        MORE += ["--gin_param=DATASET = 'npz:small.npz'", "--gin_param=TRAIN_STEPS = 2", "--gin_param=BATCH_SIZE = 8"]
+        MORE += ["--gin_param=STATISTICS_GROUP_SIZE = 8", "--gin_param=training/pgd.num_steps = 1"]
+        MORE += ["--gin_param=pgd40/pgd.num_steps = 1", "--gin_param=training_data.num_validation = 8"]
+    """,
+    "your_own_keras_model": 'EPOCHS, NUM_TRAINED, NUM_EVALUATED, WIDTH, ATTACKS = 2, 256, 16, 4, ["apgd-ce"]',
 }
 # What the outputs then hold, besides tracebacks of none.
 SAYS = {
+    "attack_any_model": [
+        "warning: zero_gradients (apgd-ce)",
+        "warning: diagnosis_beats_attacks",
+        "Already finished",
+        "True ['examples.npz', 'results.json']",
+    ],
     "train_on_tpu": ["CPU", "Stopped by SIGINT; saved at step", "Resuming from step", "robust accuracy"],
+    "reproduce_a_row": ["-> Swish/SiLU", "Configuration 2 of 2", "95 % interval"],
+    "your_own_keras_model": [
+        "val_robust_accuracy",
+        "averaged weights\n16 examples",
+        "largest difference of logits:",
+    ],
 }
 
 
@@ -68,6 +91,7 @@ def test_notebooks_are_valid_and_cleared(name):
     nbformat.validate(notebook)
     assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
     assert notebook.metadata.kernelspec.name == "python3"
+    assert notebook.metadata.colab.get("name", f"{name}.ipynb") == f"{name}.ipynb"
     for cell in notebook.cells:
         if cell.cell_type == "code":
             assert cell.outputs == [] and cell.execution_count is None, cell.id
@@ -116,7 +140,7 @@ def test_notebooks_run_from_top_to_bottom(name, tmp_path, monkeypatch):
     work = tmp_path / "work"
     work.mkdir()
     client = nbclient.NotebookClient(
-        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(work)}}
+        notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(work)}}
     )
     client.execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]

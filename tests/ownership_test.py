@@ -43,6 +43,13 @@ def test_a_folder_is_of_what_claimed_it_first(tmp_path):
     assert line.endswith("extra = (nothing), not True; model.sha256 = ab, not cd; seed = 3, not 4")
 
 
+def test_a_refusal_names_a_few_of_many_differences(tmp_path):
+    path = tmp_path / "subject.json"
+    ownership.claim(path, dict.fromkeys("abcdef", 1), what="this run", writes=True)
+    with pytest.raises(ValueError, match=r"with a = 1, not 2; b = 1, not 2; c = 1, not 2; and 3 more$"):
+        ownership.claim(path, dict.fromkeys("abcdef", 2), what="this run", writes=True)
+
+
 def test_values_are_compared_not_how_they_are_written(tmp_path):
     claim(tmp_path)
     claim(tmp_path, {**dict(reversed(IDENTITY.items())), "model": {"range": (0.0, 1.0), "sha256": "ab"}, "rate": 1e-1})

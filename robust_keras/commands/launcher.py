@@ -98,7 +98,8 @@ def _told(error: Exception) -> tuple[int, str] | None:
     if isinstance(error, (OSError, tf.errors.OpError)):
         reason = next(iter(str(getattr(error, "message", error)).splitlines()), type(error).__name__)
         of_files = (OSError, tf.errors.PermissionDeniedError, tf.errors.UnimplementedError, tf.errors.NotFoundError)
-        if isinstance(error, (*of_files, tf.errors.ResourceExhaustedError)):
+        no_folder = isinstance(error, tf.errors.FailedPreconditionError) and "directory" in reason  # But a file.
+        if no_folder or isinstance(error, (*of_files, tf.errors.ResourceExhaustedError)):
             return (
                 exit_codes.FAILED,
                 f"Expected files and memory as the command needs them. Received: {_one_line(reason)}{kept}",

@@ -72,7 +72,8 @@ def batches(
     if isinstance(x, (tf.data.Dataset, keras.utils.PyDataset)) or hasattr(x, "__next__"):
         for name, value in {"y": y, "sample_weight": sample_weight, "batch_size": batch_size}.items():
             if value is not None:
-                raise ValueError(f"Expected no {name} beside a {type(x).__name__}, which has its own. Received: one")
+                kind = "tf.data.Dataset" if isinstance(x, tf.data.Dataset) else type(x).__name__
+                raise ValueError(f"Expected no {name} beside a {kind}, which has its own. Received: one")
         return _of_batches(x)
     arrays = [_array(each) for each in (x, y, sample_weight) if each is not None]
     if y is None or any(not len(array.shape) for array in arrays):
@@ -81,7 +82,9 @@ def batches(
             f"Received: {type(x).__name__} and {type(y).__name__}"
         )
     lengths = [len(array) for array in arrays]
-    if len(set(lengths)) > 1 or not lengths[0]:
+    if not any(lengths):
+        raise ValueError("Expected at least one image. Received: none")
+    if len(set(lengths)) > 1:
         raise ValueError(f"Expected a label, and a weight where there are some, for each image. Received: {lengths}")
     size = _BATCH_SIZE if batch_size is None else batch_size
     if not isinstance(size, (int, np.integer)) or size < 1 or size % process[1]:

@@ -104,7 +104,8 @@ def check_above_chance(examples: Examples) -> None:
     limit = chance + 1.645 * math.sqrt(chance * (1 - chance) / len(correct))
     if len(correct) >= 50 and correct.mean() <= limit:
         raise ValueError(
-            f"Expected clean accuracy above chance, {100 * chance:.2f} %. Received: {100 * correct.mean():.2f} % of "
-            f"{len(correct)} examples. Do --input_range, --input_layout, --logits_output and --dataset fit the model? "
-            "evaluate.allow_chance = True goes on all the same"
+            f"Expected clean accuracy clearly above chance, {100 * limit:.2f} % or more of {len(correct)} examples. "
+            f"Received: {100 * correct.mean():.2f} %. Do images and labels fit the model: --input_range (bounds=), "
+            "--input_layout, --logits_output, --dataset? Has its BatchNormalization moving statistics of 100 steps or "
+            "more? evaluate.allow_chance = True (allow_chance=True) goes on all the same"
         )

@@ -5,7 +5,8 @@ logits_fn(x)  # float32 [batch, height, width, channels] in [0, 1] to float32 [b
 """
 
 import functools
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -14,6 +15,8 @@ import tensorflow as tf
 
 from robust_keras import bounds as pixel_bounds
 from robust_keras import threats
+
+_LEAST_CONTRAST = 0.05  # Between black and white, after the layers that a network begins with.
 
 
 class Opened(NamedTuple):
@@ -106,6 +109,8 @@ def as_logits_fn(
     opened = open_keras(network) if is_keras else _open_function(network)
     if opened.dtype.is_integer:
         low, high = integer_range(low, high, opened.dtype, hint="bounds=(0, 255)")
+    if is_keras:
+        _warn_of_bounds(network, low, high)
     has_logarithms = not is_keras and getattr(network, "outputs", None) == "probabilities"
 
     @tf.autograph.experimental.do_not_convert  # Errors keep their one line.
@@ -127,6 +132,35 @@ def as_logits_fn(
     if not is_keras and hasattr(network, "batch_size"):
         made.batch_size = network.batch_size
     return made
+
+
+def _warn_of_bounds(network: keras.Layer, low: float, high: float) -> None:
+    """Warns where the layers that a network begins with leave hardly anything of the difference of black and white."""
+    black, white = np.asarray(low, np.float64), np.asarray(high, np.float64)
+    for layer in _first_layers(network):
+        if isinstance(layer, keras.layers.Rescaling):
+            black, white = (value * np.asarray(layer.scale) + np.asarray(layer.offset) for value in (black, white))
+        elif isinstance(layer, keras.layers.Normalization) and not layer.invert and layer.mean is not None:
+            mean, variance = np.ravel(layer.mean), np.ravel(layer.variance)
+            black, white = ((value - mean) / np.sqrt(variance) for value in (black, white))
+    if (left := np.max(np.abs(white - black))) < _LEAST_CONTRAST:
+        warnings.warn(
+            f"With bounds=({low:g}, {high:g}) the first layers of {network.name!r} make black and white {left:.2g} "
+            "apart; where it takes 0 to 255, say bounds=(0, 255)",
+            stacklevel=3,
+        )
+
+
+def _first_layers(network: keras.Layer) -> Iterator[keras.Layer]:
+    """The layers that a functional or Sequential model begins with, as long as they rescale or augment."""
+    for layer in getattr(network, "layers", ()) if known_inputs(network) else ():
+        if isinstance(layer, keras.Model):
+            yield from _first_layers(layer)
+            return
+        if isinstance(layer, (keras.layers.Rescaling, keras.layers.Normalization)):
+            yield layer
+        elif not (isinstance(layer, keras.layers.InputLayer) or type(layer).__name__.startswith("Random")):
+            return
 
 
 def open_keras(model: keras.Layer, path: str = "") -> Opened:
@@ -213,8 +247,8 @@ def try_out(logits_fn: Callable, x: tf.Tensor, *, needs_gradients: bool = False)
         raise ValueError(f"Expected logits of each of {x.shape[0]} images. Received: {tuple(logits.shape)}")
     if needs_gradients and gradient is None:
         raise ValueError(
-            "Expected a network through which gradients flow; the attack square needs none. Received: none from the "
-            "logits to the images"
+            "Expected a network through which gradients flow; of attacks, square alone needs none. Received: none from "
+            "the logits to the images"
         )
     return logits
 

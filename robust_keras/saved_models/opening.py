@@ -27,6 +27,8 @@ def open_model(path: str) -> Opened:
         raise ValueError(f"Expected a finished export. Received: {path}, which is under way or was interrupted")
     if gfile.exists(posixpath.join(path, "saved_model.pb")):
         return _open_saved_model(path)
+    if not gfile.exists(path):
+        raise ValueError(f"Expected a SavedModel's folder or a .keras file. Received: {path}, which does not exist")
     inner = posixpath.join(path, "saved_model")
     hint = f"; did you mean {inner}?" if gfile.exists(posixpath.join(inner, "saved_model.pb")) else ""
     raise ValueError(f"Expected a SavedModel's folder or a .keras file. Received: {path}{hint}")

@@ -95,6 +95,7 @@ class AdversarialModel(keras.Model):
             raise ValueError(
                 f"Expected an attack_target out of {', '.join(ATTACK_TARGETS)}. Received: {attack_target!r}"
             )
+        inputs.check_functions(objective=objective, attack=attack, validation_attack=validation_attack)
         self.network = network
         self.threat = None if epsilon is None else threats.threat(norm=norm, epsilon=epsilon)
         if chosen.attack_loss and attack is None and self.threat is None and isinstance(objective, str):
@@ -191,11 +192,12 @@ class AdversarialModel(keras.Model):
             ValueError: for images, labels or a network that cannot be meant, before a step is taken.
         """
         schedule = fitting.Schedule(epochs, initial_epoch, steps_per_epoch, callbacks, verbose, pause_every)
-        if isinstance(x, tf.data.Dataset) and isinstance(x.element_spec, Mapping):
+        if isinstance(x, tf.data.Dataset) and isinstance(x.element_spec, Mapping) and "seeds" in x.element_spec:
             inputs.check_batch(x.element_spec)
             return execution.fit(self, x, prepare=fitting.checked, **schedule._asdict())
         data = fitting.Data(x, y, sample_weight, class_weight, batch_size, shuffle)
-        size = validation_batch_size or batch_size
+        has_own = validation_data is not None and not isinstance(validation_data, (tuple, list))
+        size = validation_batch_size or (None if has_own else batch_size)
         held_out = fitting.HeldOut(validation_data, validation_split, validation_steps, size, validation_freq)
         return fitting.fit(self, data, held_out, schedule)
 

@@ -148,6 +148,7 @@ def fit(model: Any, data: Data, held_out: HeldOut, schedule: Schedule) -> keras.
             # Every process examines all of it.
             examined = fit_batches.batches(x, y, sample_weight=weights, batch_size=held_out.batch_size)
             preparation.check_all(x, y)
+            _tried_out(model, examined.first())
             preparation(examined.first(), 0)
             plain = preparation._replace(class_weight=None, augmentation=None)
             validate = functools.partial(_validate, model, examined, plain, held_out)
@@ -187,11 +188,8 @@ def _begin(model, batches, data):
     """The `_Preparation` of batches, once the network was tried on the first one, and built by it."""
     if not model.compiled:
         raise ValueError("Expected a compiled model. Received: one before compile()")
-    images, labels, _ = first = batches.first()
-    x = tf.constant(pixel_bounds.to_unit(np.asarray(images)[:_LOOKED_AT], model.bounds))
-    logits_fn = any_network.as_logits_fn(model.network, bounds=model.bounds, from_logits=model.from_logits)
-    logits = any_network.try_out(logits_fn, x, needs_gradients=model.attack is not None)
-    _check_outputs(logits.numpy(), model.from_logits)
+    _, labels, _ = first = batches.first()
+    logits = _tried_out(model, first)
     are_soft = np.ndim(labels) == 2 and np.shape(labels)[1] != 1
     if are_soft != model.has_soft_labels:  # A step that was traced before gives metrics the other form.
         model.has_soft_labels, model.train_function = are_soft, None
@@ -207,6 +205,15 @@ def _begin(model, batches, data):
     returned = logits if model.from_logits else tf.exp(logits)
     model.measured({name: prepared[name][:num] for name in ("label", "targets")}, returned)  # Makes what it counts in.
     return preparation
+
+
+def _tried_out(model, batch):
+    """The network's logits of some images of a batch, in evaluation."""
+    x = tf.constant(pixel_bounds.to_unit(np.asarray(batch[0])[:_LOOKED_AT], model.bounds))
+    logits_fn = any_network.as_logits_fn(model.network, bounds=model.bounds, from_logits=model.from_logits)
+    logits = any_network.try_out(logits_fn, x, needs_gradients=model.attack is not None)
+    _check_outputs(logits.numpy(), model.from_logits)
+    return logits
 
 
 def _check_outputs(logits, from_logits):

@@ -1,5 +1,6 @@
 """What training is given, looked at before the first step: data, networks and objectives."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -88,6 +89,32 @@ def check_network(network: Any) -> None:
             "Expected a network that takes floats, through which gradients flow; bytes are scaled to its bounds. "
             f"Received: one that takes {inputs[0].dtype}"
         )
+
+
+def check_functions(**given: Any) -> None:
+    """Refuses functions of one's own that do not take what a step calls them with; names and None are left alone.
+
+    Args:
+        **given: by the argument of `AdversarialModel` that they are.
+
+    Raises:
+        ValueError: for what is no function, or takes something else.
+    """
+    attack = "(logits_fn, x, targets, *, seeds)"
+    takes = {"objective": "(logits_fn, x, x_adv, labels, targets)", "attack": attack, "validation_attack": attack}
+    for name, function in given.items():
+        if function is None or (name == "objective" and isinstance(function, str)):
+            continue
+        if not callable(function):
+            raise ValueError(f"Expected {name} as a function {takes[name]}. Received: {function!r}")
+        try:
+            signature = inspect.signature(function)
+        except (TypeError, ValueError):  # Some of what is written in C has none.
+            continue
+        try:
+            signature.bind(*[None] * 5) if name == "objective" else signature.bind(None, None, None, seeds=None)
+        except TypeError:
+            raise ValueError(f"Expected {name} as a function {takes[name]}. Received: one {signature}") from None
 
 
 def check_objective(values: tf.Tensor, labels: tf.Tensor) -> None:

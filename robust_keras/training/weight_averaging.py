@@ -175,6 +175,8 @@ def _clone(network):
 
 
 def _check_alike(network, twin):
+    if network.weights and not twin.weights:
+        raise ValueError("Expected a twin that is built, as a first call on images does. Received: one without weights")
     shapes, others = ([tuple(weight.shape) for weight in each.weights] for each in (network, twin))
     if shapes != others:
         raise ValueError(

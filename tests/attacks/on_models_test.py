@@ -173,7 +173,7 @@ BAD = {
     "other integers": ({"x": BYTES.astype(int)}, "bytes, uint8, or as floats. Received: int64"),
     "another shape": ({"x": BYTES[:, :4]}, r"of the network's shape \(8, 8, 3\). Received: \(4, 8, 3\)"),
     "two inputs": ({"network": two_inputs()}, "one input, the images. Received: "),
-    "no gradient": ({"network": flat}, "through which gradients flow; the attack square needs none"),
+    "no gradient": ({"network": flat}, "through which gradients flow; of attacks, square alone needs none"),
     "probabilities": (
         {"network": lambda x: tf.nn.softmax(tf.reshape(x, (-1, 192))[:, :4])},
         "from_logits=False in Python",

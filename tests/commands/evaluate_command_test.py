@@ -284,8 +284,22 @@ def test_a_card_of_another_threat_model_is_told_of(tmp_path, config, said):
 
 
 def test_models_without_a_card(tmp_path):
-    for name in ("none", "none.keras"):
+    (tmp_path / "file.keras").write_bytes(b"")
+    for name in ("none", "none.keras", "file.keras"):
         assert model_cards.another_threat(str(tmp_path / name), threats.threat(norm="Linf", epsilon=0.1)) is None
+
+
+def test_a_keras_file_is_measured_as_its_export(monkeypatch, network, tmp_path, make_tiny_model):
+    path = tmp_path / "model.keras"
+    make_tiny_model().save(path)
+    verdicts = []
+    for model in (path, network / "saved_model"):
+        workdir = tmp_path / f"of_{model.name}"
+        arguments = quick_evaluation_of(network, workdir)
+        arguments = [a for a in arguments if not a.startswith("--saved_model")] + [f"--saved_model={model}"]
+        call(monkeypatch, evaluate, *arguments)
+        verdicts.append(measured(workdir)[1]["broken_by"])
+    np.testing.assert_array_equal(*verdicts)
 
 
 def test_a_command_tells_of_it_and_goes_on(monkeypatch, capsys, network, tmp_path):

@@ -25,6 +25,15 @@ def test_a_lost_process_is_one_line(monkeypatch, capsys):
         launcher.launch(lost, lambda values: None, "")
 
 
+def test_a_folder_that_is_a_file_is_one_line(monkeypatch, capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(sys, "argv", ["train"])
+    with pytest.raises(SystemExit) as exit:
+        launcher.launch(lambda values: tf.io.gfile.makedirs(str(tmp_path / "file")), lambda values: None, "")
+    assert exit.value.code == 1
+    assert f"Received: {tmp_path}/file is not a directory" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_every_command_stops_on_a_signal(monkeypatch, capsys, number):
     handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]

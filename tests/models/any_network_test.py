@@ -1,5 +1,7 @@
 """Networks of all kinds as functions from images in [0, 1] to logits."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -148,6 +150,36 @@ def test_what_is_no_network_is_refused_in_one_line(name):
         any_network.try_out(any_network.as_logits_fn(make()), X, needs_gradients=True)
     assert str(refusal.value).startswith("Expected ") and "\n" not in str(refusal.value)
     assert len(str(refusal.value)) < 600
+
+
+def beginning_with(*layers):
+    return keras.Sequential([keras.Input((4, 4, 3)), *layers, keras.layers.Flatten(), keras.layers.Dense(3)])
+
+
+def imagenet_preprocessing():
+    return keras.layers.Normalization(mean=[123.7, 116.3, 103.5], variance=[58.4**2, 57.1**2, 57.4**2])
+
+
+@pytest.mark.parametrize(
+    "make, bounds, warns",
+    [
+        (lambda: beginning_with(keras.layers.Rescaling(1 / 255)), (0, 1), True),
+        (lambda: beginning_with(keras.layers.Rescaling(1 / 255)), (0, 255), False),
+        (lambda: beginning_with(keras.layers.RandomFlip(), keras.layers.Rescaling(1 / 127.5, offset=-1)), (0, 1), True),
+        (lambda: beginning_with(beginning_with(keras.layers.Rescaling(1 / 255)).layers[0]), (0, 1), True),
+        (lambda: beginning_with(imagenet_preprocessing()), (0, 1), True),
+        (lambda: beginning_with(imagenet_preprocessing()), (0, 255), False),
+        (lambda: beginning_with(keras.layers.Rescaling(255.0), imagenet_preprocessing()), (0, 1), False),
+        (lambda: keras.Sequential([keras.Input((4, 4, 3)), beginning_with(keras.layers.Rescaling(1 / 255))]), (0, 1), True),
+        (lambda: beginning_with(keras.layers.Conv2D(2, 1), keras.layers.Rescaling(1 / 255)), (0, 1), False),
+        (lambda: beginning_with(keras.layers.Rescaling([1 / 255, 1.0, 1 / 255])), (0, 1), False),
+    ],
+)  # fmt: skip
+def test_bounds_of_which_the_first_layers_leave_nothing_are_warned_of(make, bounds, warns):
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        any_network.as_logits_fn(make(), bounds=bounds)
+    assert len([warning for warning in told if "say bounds=(0, 255)" in str(warning.message)]) == warns
 
 
 def test_bounds_that_are_none_are_refused():

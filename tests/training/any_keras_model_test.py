@@ -446,6 +446,13 @@ def test_weight_decay_leaves_scales_and_what_was_named_alone():
         ({"epsilon": 8}, "such as '8/255'"),
         ({"from_logits": False}, "Expected probabilities"),
         ({"attack_target": "labels"}, "attack_target out of"),
+        ({"attack": "pgd"}, r"attack as a function \(logits_fn, x, targets, \*, seeds\). Received: 'pgd'"),
+        ({"attack": lambda f, x, y: x}, r"attack as a function .* Received: one \(f, x, y\)"),
+        ({"objective": lambda labels, logits: labels}, r"objective as a function \(logits_fn, x, x_adv, labels, targets\)"),
+        ({"objective": keras.losses.CategoricalCrossentropy()}, "objective as a function"),
+        ({"x": lambda x: x[:0], "y": lambda y: y[:0]}, "at least one image. Received: none"),
+        ({"dataset": lambda data: data.map(lambda x, y: {"image": x, "label": y})}, r"\(images, labels\).* Received: a dict"),
+        ({"validation_data": (np.zeros((4, 9, 9, 3), np.uint8), [0, 1, 2, 3])}, r"network's shape \(8, 8, 3\). Received: \(9, 9, 3\)"),
         ({"network": lambda: keras.Sequential([keras.Input(SHAPE), keras.layers.Flatten(), keras.layers.Dense(4, "softmax")])}, "from_logits=False"),
         ({"network": lambda: keras.Sequential([keras.Input(SHAPE), keras.layers.Flatten(), keras.layers.Dense(1)])}, "at least two classes"),
         ({"network": lambda: keras.Sequential([keras.Input((9, 9, 3)), keras.layers.Flatten(), keras.layers.Dense(4)])}, "network's shape"),
@@ -465,8 +472,8 @@ def test_what_cannot_be_meant_is_one_line_before_the_first_step(change, message)
     x, labels = images()
     network = change.get("network", small)
     x, labels = change.get("x", lambda v: v)(x), change.get("y", lambda v: v)(labels)
-    options = {name: change[name] for name in ("objective", "from_logits", "attack_target") if name in change}
-    names = ("batch_size", "class_weight", "validation_split", "steps_per_epoch")
+    options = {name: change[name] for name in ("objective", "from_logits", "attack_target", "attack") if name in change}
+    names = ("batch_size", "validation_data", "class_weight", "validation_split", "steps_per_epoch")
     arguments = {"batch_size": BATCH, "verbose": 0} | {name: change[name] for name in names if name in change}
     if "dataset" in change:
         x, labels = change["dataset"](tf.data.Dataset.from_tensor_slices((x, labels)).batch(BATCH)), None

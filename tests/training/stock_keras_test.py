@@ -53,7 +53,8 @@ def test_callbacks_of_keras_see_robust_accuracies(tmp_path, capsys):
 
 def test_validation_and_evaluate_are_of_the_network_in_inference():
     model = compiled(metrics=[keras.metrics.SparseCategoricalAccuracy(name="clean")])
-    history = model.fit(X, LABELS, batch_size=BATCH, validation_data=(X, LABELS), verbose=0).history
+    held_out = tf.data.Dataset.from_tensor_slices((X, LABELS)).batch(5)
+    history = model.fit(X, LABELS, batch_size=BATCH, validation_data=held_out, verbose=0).history
     found = model.evaluate(X, LABELS, batch_size=5, return_dict=True, verbose=0)
     x = X / np.float32(255)
     accuracy = (model.network.predict(x, verbose=0).argmax(1) == LABELS).mean()

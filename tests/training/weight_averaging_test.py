@@ -265,3 +265,11 @@ def test_later_fit_continues_or_starts_over(make_tiny_model):
     for average, start, live in zip(twin.trainable_weights, before, network.trainable_weights):
         expected = decay * start + (1 - decay) * live.numpy()
         np.testing.assert_allclose(average.numpy(), expected, rtol=0, atol=1e-6)
+
+
+def test_a_twin_without_weights_is_refused():
+    network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    network.compile("sgd", "mse")
+    averaging = WeightAveraging(keras.Sequential([keras.layers.Dense(2)]), tau=0.9)
+    with pytest.raises(ValueError, match="Expected a twin that is built"):
+        network.fit(np.zeros((2, 4)), np.zeros((2, 2)), callbacks=[averaging], verbose=0)
