@@ -29,10 +29,10 @@ from robust_keras.commands import bound_functions, gin_text, label_pool_settings
 from robust_keras.data import augmentation, training_batches
 from robust_keras.engines import strategies
 from robust_keras.evaluation import evaluate as evaluation
-from robust_keras.models import preact_resnet, wide_resnet
+from robust_keras.models import application, preact_resnet, wide_resnet
 from robust_keras.pseudo_labelling import recipes as labelling_recipes
-from robust_keras.saved_models import load
-from robust_keras.training import objectives
+from robust_keras.saved_models import load, warm_start
+from robust_keras.training import objectives, optimizer
 from robust_keras.training import recipes as training_recipes
 
 # Of each configurable, the parameters that may change when a run is resumed: they do not identify it.
@@ -73,12 +73,15 @@ for _function, _given in {
     losses.margin: (),
     training_batches.batches: ("seed", "num_steps", "start_step", "num_hosts", "host"),
     training_batches.cutmix: (),
+    application.application: _OF_DATA,
     preact_resnet.preact_resnet: _OF_DATA,
+    warm_start.load_network: _OF_DATA,
     wide_resnet.wide_resnet: _OF_DATA,
     objectives.adversarial_training: (),
     objectives.mart: (),
     objectives.standard_training: (),
     objectives.trades: (),
+    optimizer.adamw: ("learning_rate",),
     schedules.cosine: ("num_steps",),
     schedules.exponential: ("num_steps",),
     schedules.multistep: ("num_steps",),

@@ -1,29 +1,44 @@
 """The weights of a network by name: in snapshots, in files, and from one network to another like it."""
 
 import collections
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 
 import keras
 import numpy as np
+
+_NUMBERED = re.compile(r"^variable_\d+$")
 
 
 def names(network: keras.Model) -> list[str]:
     """A name for each of `network.weights`, in their order, no two alike.
 
     It is the weight's path. Layers of nested models can bear one name, and their weights one path: the second is then
-    named `path#2`, and so on.
+    named `path#2`, and so on. What differs in the paths of a network and of one like it is left out: the name of a
+    nested Sequential model, which is there if its call built it, and the number of a weight without a name of its own,
+    such as ConvNeXt's layer scales, which Keras numbers through a process.
 
     Raises:
         ValueError: where a layer's own name makes two alike all the same.
     """
     count: collections.Counter[str] = collections.Counter()
     found = []
+    sequential = set(_nested_sequentials(network))
     for weight in network.weights:
-        count[weight.path] += 1
-        found.append(weight.path if count[weight.path] == 1 else f"{weight.path}#{count[weight.path]}")
+        *outer, layer, name = weight.path.split("/")
+        path = "/".join([*(each for each in outer if each not in sequential), layer, _NUMBERED.sub("variable", name)])
+        count[path] += 1
+        found.append(path if count[path] == 1 else f"{path}#{count[path]}")
     if alike := [name for name, times in collections.Counter(found).items() if times > 1]:
         raise ValueError(f"Expected layers whose names tell their weights apart. Received: several named {alike[0]}")
     return found
+
+
+def _nested_sequentials(network: keras.Layer) -> Iterator[str]:
+    for layer in getattr(network, "layers", ()):
+        if isinstance(layer, keras.Sequential):
+            yield layer.name
+        yield from _nested_sequentials(layer)
 
 
 def by_name(network: keras.Model) -> dict[str, keras.Variable]:

@@ -10,6 +10,34 @@ import tensorflow as tf
 from robust_keras.engines import replicas
 from robust_keras.training import weight_decay as decayed
 
+
+def adamw(
+    learning_rate: Any,
+    *,
+    weight_decay: float = 0.05,
+    beta_1: float = 0.9,
+    beta_2: float = 0.999,
+    epsilon: float = 1e-8,
+    undecayed: Sequence[str] = (),
+) -> keras.optimizers.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019), whose weight decay leaves scales and offsets of normalisation alone.
+
+    Args:
+        learning_rate: a float or a Keras schedule.
+        weight_decay: of which a step takes its learning rate's part off the weights.
+        beta_1: decay of the mean gradient.
+        beta_2: decay of the mean squared gradient.
+        epsilon: added to its root.
+        undecayed: names of further weights that do not decay, such as 'bias'.
+    """
+    made = keras.optimizers.AdamW(
+        learning_rate, weight_decay=weight_decay, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon
+    )
+    if undecayed:
+        made.exclude_from_weight_decay(var_names=[f"^{name}$" for name in [*undecayed, *decayed.NAMES]])
+    return made
+
+
 _NOT_TAKEN = ("clipnorm", "clipvalue", "global_clipnorm", "use_ema", "loss_scale_factor", "gradient_accumulation_steps")
 
 

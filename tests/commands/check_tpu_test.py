@@ -15,7 +15,7 @@ from robust_keras.training import objectives
 
 GIN = configuration.gin_directory()
 # base.gin is what they share; an evaluation is checked after a recipe, or alone.
-RECIPES = sorted(path.name for path in GIN.glob("*.gin") if path.name != "base.gin")
+RECIPES = sorted(path.name for path in GIN.glob("*.gin") if not path.name.startswith("base"))
 EVALUATIONS = sorted(f"eval/{path.name}" for path in GIN.glob("eval/*.gin") if path.name != "pgd40_attack.gin")
 SMALL = ("DEPTH = 10", "WIDTH = 1")
 FAST = (*SMALL, "training/pgd.num_steps = 2", "pgd40/pgd.num_steps = 2", "TAU = 0.9")

@@ -208,7 +208,7 @@ def test_a_workdir_of_another_run_is_refused_in_one_line(tmp_path):
     assert (tmp_path / "config.gin").read_text() == before
 
 
-RECIPES = sorted(path.name for path in GIN.glob("*.gin") if path.name != "base.gin")
+RECIPES = sorted(path.name for path in GIN.glob("*.gin") if not path.name.startswith("base"))
 OVERLAYS = sorted(str(path.relative_to(GIN)) for path in GIN.glob("*/*.gin") if path.parent.name != "eval")
 
 

@@ -13,7 +13,9 @@ from robust_keras.study import costs, rows
 GIN = configuration.gin_directory()
 FILES = sorted(path.relative_to(GIN).as_posix() for path in GIN.rglob("*.gin"))
 LEAVES = sorted(
-    path.name for path in GIN.glob("*.gin") if not path.name.startswith(("base", "pseudo_label", "quickstart"))
+    path.name
+    for path in GIN.glob("*.gin")
+    if not path.name.startswith(("base", "convnext", "pseudo_label", "quickstart"))
 )
 FOLDERS = {
     name: sorted(f"{name}/{path.name}" for path in (GIN / name).glob("*.gin")) for name in ("objectives", "schedules")

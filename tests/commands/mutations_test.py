@@ -10,7 +10,7 @@ from robust_keras.commands import configuration
 from robust_keras.training.weight_averaging import averaging_decay
 
 GIN = configuration.gin_directory()
-LEAVES = sorted(path.name for path in GIN.glob("*.gin") if path.name not in ("base.gin", "pseudo_label.gin"))
+LEAVES = sorted(path.name for path in GIN.glob("*.gin") if not path.name.startswith(("base", "pseudo_label")))
 SMALL = {
     "DEPTH": "10",
     "WIDTH": "1",
@@ -32,6 +32,11 @@ MUTATIONS = {
     "TAU": ("0.9", "averages"),
     "SEED": ("7", "batch"),
     "STATISTICS_GROUP_SIZE": ("16", "loss"),
+}
+# Of gin/convnext_tiny.gin, which has a network and images of its own.
+OF_IMAGES = {
+    "APPLICATION": ("'ResNet50'", lambda recipe: recipe.model.keywords["name"]),
+    "IMAGE_SIZE": ("64", lambda recipe: (recipe.data.keywords["image_size"], recipe.batches.keywords["augmentation"])),
 }
 DATA = first_steps.training_data()
 
@@ -87,4 +92,16 @@ def test_the_same_recipe_is_the_same_run(unchanged):
 def test_every_recipe_binds_the_macros_that_people_change(recipe):
     configuration.parse([recipe])
     bound = set(re.findall(r"^([A-Z]\w*) =", configuration.gin.config_str(), re.M))
-    assert bound == set(MUTATIONS)
+    assert bound == (
+        set(MUTATIONS) - {"DEPTH", "WIDTH", "ACTIVATION"} | set(OF_IMAGES) if "conv" in recipe else set(MUTATIONS)
+    )
+
+
+@pytest.mark.parametrize("macro", OF_IMAGES)
+def test_changing_a_macro_of_the_imagenet_recipe_changes_the_run(macro):
+    value, look = OF_IMAGES[macro]
+    found = []
+    for params in ([], [f"{macro} = {value}"]):
+        configuration.parse(["convnext_tiny.gin"], params)
+        found.append(look(configuration.resolve(configuration.train).recipe))
+    assert found[0] != found[1]

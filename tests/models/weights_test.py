@@ -37,6 +37,31 @@ def test_nested_models_with_equal_layers_lose_no_weight():
         np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
 
 
+def test_a_nested_sequential_model_that_its_call_builds_is_named_as_when_it_is_read():
+    images = keras.Input((4,))
+    inner = keras.Sequential([keras.layers.Dense(3, name="first"), keras.layers.Dense(3, name="second")], name="inner")
+    network = keras.Model(images, inner(images))
+    read = keras.models.model_from_json(network.to_json())
+    assert weights.names(network) == weights.names(read)
+    assert weights.names(read) == ["first/kernel", "first/bias", "second/kernel", "second/bias"]
+
+
+class Unnamed(keras.layers.Layer):
+    def build(self, input_shape):
+        for _ in range(2):
+            self.add_weight(shape=(1,))
+
+    def call(self, x):
+        return x
+
+
+def test_weights_that_have_no_name_are_not_numbered_through_a_process():
+    images = keras.Input((4,))
+    for _ in range(2):
+        network = keras.Model(images, Unnamed(name="unnamed")(images))
+        assert weights.names(network) == ["unnamed/variable", "unnamed/variable#2"]
+
+
 class Odd(keras.layers.Layer):
     def build(self, input_shape):
         for name in ("kernel", "kernel", "kernel#2"):
