@@ -46,7 +46,7 @@ SAYS = {
     "reproduce_a_row": ["-> Swish/SiLU", "Configuration 2 of 2", "95 % interval"],
     "your_own_keras_model": [
         "val_robust_accuracy",
-        "averaged weights\n16 examples",
+        "averaged weights",
         "largest difference of logits:",
     ],
 }
