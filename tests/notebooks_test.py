@@ -42,7 +42,7 @@ SAYS = {
         "Already finished",
         "True ['examples.npz', 'results.json']",
     ],
-    "train_on_tpu": ["CPU", "Stopped by SIGINT; saved at step", "Resuming from step", "robust accuracy"],
+    "train_on_tpu": ["CPU", "Stopped by SIGINT; saved at step", "Resuming from step", "| 95 % interval"],
     "reproduce_a_row": ["-> Swish/SiLU", "Configuration 2 of 2", "95 % interval"],
     "your_own_keras_model": [
         "val_robust_accuracy",

@@ -277,6 +277,7 @@ def _rows(text: str) -> list[dict[str, float]]:
 
 def _figure(rows: Sequence[dict[str, float]]) -> "Figure":
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(9.5, 3.4), dpi=100, layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
@@ -294,6 +295,7 @@ def _figure(rows: Sequence[dict[str, float]]) -> "Figure":
         accuracy.legend(fontsize="small", loc="best")
     for axis in (loss, accuracy):
         axis.grid(alpha=0.3)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.spines[["top", "right"]].set_visible(False)
     return figure
 

@@ -57,12 +57,14 @@ def test_strategy_by_name_and_environment(made, environment, variables, argument
 def test_one_device_unless_there_is_more():
     assert strategies.strategy().num_replicas_in_sync == 1
     assert strategies.strategy("one").num_replicas_in_sync == 1
+    assert strategies.description(strategies.strategy("one")) == "1 CPU"
 
 
 def test_one_device_is_one_device_in_the_scope_of_others(mirrored):
     default = tf.distribute.get_strategy()
     with mirrored.scope():
         assert strategies.strategy("one") is default
+        assert strategies.description(mirrored) == "2 CPU"
     assert strategies.strategy("one") is default
 
 
