@@ -93,7 +93,12 @@ def application(
     if "include_preprocessing" in inspect.signature(make).parameters:
         settings["include_preprocessing"] = False
     # Not by `input_tensor`, which ConvNeXts of Keras 3.5 pass over.
-    made = make(weights=None, input_shape=tuple(input_shape), **settings)
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")  # With another one, Keras 3.5 puts casts of pixels into the network.
+    try:
+        made = make(weights=None, input_shape=tuple(input_shape), **settings)
+    finally:
+        keras.config.set_dtype_policy(policy)
     network = fine_tuning.placed_on(_PIXELS[name](images), images, made)
     if weights is not None:
         _assign(network, name, weights, has_their_classes=num_classes == 1000)

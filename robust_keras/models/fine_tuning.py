@@ -42,11 +42,11 @@ def layers_of(network: keras.Model) -> Iterator[Any]:
 
 
 def placed_on(x: Any, images: Any, network: keras.Model) -> keras.Model:
-    """A functional network like another, with new weights, of `x`, which is made of the input `images`.
+    """A functional network like another in float32, with new weights and Keras' policy, of `x`, made of `images`.
 
-    The layers up to the first kernel, and from the last one, compute in float32, whatever Keras' policy: bfloat16 would
-    move pixels by up to half a byte. All layers, also of Sequential parts, are the network's own: a model inside would
-    cast what it is given to the policy, whatever that of its layers.
+    The layers up to the first kernel, and from the last one, stay in float32: bfloat16 would move pixels by up to half
+    a byte. All layers, also of Sequential parts, are the network's own: a model inside would cast what it is given to
+    the policy, whatever that of its layers.
     """
     layers = [layer for layer in layers_of(network) if not isinstance(layer, keras.layers.InputLayer)]
     kernels = [k for k, layer in enumerate(layers) if hasattr(layer, "kernel")]
@@ -55,8 +55,10 @@ def placed_on(x: Any, images: Any, network: keras.Model) -> keras.Model:
     def copied(layer):
         if isinstance(layer, keras.Sequential):
             return keras.Sequential([copied(each) for each in layer.layers], name=layer.name)
-        dtype = {"dtype": "float32"} if layer.name in spared else {}
-        return type(layer).from_config({**layer.get_config(), **dtype})
+        config = layer.get_config()
+        if isinstance(layer, keras.Layer):  # And no bare operation, such as a sum.
+            config["dtype"] = "float32" if layer.name in spared else keras.config.dtype_policy().name
+        return type(layer).from_config(config)
 
     def called(layer, *args, **kwargs):
         args = tuple(x if each is images else each for each in args)

@@ -166,7 +166,7 @@ def test_vectors_are_images_to_a_dense_network(network, labels):
 
 
 def test_an_adversarial_model_is_read_as_it_says(network, labels, tmp_path):
-    with_softmax = keras.Sequential([of_bytes(network), keras.layers.Softmax()])
+    with_softmax = keras.Sequential([keras.layers.Rescaling(1 / 255), network, keras.layers.Softmax()])
     model = rk.AdversarialModel(with_softmax, norm="L2", epsilon="90/255", bounds=(0, 255), from_logits=False)
     quick = {**QUICK, "workdir": tmp_path}
     said = any_model.evaluate(model, (BYTES.astype(np.float32), labels), **{**quick, "norm": None, "epsilon": None})
