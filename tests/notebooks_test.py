@@ -126,7 +126,7 @@ def test_recipes_that_are_named_exist(name):
 def test_the_repository_has_one_address():
     (address,) = re.findall(r'url="(.+)"', (ROOT / "setup.py").read_text())
     badge = address.replace("https://github.com/", "https://colab.research.google.com/github/") + "/blob/main/colab/"
-    linked = re.findall(r"\]\(([^)]*colab\.research[^)]*)\)", (ROOT / "README.md").read_text())
+    linked = re.findall(r"\]\(([^)]*colab\.research[^)]*\.ipynb)\)", (ROOT / "README.md").read_text())
     assert sorted(linked) == sorted(f"{badge}{name}.ipynb" for name in NOTEBOOKS)
     for name in NOTEBOOKS:
         assert f'REPOSITORY = "{address}"' in sources(name)[0]
