@@ -94,9 +94,9 @@ class Passes:
     ) -> None:
         self._logits_of, self._network = logits_of, network
         self._attack_batch_norm, self._attack_noise = attack_batch_norm, attack_noise
-        inside = list(_inside(network))
-        self._with_statistics = _layers_with_statistics([each for each in inside if isinstance(each, keras.Layer)])
-        seeds = [each.state for each in inside if isinstance(each, keras.random.SeedGenerator)]
+        layers = list(inside(network))
+        self._with_statistics = _layers_with_statistics([each for each in layers if isinstance(each, keras.Layer)])
+        seeds = [each.state for each in layers if isinstance(each, keras.random.SeedGenerator)]
         self._offsets = {id(seed): _offset(seed, part) for seed in seeds} if _is_several(part) else {}
         # What later passes start from: noise goes on, and statistics do after a pass that counts.
         self._carried = {id(seed): (seed, seed.value + self._offsets[id(seed)]) for seed in seeds if self._offsets}
@@ -193,7 +193,7 @@ def apply(outcome: Outcome, statistics: Sequence, moved: Sequence[tf.Tensor], co
     replicas.update(assign, [variable.value for variable in variables], [*moved, *counted])
 
 
-def _inside(network: keras.Layer) -> Iterator[Any]:
+def inside(network: keras.Layer) -> Iterator[Any]:
     """A network's layers, itself too, and their seed generators, each once."""
     waiting, seen = [network], set()
     while waiting:
@@ -219,7 +219,7 @@ def _layers_with_statistics(layers: Sequence[keras.Layer]) -> list[keras.Layer]:
     for layer in layers:
         if isinstance(layer, BatchNorm) or not layer.trainable or not _takes_training(layer):
             continue
-        children = [each for each in _inside(layer) if isinstance(each, keras.Layer) and each is not layer]
+        children = [each for each in inside(layer) if isinstance(each, keras.Layer) and each is not layer]
         below = {id(variable) for child in children for variable in child.variables}
         own = [variable for variable in layer.variables if id(variable) not in below]
         if any(not variable.trainable and _is_float(variable) for variable in own):
