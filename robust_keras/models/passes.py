@@ -178,6 +178,11 @@ def evaluated(network: keras.Model, bounds: tuple[float, float], from_logits: bo
         return logits_of(network, bounds, from_logits, images, training=False)
 
 
+def computes_in(network: keras.Layer, dtype: str) -> bool:
+    """Whether any layer of a network, or the network, computes in a type such as 'float16'."""
+    return any(isinstance(each, keras.Layer) and each.compute_dtype == dtype for each in _inside(network))
+
+
 def apply(outcome: Outcome, statistics: Sequence, moved: Sequence[tf.Tensor], counted: Sequence[tf.Tensor]) -> None:
     """Makes the changes of an `Outcome`, from inside a replica, with the values given: means over parts of the batch,
     of which means over replicas are taken.
