@@ -17,10 +17,19 @@ import time
 from absl import flags
 
 _RADIUS = "8/255"
-_NUM_VALIDATION = 512
 
 
-def run(*, workdir, data_dir=None, epochs=2, batch_size=64, attack_steps=3, num_pgd=1000, num_autoattack=256):
+def run(
+    *,
+    workdir,
+    data_dir=None,
+    num_validation=2000,
+    epochs=2,
+    batch_size=64,
+    attack_steps=3,
+    num_pgd=1000,
+    num_autoattack=256,
+):
     """Trains what is missing, evaluates, and prints a line for each network."""
     import robust_keras as rk
     from robust_keras.data import sources
@@ -28,7 +37,7 @@ def run(*, workdir, data_dir=None, epochs=2, batch_size=64, attack_steps=3, num_
     os.makedirs(workdir, exist_ok=True)
     train, test = (sources.load("cifar10", split, data_dir=data_dir) for split in ("train", "test"))
     x, y = train.images, train.labels
-    data = (x[_NUM_VALIDATION:], y[_NUM_VALIDATION:]), (x[:_NUM_VALIDATION], y[:_NUM_VALIDATION])
+    data = (x[num_validation:], y[num_validation:]), (x[:num_validation], y[:num_validation])
     networks = {}
     for objective in ("standard", "adversarial_training"):
         steps = attack_steps if objective != "standard" else 0
@@ -126,6 +135,7 @@ def _trained(workdir, objective, train_data, validation_data, *, epochs, batch_s
 def define_flags(values):
     flags.DEFINE_string("workdir", None, "Where networks, logs and evaluations go.", flag_values=values)
     flags.DEFINE_string("data_dir", None, "Where the prepared CIFAR-10 is, as TFDS has it.", flag_values=values)
+    flags.DEFINE_integer("num_validation", 2000, "Training images held out.", flag_values=values, lower_bound=1)
     flags.DEFINE_integer("epochs", 2, "Of each training.", flag_values=values, lower_bound=1)
     flags.DEFINE_integer("batch_size", 64, "Images of a step.", flag_values=values, lower_bound=1)
     flags.DEFINE_integer("attack_steps", 3, "Steps of PGD in a step of training.", flag_values=values, lower_bound=1)
@@ -135,7 +145,16 @@ def define_flags(values):
 
 
 def main(values):
-    names = ("workdir", "data_dir", "epochs", "batch_size", "attack_steps", "num_pgd", "num_autoattack")
+    names = (
+        "workdir",
+        "data_dir",
+        "num_validation",
+        "epochs",
+        "batch_size",
+        "attack_steps",
+        "num_pgd",
+        "num_autoattack",
+    )
     run(**{name: getattr(values, name) for name in names})
 
 

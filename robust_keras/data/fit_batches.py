@@ -5,6 +5,7 @@ for images, labels, weights in given.of_epoch(0): ...
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -24,7 +25,8 @@ class Given(NamedTuple):
         first: gives the first batch, which the first epoch then still has.
         num_batches: in an epoch; None where that is not known.
         last_size: examples in the last one; None where that is not known.
-        starts_anew: whether each epoch can be read from its start.
+        starts_anew: whether a pass begins where the last one ended, as of arrays and `PyDataset`s.
+        is_read_once: whether there is one pass, as of a generator.
     """
 
     of_epoch: Callable[[int], Iterable]
@@ -32,12 +34,24 @@ class Given(NamedTuple):
     num_batches: int | None
     last_size: int | None = None
     starts_anew: bool = True
+    is_read_once: bool = False
 
-    def read_on(self) -> Callable[[int], Iterator]:
-        """Like `of_epoch`, but an epoch goes on where the last one stopped; what starts anew does so at its end."""
-        passes = itertools.count() if self.starts_anew else range(1)
-        iterator = itertools.chain.from_iterable(map(self.of_epoch, passes))
-        return lambda epoch: iterator
+    def read_on(self, steps_per_epoch: int) -> Callable[[int], Iterator]:
+        """Like `of_epoch`, but an epoch goes on where the last one stopped; what starts anew does so at its end.
+
+        Where the first epoch that is asked for is a later one, those before it count as read.
+        """
+        begun: list[Iterator] = []
+
+        def of_epoch(epoch: int) -> Iterator:
+            if not begun:
+                read = epoch * steps_per_epoch if self.starts_anew else 0
+                done, rest = divmod(read, self.num_batches) if self.num_batches else (0, read)
+                passes = itertools.count(done) if self.starts_anew else range(1)
+                begun.append(itertools.islice(itertools.chain.from_iterable(map(self.of_epoch, passes)), rest, None))
+            return begun[0]
+
+        return of_epoch
 
 
 def batches(
@@ -100,7 +114,7 @@ def split(x: Any, y: Any, sample_weight: Any, fraction: float) -> tuple[tuple, t
     """
     if y is None or not hasattr(x, "__len__"):
         raise ValueError(f"Expected arrays x and y with a validation_split. Received: {type(x).__name__}")
-    num_left = len(x) - int(len(x) * fraction) if 0 < fraction < 1 else 0
+    num_left = math.floor(len(x) * (1.0 - fraction)) if 0 < fraction < 1 else 0
     if not 0 < num_left < len(x):
         raise ValueError(
             f"Expected a validation_split between 0 and 1 that leaves images on both sides. Received: {fraction!r}"
@@ -115,6 +129,8 @@ def split(x: Any, y: Any, sample_weight: Any, fraction: float) -> tuple[tuple, t
 
 def _array(values: Any) -> Any:
     """An array in memory, or one that is read in parts as it is."""
+    if hasattr(values, "to_numpy"):  # A table or a column of pandas is indexed by names.
+        values = values.to_numpy()
     if isinstance(values, np.ndarray) or (hasattr(values, "shape") and hasattr(values, "__getitem__")):
         return values.numpy() if tf.is_tensor(values) else values
     try:
@@ -147,36 +163,46 @@ def _of_arrays(arrays, batch_size, shuffle, seed, process):
 
 def _of_batches(given):
     if isinstance(given, keras.utils.PyDataset):
-        return _of_iterables(lambda: _of_py_dataset(given), given.num_batches)
+        return _of_iterables(_passes_of(given), given.num_batches)
     if isinstance(given, tf.data.Dataset):
         length = int(given.cardinality())
         return _of_iterables(lambda: given, length if length >= 0 else None, starts_anew=False)
-    return _of_iterables(lambda: given, None, starts_anew=False)
+    return _of_iterables(lambda: given, None, starts_anew=False, is_read_once=True)
 
 
-def _of_py_dataset(given):
-    for k in itertools.count() if given.num_batches is None else range(given.num_batches):
-        yield given[k]
-    given.on_epoch_end()
+def _passes_of(given):
+    """`() -> batches` of a `PyDataset`, which is told of the end of a pass when another one begins."""
+    begun = []
+
+    def make():
+        if begun:
+            given.on_epoch_end()
+        begun.append(True)
+        return map(given.__getitem__, itertools.count() if given.num_batches is None else range(given.num_batches))
+
+    return make
 
 
-def _of_iterables(make, length, *, starts_anew=True):
+def _of_iterables(make, length, *, starts_anew=True, is_read_once=False):
     """A `Given` of what `make()` gives for each epoch."""
-    begun: list[Iterator] = []
+    begun: list[tuple[tuple, Iterator]] = []  # The first batch of a pass, and what follows it.
 
     def first() -> tuple:
-        iterator = map(_unpacked, make())
-        try:
-            batch = next(iterator)
-        except StopIteration:
-            raise ValueError("Expected a dataset with batches in it. Received: an empty one") from None
-        begun.append(itertools.chain([batch], iterator))
-        return batch
+        if not begun:
+            iterator = map(_unpacked, make())
+            try:
+                begun.append((next(iterator), iterator))
+            except StopIteration:
+                raise ValueError("Expected a dataset with batches in it. Received: an empty one") from None
+        return begun[0][0]
 
     def of_epoch(epoch: int) -> Iterator:
-        return begun.pop() if begun else map(_unpacked, make())
+        if not begun:
+            return map(_unpacked, make())
+        batch, others = begun.pop()
+        return itertools.chain([batch], others)
 
-    return Given(of_epoch, first, length, starts_anew=starts_anew)
+    return Given(of_epoch, first, length, starts_anew=starts_anew, is_read_once=is_read_once)
 
 
 def _unpacked(batch):

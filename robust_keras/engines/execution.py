@@ -30,7 +30,7 @@ def fit(
     verbose: str | int = "auto",
     pause_every: Sequence[int] = (),
     prepare: Callable[[Any, int], Any] | None = None,
-    validate: Callable[[int], Mapping[str, float]] | None = None,
+    validate: Callable[[int], Callable[[], Mapping[str, float]] | None] | None = None,
     means: Container[str] | None = None,
 ) -> keras.callbacks.History:
     """Calls `model.train_step` on batch after batch, as `keras.Model.fit` does.
@@ -50,7 +50,7 @@ def fit(
         verbose: of the progress bar, as `keras.Model.fit` has it.
         pause_every: numbers of steps; an execution also ends at their multiples, counted by the optimiser.
         prepare: called with each batch and the optimiser's number of its step; what `train_step` gets in its place.
-        validate: called with the number of each epoch at its end: further values for callbacks.
+        validate: of the number of an epoch at its end: a function that measures further values for callbacks, or None.
         means: names of values to take means of, None for all; of others, running means, the last counts.
 
     Raises:
@@ -73,12 +73,22 @@ def fit(
             ends = _epoch(model, take, num_steps, told, pause_every)
             logs = {name: mean if means is None or name in means else last for name, (last, mean) in ends.items()}
             if validate is not None and not model.stop_training:
-                logs |= validate(epoch)
+                logs |= _validated(validate(epoch), told)
             told.on_epoch_end(epoch, logs)
             if model.stop_training:
                 break
         told.on_train_end(logs)
     return model.history
+
+
+def _validated(measure, callbacks):
+    """What a validation finds, if one is due; callbacks hear of its begin and its end."""
+    if measure is None:
+        return {}
+    callbacks.on_test_begin()
+    values = measure()
+    callbacks.on_test_end(dict(values))
+    return values
 
 
 def _length(dataset, steps_per_epoch):
@@ -124,6 +134,8 @@ def _epoch(model, take, num_steps, callbacks, pause_every):
             callbacks.on_train_batch_end(step - 1, logs)
             if model.stop_training:
                 break
+    if sums is None and not model.stop_training:
+        raise ValueError("Expected batches in every epoch. Received: none in one of them")
     return {name: (float(logs[name]), float(value) / num_examples) for name, value in (sums or {}).items()}
 
 

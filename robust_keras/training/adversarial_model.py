@@ -115,6 +115,7 @@ class AdversarialModel(keras.Model):
         # Whether metrics want class probabilities, as labels were given, and whether there are metrics.
         self.has_soft_labels = self.has_metrics = self._is_asked_for_accuracy = False
         self.examined: Callable | None = None  # Made by `fitting`.
+        self.num_passes = 0  # Over arrays, each in an order of its own.
         self._reported: list[keras.metrics.Metric] = []
         self.built = True
 

@@ -4,6 +4,7 @@
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -148,6 +149,10 @@ def fit(model: Any, data: Data, held_out: HeldOut, schedule: Schedule) -> keras.
             # Every process examines all of it.
             examined = fit_batches.batches(x, y, sample_weight=weights, batch_size=held_out.batch_size)
             preparation.check_all(x, y)
+            if examined.is_read_once and schedule.epochs - schedule.initial_epoch > 1 and held_out.steps is None:
+                raise ValueError(
+                    "Expected validation data that each epoch can read anew, or validation_steps. Received: a generator"
+                )
             _tried_out(model, examined.first())
             preparation(examined.first(), 0)
             plain = preparation._replace(class_weight=None, augmentation=None)
@@ -155,14 +160,38 @@ def fit(model: Any, data: Data, held_out: HeldOut, schedule: Schedule) -> keras.
     steps_per_epoch = schedule.steps_per_epoch
     history = execution.fit(
         model,
-        batches.of_epoch if steps_per_epoch is None else batches.read_on(),
+        _ordered(model, batches) if steps_per_epoch is None else batches.read_on(steps_per_epoch),
         prepare=preparation,
         validate=validate,
         means=_MEANS,
-        **{**schedule._asdict(), "steps_per_epoch": steps_per_epoch or batches.num_batches},
+        **{
+            **schedule._asdict(),
+            "steps_per_epoch": steps_per_epoch or batches.num_batches,
+            "callbacks": [_Finalized(), *(schedule.callbacks or ())],
+        },
     )
-    model.optimizer.finalize_variable_values(model.network.trainable_weights)
     return history
+
+
+class _Finalized(keras.callbacks.Callback):
+    """At the end of training, the weights are what the optimiser holds for it, before other callbacks look at them."""
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        self.model.optimizer.finalize_variable_values(self.model.network.trainable_weights)
+
+
+def _ordered(model, batches):
+    """Batches by epoch; the first epoch after another `fit` of the same numbers is in an order that was not yet."""
+    first: list[int] = []
+
+    def of_epoch(epoch: int):
+        first.append(epoch)
+        number = epoch + max(0, begins_at - first[0])
+        model.num_passes = number + 1
+        return batches.of_epoch(number)
+
+    begins_at = model.num_passes
+    return of_epoch
 
 
 def evaluate(model: Any, data: Data, steps: int | None, *, show: bool) -> dict[str, float]:
@@ -224,7 +253,12 @@ def _check_outputs(logits, from_logits):
 
 def _check_lengths(model, batches, schedule):
     """Refuses steps for which there are no batches, and a last batch that does not divide."""
-    wanted = (schedule.epochs - schedule.initial_epoch) * (schedule.steps_per_epoch or 0)
+    epochs = schedule.epochs - schedule.initial_epoch
+    wanted = epochs * (schedule.steps_per_epoch or 0)
+    if batches.is_read_once and epochs > 1 and not wanted:
+        raise ValueError(
+            f"Expected steps_per_epoch for {epochs} epochs of a generator, which is read once. Received: none"
+        )
     if not batches.starts_anew and batches.num_batches is not None and wanted > batches.num_batches:
         raise ValueError(
             f"Expected {wanted} batches, for the steps of all epochs; a dataset's repeat() gives them. Received: "
@@ -239,9 +273,15 @@ def _check_lengths(model, batches, schedule):
 
 
 def _validate(model, batches, preparation, held_out, epoch):
+    """The validation that is due at the end of an epoch, or None."""
     if (epoch + 1) % held_out.every:
-        return {}
-    return {f"val_{k}": v for k, v in _examine(model, batches, preparation, held_out.steps, show=False).items()}
+        return None
+
+    def measure():
+        found = _examine(model, batches, preparation, held_out.steps, show=False)
+        return {f"val_{name}": value for name, value in found.items()}
+
+    return measure
 
 
 def _examine(model, batches, preparation, steps, *, show):
@@ -251,9 +291,8 @@ def _examine(model, batches, preparation, steps, *, show):
     model.reset_metrics()
     size, num_examples, sums, measured = None, 0, {}, {}
     total = steps or batches.num_batches
-    for k, raw in enumerate(tqdm(batches.of_epoch(0), total=total, unit="batch", disable=not show, leave=False)):
-        if k == steps:
-            break
+    some = itertools.islice(batches.of_epoch(0), steps)
+    for raw in tqdm(some, total=total, unit="batch", disable=not show, leave=False):
         batch = preparation(raw, 0)
         batch["seeds"] = noise.fold_in(
             noise.example_seeds(model.seed, 0, num_examples + tf.range(len(batch["label"]))), noise.VALIDATION
@@ -267,6 +306,8 @@ def _examine(model, batches, preparation, steps, *, show):
         num_examples += count
         if model.has_metrics:
             measured = model.measured(batch, logits if model.from_logits else tf.exp(logits))
+    if not num_examples:
+        raise ValueError("Expected batches to evaluate on. Received: the end of the generator")
     regularised = [weight for weight in model.network.trainable_weights if weight.regularizer is not None]
     penalty = sum(float(tf.reduce_sum(weight.regularizer(weight))) for weight in regularised)
     means = {name: value / num_examples for name, value in sums.items()}
