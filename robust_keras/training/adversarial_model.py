@@ -264,8 +264,9 @@ class AdversarialModel(keras.Model):
         step = tf.identity(step_counter.of(self.optimizer).value)
         found = iter(gradients)
         gradients = [next(found) if has else None for has in has_gradient]
-        self.optimizer.apply(gradients, self.network.trainable_weights)
         statistics, moved = tf.nest.map_structure(lambda values: values / num_parts, (statistics, moved))
+        passes.assign_trained(outcome, moved)
+        self.optimizer.apply(gradients, self.network.trainable_weights)
         passes.apply(outcome, statistics, moved, last["counted"])
         for update in self.after_update:
             update(step)

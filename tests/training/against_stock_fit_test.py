@@ -176,3 +176,68 @@ def test_a_float32_network_stays_one_under_another_global_policy(policy):
     assert not isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
     np.testing.assert_array_equal(model.predict(PIXELS, verbose=0), expected)
     np.testing.assert_array_equal(model(tf.constant(PIXELS)), expected)
+
+
+def spectral(seed=0):
+    keras.utils.set_random_seed(seed)
+    normalised = lambda layer: keras.layers.SpectralNormalization(layer)  # noqa: E731
+    return keras.Sequential(
+        [
+            keras.Input(SHAPE),
+            normalised(keras.layers.Conv2D(4, 3, activation="tanh", kernel_regularizer=keras.regularizers.L2(0.01))),
+            keras.layers.BatchNormalization(),
+            keras.layers.Flatten(),
+            normalised(keras.layers.Dense(NUM_CLASSES)),
+        ]
+    )
+
+
+class Decayed(keras.layers.Layer):
+    """A layer that assigns to its weight once it has used it."""
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(shape[-1],), initializer="ones")
+
+    def call(self, x, training=False):
+        x = x * self.scale
+        if training:
+            self.scale.assign(0.9 * self.scale)
+        return x
+
+
+@pytest.mark.parametrize("make", [spectral, lambda: dense(Decayed())])
+def test_weights_that_layers_assign_learn_as_in_stock_keras(make):
+    network, other = make(), make()
+    before = network.get_weights()
+    history = ours(network, keras.optimizers.SGD(0.1, momentum=0.9))
+    expected = stock(other, keras.optimizers.SGD(0.1, momentum=0.9))
+    assert_alike(network, other)
+    np.testing.assert_allclose(history["loss"], expected["loss"], rtol=1e-5)
+    assert all((old != new).any() for old, new in zip(before, network.get_weights()))
+
+
+@pytest.mark.parametrize("how", [{}, {"accumulation_steps": 2}])
+def test_weights_that_layers_assign_learn_under_attack(how):
+    """Of two passes, each starts from the weights before the step, so both see what one of them assigns."""
+    keras.utils.set_random_seed(0)
+    layer = keras.layers.SpectralNormalization(keras.layers.Dense(NUM_CLASSES, use_bias=False))
+    network = keras.Sequential([keras.Input(SHAPE), keras.layers.Flatten(), layer])
+    kernel, u = layer.layer.kernel.numpy(), layer.vector_u.numpy()
+    v = u @ kernel.T / np.linalg.norm(u @ kernel.T)
+    u = v @ kernel / np.linalg.norm(v @ kernel)
+    used = tf.Variable(kernel / (v @ kernel @ u.T))
+    x = PIXELS[:BATCH].reshape(BATCH, -1)
+
+    def both(logits_fn, x, x_adv, labels, targets):
+        clean, adv = (tf.nn.softmax_cross_entropy_with_logits(targets, logits_fn(images)) for images in (x, x_adv))
+        return clean + adv
+
+    model = AdversarialModel(network, objective=both, attack=lambda f, x, targets, *, seeds: 1.0 - x, **how)
+    model.compile(keras.optimizers.SGD(0.1))
+    model.fit(PIXELS[:BATCH], LABELS[:BATCH], batch_size=BATCH, verbose=0)
+    with tf.GradientTape() as tape:
+        targets = np.concatenate([LABELS[:BATCH]] * 2)
+        logits = tf.concat([x @ used, (1.0 - x) @ used], axis=0)
+        loss = tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(targets, logits)) / BATCH
+    np.testing.assert_allclose(layer.layer.kernel, used - 0.1 * tape.gradient(loss, used), atol=1e-5)
+    np.testing.assert_allclose(layer.vector_u, u, atol=1e-5)
