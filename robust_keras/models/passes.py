@@ -103,9 +103,9 @@ class Passes:
     ) -> None:
         self._logits_of, self._network = logits_of, network
         self._attack_batch_norm, self._attack_noise = attack_batch_norm, attack_noise
-        inside = list(_inside(network))
-        self._with_statistics = _layers_with_statistics([each for each in inside if isinstance(each, keras.Layer)])
-        seeds = [each.state for each in inside if isinstance(each, keras.random.SeedGenerator)]
+        layers = list(inside(network))
+        self._with_statistics = _layers_with_statistics([each for each in layers if isinstance(each, keras.Layer)])
+        seeds = [each.state for each in layers if isinstance(each, keras.random.SeedGenerator)]
         self._offsets = {id(seed): _offset(seed, part) for seed in seeds} if _is_several(part) else {}
         # What later passes start from: noise goes on, and statistics do after a pass that counts.
         self._carried = {id(seed): (seed, seed.value + self._offsets[id(seed)]) for seed in seeds if self._offsets}
@@ -212,7 +212,7 @@ def evaluated(network: keras.Model, bounds: tuple[float, float], from_logits: bo
 
 def computes_in(network: keras.Layer, dtype: str) -> bool:
     """Whether any layer of a network, or the network, computes in a type such as 'float16'."""
-    return any(isinstance(each, keras.Layer) and each.compute_dtype == dtype for each in _inside(network))
+    return any(isinstance(each, keras.Layer) and each.compute_dtype == dtype for each in inside(network))
 
 
 def assign_trained(outcome: Outcome, moved: Sequence[tf.Tensor]) -> None:
@@ -245,7 +245,7 @@ def _assign(variables, values):
     replicas.update(assign, [variable.value for variable in variables], values)
 
 
-def _inside(network: keras.Layer) -> Iterator[Any]:
+def inside(network: keras.Layer) -> Iterator[Any]:
     """A network's layers, itself too, and their seed generators, each once."""
     waiting, seen = [network], set()
     while waiting:
@@ -272,7 +272,7 @@ def _layers_with_statistics(layers: Sequence[keras.Layer]) -> list[keras.Layer]:
         layer
         for layer in layers
         if not isinstance(layer, BatchNorm) and layer.trainable and _takes_training(layer)
-        if list(_inside(layer)) == [layer]
+        if list(inside(layer)) == [layer]
         if any(not variable.trainable and _is_float(variable) for variable in layer.variables)
     ]
 

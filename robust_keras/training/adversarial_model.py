@@ -199,6 +199,8 @@ class AdversarialModel(keras.Model):
         Raises:
             ValueError: for images, labels or a network that cannot be meant, before a step is taken.
         """
+        if self.after_update:  # Of a `fit` that was interrupted; the callbacks of this one add theirs.
+            self.after_update, self.train_function = [], None
         schedule = fitting.Schedule(epochs, initial_epoch, steps_per_epoch, callbacks, verbose, pause_every)
         if isinstance(x, tf.data.Dataset) and isinstance(x.element_spec, Mapping) and "seeds" in x.element_spec:
             inputs.check_batch(x.element_spec)
