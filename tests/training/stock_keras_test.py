@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from robust_keras import storage
 from robust_keras.training.adversarial_model import AdversarialModel
 from robust_keras.training.optimizer import NesterovSGD
 from robust_keras.training.weight_averaging import WeightAveraging, averaging_decay
@@ -231,6 +232,29 @@ def test_averages_of_one_fit_stay_as_they_are_in_others_and_after_compiling_agai
     assert_moved_once(slow, before, network, 21 / 30)  # The 20 updates before it count.
     np.testing.assert_array_equal(average_of(fast), others)
     assert model.train_step == step
+
+
+def test_the_count_of_updates_survives_an_interruption_after_compiling_again(tmp_path):
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                raise KeyboardInterrupt
+
+    def run(*callbacks):
+        network, model = linear("stock")
+        averaging = WeightAveraging(tau=0.995, backup_dir=tmp_path / "averages")
+        if callbacks:  # Of a first phase, whose averages go on.
+            train(model, 6, averaging)
+            model.compile(keras.optimizers.SGD(0.5), loss=model.loss, jit_compile=False)
+        train(model, 3, averaging, keras.callbacks.BackupAndRestore(tmp_path / "backup"), Trace(), *callbacks)
+        return network, averaging
+
+    with pytest.raises(KeyboardInterrupt):
+        run(Stop())
+    stored = storage.read(tmp_path / "averages", 2).arrays
+    assert stored["updates"] == 8
+    network, averaging = run()
+    assert_moved_once(averaging, stored["0"], network, 9 / 18)
 
 
 def test_evaluation_with_the_callback_is_no_training():
