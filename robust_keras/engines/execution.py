@@ -16,7 +16,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from robust_keras.engines import replicas
+from robust_keras.engines import replicas, step_counter
 
 
 def fit(
@@ -116,7 +116,7 @@ def _prepare(model):
 
 def _epoch(model, take, num_steps, callbacks, pause_every):
     """Takes the steps of an epoch, or as many as callbacks let it: of what they return the last value and the mean."""
-    done, step, num_examples, logs, sums = int(model.optimizer.iterations.numpy()), 0, 0, {}, None
+    done, step, num_examples, logs, sums = int(step_counter.of(model.optimizer).numpy()), 0, 0, {}, None
     while step != num_steps and not model.stop_training:
         until = [every - done % every for every in pause_every] + ([] if num_steps is None else [num_steps - step])
         size = min([model.steps_per_execution, *until])

@@ -8,6 +8,9 @@
 Stock layers move their statistics in every pass that trains, and draw new noise in each. Here a pass runs in Keras'
 `StatelessScope`, which keeps what it would have changed. One pass of the objective then counts: the one in which
 `batch_norm_mode` says so, else the one of the adversarial images, else the last one.
+
+A layer such as `SpectralNormalization` assigns to a weight that is trained. As with stock Keras, gradients are with
+respect to what it assigned, which is in effect before the optimiser's update: `assign_trained`.
 """
 
 import contextlib
@@ -30,7 +33,8 @@ class Outcome(NamedTuple):
     Attributes:
         layers: `BatchNorm` layers whose moving statistics the pass that counts would have updated, in order.
         statistics: with what: (mean, variance) of each.
-        moving: other variables of floats that it would have changed, such as a stock layer's moving statistics.
+        moving: other variables of floats that it would have changed, such as a stock layer's moving statistics, and
+            weights that are trained.
         moved: their new values.
         counters: variables of integers that the passes changed, such as the state of a `SeedGenerator`.
         counted: their new values.
@@ -63,8 +67,13 @@ class _Scope(keras.StatelessScope):
         self._assigned: dict[int, keras.Variable] = {}
 
     def add_update(self, update: tuple[keras.Variable, tf.Tensor]) -> None:
-        super().add_update(update)
-        self._assigned[id(update[0])] = update[0]
+        variable, value = update
+        if variable.trainable and _is_float(variable):
+            # The value, with the gradient of the variable.
+            before = tf.cast(tf.convert_to_tensor(variable.value), value.dtype)
+            value = tf.stop_gradient(value) + (before - tf.stop_gradient(before))
+        super().add_update((variable, value))
+        self._assigned[id(variable)] = variable
 
     def changed(self) -> dict[int, tuple[keras.Variable, tf.Tensor]]:
         """Variables and their new values by the variables' `id`."""
@@ -94,13 +103,14 @@ class Passes:
     ) -> None:
         self._logits_of, self._network = logits_of, network
         self._attack_batch_norm, self._attack_noise = attack_batch_norm, attack_noise
-        inside = list(_inside(network))
-        self._with_statistics = _layers_with_statistics([each for each in inside if isinstance(each, keras.Layer)])
-        seeds = [each.state for each in inside if isinstance(each, keras.random.SeedGenerator)]
+        layers = list(inside(network))
+        self._with_statistics = _layers_with_statistics([each for each in layers if isinstance(each, keras.Layer)])
+        seeds = [each.state for each in layers if isinstance(each, keras.random.SeedGenerator)]
         self._offsets = {id(seed): _offset(seed, part) for seed in seeds} if _is_several(part) else {}
         # What later passes start from: noise goes on, and statistics do after a pass that counts.
         self._carried = {id(seed): (seed, seed.value + self._offsets[id(seed)]) for seed in seeds if self._offsets}
         self._passes: list[_Pass] = []
+        self._heard: dict[bool, dict[int, list]] = {}
 
     def of_attack(self, images: tf.Tensor) -> tf.Tensor:
         """Logits of a pass inside the attack, of which nothing remains."""
@@ -160,8 +170,30 @@ class Passes:
     def _run(self, images, *, noise, statistics):
         if noise == statistics or not self._with_statistics:
             return self._logits_of(images, training=noise)
-        with _training(self._with_statistics, statistics):
+        if statistics not in self._heard:
+            self._heard[statistics] = self._listened(images, statistics)
+        calls = {key: iter(values) for key, values in self._heard[statistics].items()}
+        with _told(self._with_statistics, lambda layer, _: next(calls[id(layer)], statistics)):
             return self._logits_of(images, training=noise)
+
+    def _listened(self, images, training):
+        """What layers with statistics are told in a pass with `training`, call by call: the network may have said so
+        itself, as in `layer(x, training=False)`. The pass is traced and not run.
+        """
+        heard: dict[int, list] = {id(layer): [] for layer in self._with_statistics}
+
+        def listen(layer, received):
+            heard[id(layer)].append(training if tf.is_tensor(received) else received)
+            return received
+
+        def listening(images):
+            with _told(self._with_statistics, listen):
+                self._logits_of(images, training=training)
+
+        with batch_norm_mode(BATCH), _Scope(self._carried):
+            traced = tf.function(listening, autograph=False)
+            traced.get_concrete_function(tf.TensorSpec(images.shape, images.dtype))
+        return heard
 
 
 def logits_of(
@@ -178,22 +210,42 @@ def evaluated(network: keras.Model, bounds: tuple[float, float], from_logits: bo
         return logits_of(network, bounds, from_logits, images, training=False)
 
 
+def computes_in(network: keras.Layer, dtype: str) -> bool:
+    """Whether any layer of a network, or the network, computes in a type such as 'float16'."""
+    return any(isinstance(each, keras.Layer) and each.compute_dtype == dtype for each in inside(network))
+
+
+def assign_trained(outcome: Outcome, moved: Sequence[tf.Tensor]) -> None:
+    """Makes the changes of an `Outcome` to weights that are trained; like `apply`, but before the optimiser."""
+    _assign_means(outcome, moved, are_trained=True)
+
+
 def apply(outcome: Outcome, statistics: Sequence, moved: Sequence[tf.Tensor], counted: Sequence[tf.Tensor]) -> None:
-    """Makes the changes of an `Outcome`, from inside a replica, with the values given: means over parts of the batch,
-    of which means over replicas are taken.
+    """Makes the other changes of an `Outcome`, from inside a replica, with the values given: means over parts of the
+    batch, of which means over replicas are taken.
     """
     normalization.apply_updates(outcome.layers, statistics)
-    if moved and tf.distribute.get_strategy().num_replicas_in_sync > 1:
-        moved = replicas.all_reduce("MEAN", list(moved))
+    _assign_means(outcome, moved, are_trained=False)
+    _assign(outcome.counters, counted)
 
+
+def _assign_means(outcome, moved, *, are_trained):
+    """Assigns to variables of floats that are trained, or to the others."""
+    chosen = [(v, value) for v, value in zip(outcome.moving, moved) if v.trainable == are_trained]
+    variables, values = [variable for variable, _ in chosen], [value for _, value in chosen]
+    if values and tf.distribute.get_strategy().num_replicas_in_sync > 1:
+        values = replicas.all_reduce("MEAN", values)
+    _assign(variables, values)
+
+
+def _assign(variables, values):
     def assign(variable, value):
         variable.assign(tf.cast(value, variable.dtype))
 
-    variables = [*outcome.moving, *outcome.counters]
-    replicas.update(assign, [variable.value for variable in variables], [*moved, *counted])
+    replicas.update(assign, [variable.value for variable in variables], values)
 
 
-def _inside(network: keras.Layer) -> Iterator[Any]:
+def inside(network: keras.Layer) -> Iterator[Any]:
     """A network's layers, itself too, and their seed generators, each once."""
     waiting, seen = [network], set()
     while waiting:
@@ -211,20 +263,18 @@ def _inside(network: keras.Layer) -> Iterator[Any]:
 
 
 def _layers_with_statistics(layers: Sequence[keras.Layer]) -> list[keras.Layer]:
-    """Layers that have variables of their own that no optimiser trains, and behave in another way while training.
+    """Layers, of no others and without noise, that have variables of floats that no optimiser trains, and behave in
+    another way while training.
 
     Frozen layers behave as in evaluation and are none, and neither are this package's, which obey `batch_norm_mode`.
     """
-    found = []
-    for layer in layers:
-        if isinstance(layer, BatchNorm) or not layer.trainable or not _takes_training(layer):
-            continue
-        children = [each for each in _inside(layer) if isinstance(each, keras.Layer) and each is not layer]
-        below = {id(variable) for child in children for variable in child.variables}
-        own = [variable for variable in layer.variables if id(variable) not in below]
-        if any(not variable.trainable and _is_float(variable) for variable in own):
-            found.append(layer)
-    return found
+    return [
+        layer
+        for layer in layers
+        if not isinstance(layer, BatchNorm) and layer.trainable and _takes_training(layer)
+        if list(inside(layer)) == [layer]
+        if any(not variable.trainable and _is_float(variable) for variable in layer.variables)
+    ]
 
 
 def _takes_training(layer):
@@ -232,15 +282,16 @@ def _takes_training(layer):
 
 
 @contextlib.contextmanager
-def _training(layers: Sequence[keras.Layer], training: bool) -> Iterator[None]:
-    """Inside, these layers are called as if they, and they alone, had been given `training`."""
+def _told(layers: Sequence[keras.Layer], choose: Callable[[keras.Layer, Any], Any]) -> Iterator[None]:
+    """Inside, these layers, and they alone, are called with `training=choose(layer, what they were given)`."""
 
-    def told(call):
-        return lambda *args, **kwargs: call(*args, **{**kwargs, "training": training})
+    def told(layer):
+        call = layer.call
+        return lambda *args, **kwargs: call(*args, **{**kwargs, "training": choose(layer, kwargs.get("training"))})
 
     for layer in layers:
         # Not by `setattr`, which Keras watches.
-        vars(layer)["call"] = told(layer.call)
+        vars(layer)["call"] = told(layer)
     try:
         yield
     finally:

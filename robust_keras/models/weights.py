@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import keras
 import numpy as np
 
+from robust_keras.models import passes
+
 _NUMBERED = re.compile(r"^variable_\d+$")
 
 
@@ -76,3 +78,11 @@ def assign(network: keras.Model, arrays: Mapping[str, np.ndarray], known: Sequen
         )
     for name, weight in weights.items():
         weight.assign(arrays[name])
+    refresh(network)
+
+
+def refresh(network: keras.Model) -> None:
+    """Has `Normalization` layers, nested ones too, compute anew what they keep of weights that were assigned to."""
+    for layer in passes.inside(network):
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()

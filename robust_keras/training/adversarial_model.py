@@ -15,10 +15,10 @@ import tensorflow as tf
 from robust_keras import bounds as pixel_bounds
 from robust_keras import compilation, losses, noise, threats
 from robust_keras.attacks.pgd import pgd
-from robust_keras.engines import execution, replicas
+from robust_keras.engines import execution, replicas, step_counter
 from robust_keras.models import any_network, passes
 from robust_keras.models.normalization import MOVING, batch_norm_mode
-from robust_keras.training import epsilon_warm_up, fitting, inputs, objectives
+from robust_keras.training import batch_parts, epsilon_warm_up, fitting, inputs, objectives
 from robust_keras.training.reported import Reported
 
 ATTACK_TARGETS = ("label", "targets", "clean_prediction")
@@ -48,7 +48,7 @@ class AdversarialModel(keras.Model):
             in the paper's code.
         epsilon_warmup_steps: N, over which the attack's radius grows: step k, from 0, attacks in min(1, (k + 1) / N) of
             it. PGD's steps are as much shorter; an attack of one's own has to take its radius from a bound `threat`.
-            The optimiser counts: a new one starts again. Validation is within the full radius.
+            The optimiser counts, a step for each batch: a new one starts again. Validation is within the full radius.
         attack_noise: whether Dropout, augmentation and the like are on in the attack.
         bounds: pixel values that the network takes for black and white. Images given to `fit` lie within them, or are
             uint8.
@@ -85,7 +85,7 @@ class AdversarialModel(keras.Model):
         log_accuracy: bool = True,
         seed: int = 0,
     ) -> None:
-        super().__init__(name="adversarial_model")
+        super().__init__(name="adversarial_model", dtype="float32")  # Its network casts what it is given.
         inputs.check_network(network)
         with batch_norm_mode(attack_batch_norm):  # Refuses an unknown mode now, not while tracing.
             pass
@@ -113,7 +113,7 @@ class AdversarialModel(keras.Model):
         # Functions of the step that `train_step` calls after the optimiser.
         self.after_update: list[Callable] = []
         # Whether metrics want class probabilities, as labels were given, and whether there are metrics.
-        self.has_soft_labels = self.has_metrics = False
+        self.has_soft_labels = self.has_metrics = self._is_asked_for_accuracy = False
         self.examined: Callable | None = None  # Made by `fitting`.
         self.num_passes = 0  # Over arrays, each in an order of its own.
         self._reported: list[keras.metrics.Metric] = []
@@ -136,9 +136,10 @@ class AdversarialModel(keras.Model):
         Args:
             optimizer: any of Keras', `NesterovSGD` among them. Where it decays weights, scales and offsets of
                 normalisation are left out, unless its own `exclude_from_weight_decay` was called.
-            metrics: of the clean images, on what the network returns.
+            metrics: of the clean images, on what the network returns, and `weighted_metrics`, those with weights.
             jit_compile: whether to compile the step with XLA, which is slower on CPUs.
-            **arguments: `steps_per_execution`, `run_eagerly`, `auto_scale_loss`.
+            **arguments: `steps_per_execution`, `run_eagerly`, `weighted_metrics`, and `auto_scale_loss`: whether the
+                loss is scaled where a layer of the network computes in float16.
 
         Raises:
             ValueError: for a loss.
@@ -146,12 +147,18 @@ class AdversarialModel(keras.Model):
         if arguments.get("loss") is not None:
             raise ValueError(f"Expected no loss: the objective is one. Received: {arguments['loss']!r}")
         given = [metrics] if isinstance(metrics, (str, keras.metrics.Metric)) else metrics or []
+        self._is_asked_for_accuracy = False
         if isinstance(given, (list, tuple)):
             names = {getattr(metric, "name", metric) for metric in given}
             self._reported = [Reported(name) for name in ("accuracy", "robust_accuracy") if name not in names]
+            self._is_asked_for_accuracy = "accuracy" in names
             metrics = [*given, *self._reported]
+        optimizer = keras.optimizers.get(optimizer)
+        is_scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+        if arguments.get("auto_scale_loss", True) and not is_scaled and passes.computes_in(self.network, "float16"):
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
         super().compile(optimizer, metrics=metrics, jit_compile=jit_compile is True, **arguments)
-        self.examined, self.has_metrics = None, bool(given)
+        self.examined, self.has_metrics = None, bool(given or arguments.get("weighted_metrics"))
 
     def fit(
         self,
@@ -192,6 +199,8 @@ class AdversarialModel(keras.Model):
         Raises:
             ValueError: for images, labels or a network that cannot be meant, before a step is taken.
         """
+        if self.after_update:  # Of a `fit` that was interrupted; the callbacks of this one add theirs.
+            self.after_update, self.train_function = [], None
         schedule = fitting.Schedule(epochs, initial_epoch, steps_per_epoch, callbacks, verbose, pause_every)
         if isinstance(x, tf.data.Dataset) and isinstance(x.element_spec, Mapping) and "seeds" in x.element_spec:
             inputs.check_batch(x.element_spec)
@@ -238,23 +247,29 @@ class AdversarialModel(keras.Model):
 
     def train_step(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Attacks a replica's share of a batch and takes a step: means over the whole batch, such as 'loss'."""
-        made: list[passes.Outcome] = []  # Of the computation below, when it is traced.
+        # Of the computation below, when it is traced, and which weights have a gradient.
+        made: list[tuple[passes.Outcome, list[bool]]] = []
         compute: Callable = functools.partial(self._gradients, made, self._attack_now())
         num_parts = self.accumulation_steps
         if self.jit_compile or num_parts > 1:  # A function of its own is traced once.
             compute = compilation.function(compute, jit_compile=bool(self.jit_compile))
-        first, parts = self._first_part(), {name: _split(values, num_parts) for name, values in batch.items()}
+        first = self._first_part()
+        parts = {name: batch_parts.split(values, num_parts) for name, values in batch.items()}
         sums, last = compute({name: values[0] for name, values in parts.items()}, first)
         predictions = last.pop("predictions", ())
         if num_parts > 1:
-            sums, last, predictions = self._accumulated(compute, parts, first, (sums, last, predictions))
+            begun = sums, last, predictions
+            sums, last, predictions = batch_parts.accumulated(compute, parts, first, begun, num_parts)
         logs, gradients, statistics, moved = sums
+        outcome, has_gradient = made[-1]
 
-        weights = self.network.trainable_weights
-        step = tf.identity(self.optimizer.iterations.value)
-        self.optimizer.apply(gradients, weights)
+        step = tf.identity(step_counter.of(self.optimizer).value)
+        found = iter(gradients)
+        gradients = [next(found) if has else None for has in has_gradient]
         statistics, moved = tf.nest.map_structure(lambda values: values / num_parts, (statistics, moved))
-        passes.apply(made[-1], statistics, moved, last["counted"])
+        passes.assign_trained(outcome, moved)
+        self.optimizer.apply(gradients, self.network.trainable_weights)
+        passes.apply(outcome, statistics, moved, last["counted"])
         for update in self.after_update:
             update(step)
         logs = dict(zip(logs, replicas.all_reduce("SUM", list(logs.values()))))
@@ -266,29 +281,9 @@ class AdversarialModel(keras.Model):
     def measured(self, batch: Mapping[str, tf.Tensor], predictions: tf.Tensor) -> dict[str, tf.Tensor]:
         """The metrics of `compile`, once they know what the network returned for a batch."""
         labels = batch["targets"] if self.has_soft_labels else batch["label"]
-        found = self.compute_metrics(None, labels, predictions, sample_weight=None)
+        found = self.compute_metrics(None, labels, predictions, sample_weight=batch.get("weight"))
         reported = {"loss", *(each.name for each in self._reported)}
         return {name: value for name, value in found.items() if name not in reported}
-
-    def _accumulated(self, compute, parts, first, begun):
-        """What `compute` gives for all parts: sums, the last one's counters, and all predictions."""
-        num_parts = self.accumulation_steps
-        sums, last, predictions = begun
-        gathered = tf.nest.map_structure(lambda v: tf.scatter_nd([[0]], v[None], (num_parts, *v.shape)), predictions)
-
-        def add(k, sums, last, gathered):
-            more, last = compute({name: values[k] for name, values in parts.items()}, first + k)
-            predictions = last.pop("predictions", ())
-            gathered = tf.nest.map_structure(
-                lambda values, part: tf.tensor_scatter_nd_update(values, [[k]], part[None]), gathered, predictions
-            )
-            return k + 1, tf.nest.map_structure(tf.add, sums, more), last, gathered
-
-        begun = tf.constant(1), sums, last, gathered
-        _, sums, last, gathered = tf.while_loop(
-            lambda k, *_: k < num_parts, add, begun, maximum_iterations=num_parts - 1
-        )
-        return sums, last, tf.nest.map_structure(lambda values: tf.reshape(values, (-1, values.shape[-1])), gathered)
 
     def _gradients(self, made, attack, batch, part):
         """What a part of the batch adds to logs, gradients and statistics, those of `made`, and what does not add up;
@@ -307,19 +302,22 @@ class AdversarialModel(keras.Model):
             if outcome.loss is not None:
                 loss += outcome.loss * share
             scaled = self.optimizer.scale_loss(loss)
-        made.append(outcome)
         gradients = tape.gradient(scaled, [weight.value for weight in self.network.trainable_weights])
+        made.append((outcome, [gradient is not None for gradient in gradients]))
+        gradients = [gradient for gradient in gradients if gradient is not None]
+        if self.accumulation_steps > 1:  # Those of embeddings are of the rows that were looked up.
+            gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
         logs = {"loss": loss}
         if "is_labelled" in batch:
             logs["labelled_fraction"] = tf.reduce_mean(tf.cast(batch["is_labelled"], tf.float32)) * share
         last = {"counted": outcome.counted}
-        if self.log_accuracy:
-            logits = through.predicted(x)
+        logits = through.predicted(x) if self.log_accuracy or self.has_metrics else None
+        if self.log_accuracy or self._is_asked_for_accuracy:
             logs["accuracy"] = _accuracy(logits, labels) * share
-            if self.attack is not None:
-                logs["robust_accuracy"] = _accuracy(through.predicted(x_adv), labels) * share
-            if self.has_metrics:
-                last["predictions"] = logits if self.from_logits else tf.exp(logits)
+        if self.log_accuracy and self.attack is not None:
+            logs["robust_accuracy"] = _accuracy(through.predicted(x_adv), labels) * share
+        if self.has_metrics:
+            last["predictions"] = logits if self.from_logits else tf.exp(logits)
         return (logs, gradients, outcome.statistics, outcome.moved), last
 
     def attacked(self, x: tf.Tensor, labels: tf.Tensor, targets: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
@@ -339,7 +337,7 @@ class AdversarialModel(keras.Model):
     def _attack_now(self):
         if not self.epsilon_warmup_steps:
             return self.attack
-        step = tf.identity(self.optimizer.iterations.value)
+        step = tf.identity(step_counter.of(self.optimizer).value)
         return epsilon_warm_up.attack_of(step, self.epsilon_warmup_steps, self.attack)
 
     def _attacked(self, attack, through, x, labels, targets, seeds):
@@ -375,15 +373,6 @@ def _pgd(threat, loss_fn, *, num_steps, parts):
     if threat is None or loss_fn is None or not threat.epsilon:
         return None
     return functools.partial(pgd, threat=threat, loss_fn=loss_fn, num_steps=num_steps, step_size=threat.epsilon / parts)
-
-
-def _split(values, num_parts):
-    if values.shape[0] % num_parts:
-        raise ValueError(
-            f"Expected a batch on each replica that divides into accumulation_steps={num_parts} parts. "
-            f"Received: a batch of {values.shape[0]}"
-        )
-    return tf.reshape(values, (num_parts, -1, *values.shape[1:]))
 
 
 def _accuracy(logits, labels):

@@ -128,7 +128,7 @@ def test_what_is_built_is_what_a_run_trains(tmp_path):
     built = program.build(run.recipe, run.layout, tiny_data())
     trained = tiny_run(tmp_path, model=nested, **FEW)
     batches = run.recipe.batches(tiny_data(), seed=0, num_steps=2)
-    built.model.fit(batches, verbose=0)
+    built.model.fit(batches, callbacks=[built.averaging], verbose=0)
     for networks in ((built.network, trained.network), (built.twin, trained.averaged)):
         for ours, theirs in zip(*(network.weights for network in networks), strict=True):
             np.testing.assert_allclose(ours.numpy(), theirs.numpy(), atol=1e-6)

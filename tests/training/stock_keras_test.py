@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from robust_keras import storage
 from robust_keras.training.adversarial_model import AdversarialModel
 from robust_keras.training.optimizer import NesterovSGD
 from robust_keras.training.weight_averaging import WeightAveraging, averaging_decay
@@ -156,6 +157,168 @@ def test_averages_go_on_in_the_next_fit_and_end_with_it():
         np.testing.assert_allclose(average, expected, rtol=1e-5, atol=1e-6)
     model.fit(x, labels, batch_size=BATCH, verbose=0)  # Without it nothing moves.
     assert_same_bits(averages, [weight.numpy() for weight in averaging.averaged_model.trainable_weights])
+
+
+class Interrupts(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        raise KeyboardInterrupt
+
+
+def linear(kind, optimizer=None, layers=()):
+    """A small network, and the model with which it is trained."""
+    keras.utils.set_random_seed(0)
+    network = keras.Sequential(
+        [keras.Input(SHAPE), *layers, keras.layers.Flatten(), keras.layers.Dense(NUM_CLASSES, dtype="float32")]
+    )
+    model = network if kind == "stock" else AdversarialModel(network, objective="standard")
+    loss = {"loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True)} if kind == "stock" else {}
+    model.compile(optimizer or keras.optimizers.SGD(0.5), jit_compile=False, **loss)
+    return network, model
+
+
+def train(model, num_steps, *callbacks):
+    """Trains in so many steps."""
+    x, labels = X[:4] / np.float32(255), LABELS[:4]
+    model.fit(x, labels, batch_size=4, epochs=num_steps, shuffle=False, verbose=0, callbacks=list(callbacks))
+
+
+def average_of(averaging):
+    return averaging.averaged_model.trainable_weights[0].numpy()
+
+
+def assert_moved_once(averaging, before, network, decay):
+    expected = decay * before + (1 - decay) * network.trainable_weights[0].numpy()
+    assert np.abs(expected - before).max() > 1e-4
+    np.testing.assert_allclose(average_of(averaging), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["stock", "adversarial"])
+def test_an_interrupted_fit_leaves_no_averaging_behind(kind):
+    network, model = linear(kind)
+    averaging = WeightAveraging(tau=0.9, warm_up=False)
+
+    def interrupt():
+        with pytest.raises(KeyboardInterrupt):
+            train(model, 3, averaging, Interrupts())
+        return average_of(averaging)
+
+    before = interrupt()
+    train(model, 1, averaging)
+    assert_moved_once(averaging, before, network, 0.9)
+    before = interrupt()
+    train(model, 2)  # Without it nothing moves.
+    np.testing.assert_array_equal(average_of(averaging), before)
+    before = interrupt()
+    start = network.trainable_weights[0].numpy()
+    other = WeightAveraging(tau=0.6, warm_up=False)
+    train(model, 1, other)
+    assert_moved_once(other, start, network, 0.6)
+    np.testing.assert_array_equal(average_of(averaging), before)
+
+
+@pytest.mark.parametrize("kind", ["stock", "adversarial"])
+def test_averages_of_one_fit_stay_as_they_are_in_others_and_after_compiling_again(kind):
+    network, model = linear(kind)
+    slow, fast = WeightAveraging(tau=0.995), WeightAveraging(tau=0.3, warm_up=False)
+    train(model, 20, slow, fast)  # Both move.
+    step = model.train_step
+    before, others = average_of(slow), average_of(fast)
+    assert np.abs(before - others).max() > 1e-4
+    train(model, 1)
+    np.testing.assert_array_equal(average_of(slow), before)
+    loss = {"loss": model.loss} if kind == "stock" else {}
+    model.compile(keras.optimizers.SGD(0.5), jit_compile=False, **loss)
+    train(model, 1, slow)
+    assert_moved_once(slow, before, network, 21 / 30)  # The 20 updates before it count.
+    np.testing.assert_array_equal(average_of(fast), others)
+    assert model.train_step == step
+
+
+def test_the_count_of_updates_survives_an_interruption_after_compiling_again(tmp_path):
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                raise KeyboardInterrupt
+
+    def run(*callbacks):
+        network, model = linear("stock")
+        averaging = WeightAveraging(tau=0.995, backup_dir=tmp_path / "averages")
+        if callbacks:  # Of a first phase, whose averages go on.
+            train(model, 6, averaging)
+            model.compile(keras.optimizers.SGD(0.5), loss=model.loss, jit_compile=False)
+        train(model, 3, averaging, keras.callbacks.BackupAndRestore(tmp_path / "backup"), Trace(), *callbacks)
+        return network, averaging
+
+    with pytest.raises(KeyboardInterrupt):
+        run(Stop())
+    stored = storage.read(tmp_path / "averages", 2).arrays
+    assert stored["updates"] == 8
+    network, averaging = run()
+    assert_moved_once(averaging, stored["0"], network, 9 / 18)
+
+
+def test_evaluation_with_the_callback_is_no_training():
+    _, model = linear("stock")
+    averaging = WeightAveraging(tau=0.9)
+    step = model.train_step
+    model.evaluate(X / np.float32(255), LABELS, verbose=0, callbacks=[averaging])
+    assert model.train_step == step
+
+
+def test_averages_move_once_an_update_of_an_optimiser_that_accumulates_gradients():
+    network, model = linear("stock", keras.optimizers.SGD(0.5, gradient_accumulation_steps=2))
+    averaging, trace = WeightAveraging(tau=0.3), Trace()
+    train(model, 5, averaging, trace)
+    for average, expected in zip(
+        averaging.averaged_model.trainable_weights, averages_by_hand(trace.trace[0:5:2], 0.3), strict=True
+    ):
+        np.testing.assert_allclose(average.numpy(), expected, atol=1e-6)
+    before = average_of(averaging)
+    train(model, 1, averaging)  # The sixth step is the third update.
+    assert_moved_once(averaging, before, network, 3 / 12)
+
+
+def test_averages_stand_still_where_loss_scaling_skips_an_update():
+    optimizer = keras.optimizers.LossScaleOptimizer(
+        keras.optimizers.SGD(1e-3), initial_scale=3e38, dynamic_growth_steps=1
+    )
+    _, model = linear("stock", optimizer, [keras.layers.Rescaling(100.0)])
+    averaging, trace = WeightAveraging(tau=0.9), Trace()
+    train(model, 12, averaging, trace)
+    updates = [trace.trace[0]]
+    updates += [now for last, now in zip(trace.trace, trace.trace[1:]) if not np.array_equal(last[0], now[0])]
+    assert 3 < len(updates) < 9  # It skips every other one.
+    np.testing.assert_allclose(average_of(averaging), averages_by_hand(updates, 0.9)[0], atol=1e-6)
+
+
+class Inside(keras.layers.Layer):
+    """Scales pixels with statistics that a layer of its own was adapted to."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.inner = keras.layers.Normalization(axis=-1)
+
+    def build(self, shape):
+        self.inner.build(shape)
+
+    def call(self, x):
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("kind", ["stock", "adversarial"])
+def test_twins_scale_pixels_with_the_statistics_that_a_network_was_adapted_to(kind):
+    normalization, nested = keras.layers.Normalization(axis=-1), Inside()
+    network, model = linear(kind, keras.optimizers.SGD(0.0), [normalization, nested])
+    for layer in (normalization, nested.inner):
+        layer.adapt(3 * X / np.float32(255))
+    averaging = WeightAveraging(tau=0.9)
+    train(model, 2, averaging)
+    x = X / np.float32(255)
+    assert np.abs(network(x) - network.layers[-1](network.layers[-2](x))).max() > 0.1
+    np.testing.assert_allclose(averaging.averaged_model(x), network(x), atol=1e-5)
+    for mine, live in zip(averaging.averaged_model.weights, network.weights, strict=True):
+        assert mine.dtype == live.dtype
+        np.testing.assert_allclose(mine.numpy(), live.numpy(), atol=1e-6)
 
 
 def test_a_network_that_cannot_be_cloned_asks_for_a_twin():
