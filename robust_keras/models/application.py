@@ -118,3 +118,4 @@ def _assign(network: keras.Model, name: str, source: str, *, has_their_classes: 
     for key, weight in weights.by_name(network).items():
         if id(weight) not in new:
             weight.assign(theirs[key])
+    weights.refresh(network)

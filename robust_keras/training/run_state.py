@@ -1,8 +1,9 @@
 """Every variable that the next step of a run depends on, by name."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -23,10 +24,12 @@ class RunState(NamedTuple):
     Attributes:
         variables: by name; 'step' is the optimiser's.
         kept: the names in `variables` of the weights to keep when they are the best, by the name to keep them under.
+        networks: whose weights are among the variables.
     """
 
     variables: Mapping[str, tf.Variable]
     kept: Mapping[str, str]
+    networks: Sequence[keras.Model] = ()
 
     def read(self, step: int) -> dict[str, np.ndarray]:
         """The variables after `step`.
@@ -60,6 +63,8 @@ class RunState(NamedTuple):
             raise ValueError(f"Expected this run's variables in {path}. Received: others, such as {different[0]}")
         for name, variable in variables.items():
             variable.assign(arrays[name])
+        for network in self.networks:
+            weights.refresh(network)
 
 
 def state_of(program: Program) -> RunState:
@@ -78,4 +83,5 @@ def state_of(program: Program) -> RunState:
         variables |= {f"averages/{name}": w.value for name, w in zip(program.names, twin.weights, strict=True)}
     variables |= {f"{_RANDOM}{k}": state.value for k, state in enumerate(weights.random_states(network))}
     folder = "weights" if twin is None else "averages"
-    return RunState(variables, {name: f"{folder}/{name}" for name in program.names})
+    networks = (network,) if twin is None else (network, twin)
+    return RunState(variables, {name: f"{folder}/{name}" for name in program.names}, networks)

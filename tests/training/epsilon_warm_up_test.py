@@ -31,7 +31,9 @@ def part_of(whole, share):
     return threats.part_of(whole, tf.constant(share, tf.float32))
 
 
-@pytest.mark.parametrize("settings", [{"step_size": 0.02}, {}, {"step_size": 0.02, "step_rule": adam()}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"step_size": 0.02}, {}, {"step_size": 0.02, "step_rule": adam()}], ids=["steps", "default", "adam"]
+)
 @pytest.mark.parametrize("norm", RADII)
 def test_the_whole_radius_is_the_attack_itself_to_the_bit(tiny_model, tiny_images, norm, settings):
     whole = threats.threat(norm=norm, epsilon=RADII[norm])

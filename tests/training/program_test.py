@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from robust_keras import storage
 from robust_keras.models import weights
-from robust_keras.training import program, recipes
+from robust_keras.training import program, recipes, run_state
 from tests.models.weights_test import nested
 from tests.training.train_test import tiny_data, tiny_run, tiny_settings
 
@@ -164,3 +164,11 @@ def test_a_network_with_dropout_goes_on_to_the_same_result(tmp_path):
     older = storage.read(tmp_path / "older" / "checkpoints", 2).arrays
     assert older.keys() == last.arrays.keys()
     assert any(np.any(older[name] != array) for name, array in last.arrays.items())
+
+
+def test_statistics_that_a_snapshot_brings_are_those_that_a_network_uses():
+    network = keras.Sequential([keras.Input((2,)), keras.layers.Normalization()])
+    variables = {weight.path: weight.value for weight in network.weights}
+    arrays = {name: np.full(variable.shape, 3, variable.dtype.as_numpy_dtype) for name, variable in variables.items()}
+    run_state.RunState(variables, {}, (network,)).restore(arrays, "here")
+    np.testing.assert_allclose(network(np.full((1, 2), 3.0 + np.sqrt(3.0), np.float32)), 1.0, rtol=1e-6)
