@@ -202,7 +202,7 @@ class AdversarialModel(keras.Model):
         if self.after_update:  # Of a `fit` that was interrupted; the callbacks of this one add theirs.
             self.after_update, self.train_function = [], None
         schedule = fitting.Schedule(epochs, initial_epoch, steps_per_epoch, callbacks, verbose, pause_every)
-        if isinstance(x, tf.data.Dataset) and isinstance(x.element_spec, Mapping) and "seeds" in x.element_spec:
+        if isinstance(x, tf.data.Dataset) and inputs.is_batch(x.element_spec):
             inputs.check_batch(x.element_spec)
             return execution.fit(self, x, prepare=fitting.checked, **schedule._asdict())
         data = fitting.Data(x, y, sample_weight, class_weight, batch_size, shuffle)

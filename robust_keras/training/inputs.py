@@ -41,6 +41,11 @@ def _checked_source(source: sources.Source, num_classes: int) -> sources.Source:
     return source
 
 
+def is_batch(element: Any) -> bool:
+    """Whether a batch, or its `element_spec`, is meant as one that `training_batches.batches` makes."""
+    return isinstance(element, Mapping) and not {"targets", "seeds", "is_labelled"}.isdisjoint(element)
+
+
 def check_batch(batch: Mapping[str, tf.Tensor]) -> None:
     """Checks a batch, or its `element_spec`, as `AdversarialModel` takes it; of tensors with values, the labels' too.
 

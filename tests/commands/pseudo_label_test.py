@@ -280,7 +280,7 @@ def test_another_pool_or_classifier_is_refused(monkeypatch, capsys, data, undist
             "classifier.input_range = [0.0, 1.0], not [-1.0, 1.0]",
         ),
         ([f"--saved_model={data}/saved_model", "--strategy=gpus"], {}, "'gpus'"),
-        ([f"--init_from={tmp_path}/none"], {}, "none"),
+        ([f"--init_from={tmp_path}/none"], {}, "of another, with "),
         ([f"--saved_model={data}/saved_model", "--worker=2", "--num_workers=2"], {}, "2 of 2"),
     ):
         with pytest.raises(SystemExit) as exit:

@@ -1,4 +1,5 @@
 import functools
+import gc
 import os
 import pickle
 import subprocess
@@ -240,9 +241,16 @@ np.savez({path!r}, **kept)
 """
 
 
-def test_every_group_holds_its_share_of_the_same_examples_on_one_two_and_four_replicas(mirrored, tmp_path):
+@pytest.fixture
+def distributed(mirrored):
+    """`(dataset) -> distributed dataset` over two replicas; freed soon, while threads that tune it sleep but briefly."""
+    yield mirrored.experimental_distribute_dataset
+    gc.collect()
+
+
+def test_every_group_holds_its_share_of_the_same_examples_on_one_two_and_four_replicas(mirrored, distributed, tmp_path):
     full = stream(training_data(300, 700), **FOUR_GROUPS)
-    on_two = mirrored.experimental_distribute_dataset(training_batches.batches(training_data(300, 700), **FOUR_GROUPS))
+    on_two = distributed(training_batches.batches(training_data(300, 700), **FOUR_GROUPS))
     path, tests = str(tmp_path / "four.npz"), os.path.dirname(__file__)
     subprocess.run([sys.executable, "-c", IN_FOUR.format(tests=tests, path=path)], check=True, timeout=240)
     with np.load(path) as on_four:
@@ -257,12 +265,11 @@ def test_every_group_holds_its_share_of_the_same_examples_on_one_two_and_four_re
     assert shares == [10] * 12  # 3:7 of 32.
 
 
-def test_two_replicas_get_the_batch_of_one_device(mirrored):
+def test_two_replicas_get_the_batch_of_one_device(mirrored, distributed):
     data = training_data(13, 11)
     options = dict(batch_size=8, seed=2, num_steps=7, group_size=4, augmentation=augment)
     full = stream(data, **options)
-    distributed = mirrored.experimental_distribute_dataset(training_batches.batches(data, **options))
-    batches = list(distributed)
+    batches = list(distributed(training_batches.batches(data, **options)))
     assert len(batches) == 7
     for step, batch in enumerate(batches):
         for name in ("image", "label", "targets", "seeds"):
