@@ -210,7 +210,7 @@ class _LiveCurve:
 
         if status != self._status:
             self._status = status
-            self._bar = _show(display.Pretty(status), self._bar)
+            self._bar = _show({"text/plain": status}, self._bar, raw=True)  # Not `Pretty`, which reads files.
         if self._text != self._drawn:
             self._drawn = self._text
             image = io.BytesIO()
@@ -220,13 +220,13 @@ class _LiveCurve:
         self._draw_due = ended + max(_WAIT, 9 * (ended - started))
 
 
-def _show(what: Any, handle: Any) -> Any:
+def _show(what: Any, handle: Any, *, raw: bool = False) -> Any:
     """Shows something below, or where the handle says that it is shown already; returns the handle."""
     from IPython import display
 
     if handle is None:
-        return display.display(what, display_id=True)
-    handle.update(what)
+        return display.display(what, raw=raw, display_id=True)
+    handle.update(what, raw=raw)
     return handle
 
 

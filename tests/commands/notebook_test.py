@@ -148,3 +148,12 @@ notebook.main()
 def test_bad_input(given, expected):
     with pytest.raises(ValueError, match=expected):
         notebook.run(*given)
+
+
+def test_a_line_that_names_a_file_is_shown_as_it_is(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(notebook, "_is_notebook", lambda: True)
+    (tmp_path / "table8.png").write_bytes(b"\x89PNG")
+    curve = notebook._LiveCurve(None)
+    for status in ("100%", f"{tmp_path}/table8.png"):
+        curve.draw(status, at_once=True)
+        assert status in capsys.readouterr().out
