@@ -96,3 +96,12 @@ def warned(monkeypatch):
     monkeypatch.setattr(absl_logging, "warning", lambda message, *args: messages.append(message % args))
     step_rules._warn.cache_clear()
     return messages
+
+
+@pytest.fixture
+def mixed_bfloat16():
+    """Keras' policy, until the test ends."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    yield
+    keras.config.set_dtype_policy(policy)

@@ -158,7 +158,7 @@ def fit(model: Any, data: Data, held_out: HeldOut, schedule: Schedule) -> keras.
             plain = preparation._replace(class_weight=None, augmentation=None)
             validate = functools.partial(_validate, model, examined, plain, held_out)
     steps_per_epoch = schedule.steps_per_epoch
-    history = execution.fit(
+    return execution.fit(
         model,
         _ordered(model, batches) if steps_per_epoch is None else batches.read_on(steps_per_epoch),
         prepare=preparation,
@@ -170,7 +170,6 @@ def fit(model: Any, data: Data, held_out: HeldOut, schedule: Schedule) -> keras.
             "callbacks": [_Finalized(), *(schedule.callbacks or ())],
         },
     )
-    return history
 
 
 class _Finalized(keras.callbacks.Callback):
@@ -182,15 +181,12 @@ class _Finalized(keras.callbacks.Callback):
 
 def _ordered(model, batches):
     """Batches by epoch; the first epoch after another `fit` of the same numbers is in an order that was not yet."""
-    first: list[int] = []
 
     def of_epoch(epoch: int):
-        first.append(epoch)
-        number = epoch + max(0, begins_at - first[0])
+        number = max(epoch, model.num_passes)
         model.num_passes = number + 1
         return batches.of_epoch(number)
 
-    begins_at = model.num_passes
     return of_epoch
 
 

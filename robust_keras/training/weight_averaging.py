@@ -104,7 +104,7 @@ class WeightAveraging(keras.callbacks.Callback):
             self.start_from_model = False
         named_weights.refresh(self.twin)
         if self._updates.numpy() == 0:
-            self._updates.assign(_steps_taken(model) // _steps_of_an_update(model.optimizer))
+            self._updates.assign(_steps_taken(model) // step_counter.in_an_update(model.optimizer))
         if _takes_updates(model) and self._update not in model.after_update:
             model.after_update.append(self._update)
             model.train_function = None  # One that was traced before would not update.
@@ -232,19 +232,15 @@ def _steps_taken(model):
     return int(step_counter.of(model.optimizer).numpy())
 
 
-def _steps_of_an_update(optimizer):
-    return getattr(getattr(optimizer, "inner_optimizer", optimizer), "gradient_accumulation_steps", None) or 1
-
-
 def _may_not_update(optimizer):
     """Whether it accumulates gradients over several steps, or skips one of which they are not finite."""
-    return _steps_of_an_update(optimizer) > 1 or isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+    return step_counter.in_an_update(optimizer) > 1 or isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
 
 
 def _has_updated(optimizer, step):
     """Whether it updated weights in the step before which its count was `step`."""
     count = tf.convert_to_tensor(step_counter.of(optimizer).value)
-    return (count != step) & (count % _steps_of_an_update(optimizer) == 0)
+    return (count != step) & (count % step_counter.in_an_update(optimizer) == 0)
 
 
 def _columns(pairs):

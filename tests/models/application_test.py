@@ -132,14 +132,6 @@ def test_frozen_normalisation_stays_in_inference():
     np.testing.assert_allclose(network(x, training=True), network(x, training=False), atol=1e-6)
 
 
-@pytest.fixture
-def mixed_bfloat16():
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("mixed_bfloat16")
-    yield
-    keras.config.set_dtype_policy(policy)
-
-
 @pytest.mark.parametrize("name", ["ConvNeXtTiny", "MobileNetV3Small", "ResNet50"])
 def test_pixels_and_logits_are_float32_in_mixed_precision(mixed_bfloat16, name):
     network = application.application(name=name, **SMALL)

@@ -11,7 +11,7 @@ from robust_keras.models import preact_resnet
 from robust_keras.models.normalization import BatchNorm, batch_norm_mode
 from robust_keras.saved_models import export, load
 from robust_keras.training import weight_decay
-from tests.models.wide_resnet_test import CIFAR10, images, mixed_bfloat16, randomize, same_convolution  # noqa: F401
+from tests.models.wide_resnet_test import CIFAR10, images, randomize, same_convolution
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}  # He et al. 2016, table 1.
 
@@ -148,7 +148,7 @@ def test_logits_are_zero_at_first():
     np.testing.assert_array_equal(network()(images()), np.zeros((4, 5)))
 
 
-def test_pixels_and_logits_are_float32_in_mixed_precision(mixed_bfloat16):  # noqa: F811
+def test_pixels_and_logits_are_float32_in_mixed_precision(mixed_bfloat16):
     made = network()
     compute = {layer.name: layer.compute_dtype for layer in made.layers}
     spared = {"image", "normalization", "conv_2d", "pool", "logits"}

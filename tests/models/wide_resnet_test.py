@@ -200,14 +200,6 @@ def test_statistics_group_size_reaches_the_layers():
         model(images(3))
 
 
-@pytest.fixture
-def mixed_bfloat16():
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("mixed_bfloat16")
-    yield
-    keras.config.set_dtype_policy(policy)
-
-
 def test_pixels_and_logits_are_float32_in_mixed_precision(mixed_bfloat16):
     model = tiny()
     compute = {layer.name: layer.compute_dtype for layer in model.layers}
