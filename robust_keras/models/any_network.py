@@ -184,12 +184,7 @@ def open_keras(model: keras.Layer, path: str = "") -> Opened:
         raise ValueError(f"Expected a model with one input, the images. Received: {names} in {where}")
     shape, dtype = tf.TensorShape(inputs[0].shape), tf.as_dtype(inputs[0].dtype)
     if dtype.is_integer:  # A model converts what it is given to its inputs' type.
-        floats = keras.Input(batch_shape=inputs[0].shape, dtype="float32")
-        if isinstance(model, keras.Sequential):  # Which Keras 3.5 cannot clone onto another input.
-            model = keras.Sequential([floats, *model.layers])
-        else:
-            given = tf.nest.map_structure(lambda _: floats, model.input)
-            model = keras.models.clone_model(model, input_tensors=given, clone_function=lambda layer: layer)
+        model = on_input(model, keras.Input(batch_shape=inputs[0].shape, dtype="float32"))
     return Opened(functools.partial(run, model, training=False), shape, dtype, dtype.is_integer)
 
 
@@ -203,10 +198,22 @@ def known_inputs(model: keras.Layer) -> Sequence[Any]:
 
 def run(model: keras.Layer, images: tf.Tensor, *, training: bool) -> Any:
     """The outputs of a model of one input, which may stand alone or in a list or dictionary."""
+    return model(like_input(model, images), training=training)
+
+
+def like_input(model: keras.Layer, images: Any) -> Any:
+    """Images alone, or in a list or a dictionary, as a model of one input takes them."""
     # A Sequential model that nobody has called knows of no input in Keras 3.5.
     is_plain = isinstance(model, keras.Sequential) or not known_inputs(model)
-    structure = images if is_plain else tf.nest.map_structure(lambda _: images, model.input)
-    return model(structure, training=training)
+    return images if is_plain else tf.nest.map_structure(lambda _: images, model.input)
+
+
+def on_input(model: keras.Model, images: Any) -> keras.Model:
+    """A model of the same layers, which knows its input, on another `keras.Input`."""
+    if isinstance(model, keras.Sequential):  # Which Keras 3.5 cannot clone onto another input.
+        return keras.Sequential([images, *model.layers], name=model.name)
+    given = like_input(model, images)
+    return keras.models.clone_model(model, input_tensors=given, clone_function=lambda layer: layer)
 
 
 def _open_function(function: Any) -> Opened:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from robust_keras import bounds as pixel_bounds
 from robust_keras.models import any_network, fine_tuning
@@ -55,8 +54,8 @@ def load_network(
     x = images if (low, high) == (0.0, 1.0) else keras.layers.Rescaling(high - low, low, name="pixels")(images)
     try:
         if input_shape is not None and tuple(input_shape) != tuple(given):
-            network = _resized(network, input_shape)
-        x = network(_like_input(network, x))
+            network = any_network.on_input(network, keras.Input(input_shape))
+        x = network(any_network.like_input(network, x))
     except ValueError as error:
         received = f"{any_network.reason(error)} in {path}"
         raise ValueError(f"Expected a network that takes images {input_shape}. Received: {received}") from error
@@ -88,17 +87,3 @@ def _without_softmax(network: keras.Model, path: Any, *, new_classifier: bool) -
     if not hasattr(classifier, "kernel"):
         raise ValueError(f"Expected a classifier at the end, to replace. Received: {classifier.name} in {path}")
     return keras.Model(network.inputs[0], classifier.input, name=network.name)
-
-
-def _resized(network: keras.Model, input_shape: Sequence[int]) -> keras.Model:
-    """The same layers on images of another size."""
-    images = keras.Input(input_shape)
-    if isinstance(network, keras.Sequential):
-        return keras.Sequential([images, *network.layers], name=network.name)
-    given = _like_input(network, images)
-    return keras.models.clone_model(network, input_tensors=given, clone_function=lambda layer: layer)
-
-
-def _like_input(network: keras.Model, x: Any) -> Any:
-    """Images alone, or in a list or a dictionary, as a network takes them."""
-    return x if isinstance(network, keras.Sequential) else tf.nest.map_structure(lambda _: x, network.input)
