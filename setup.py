@@ -73,6 +73,7 @@ setuptools.setup(
         "docs": DOCS,
         "test": [
             "cleverhans>=4",
+            "jax>=0.7.2; python_version >= '3.11'",
             "ipykernel>=6.29",
             "mypy==2.4.1",
             "nbclient>=0.10",

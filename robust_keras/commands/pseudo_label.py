@@ -128,12 +128,11 @@ def _saved_classifier(saved_model: str, reading: dict[str, Any]) -> Callable:
     sha256 = loading.fingerprint(saved_model)
 
     def classifier(image_shape):
-        import tensorflow as tf
 
         from robust_keras.engines import replicas
 
         load = functools.partial(loading.load_logits_fn, saved_model, **reading)
-        images = np.zeros((tf.distribute.get_strategy().num_replicas_in_sync, *image_shape), np.float32)
+        images = np.zeros((replicas.num_replicas(), *image_shape), np.float32)
         shape = replicas.over_replicas(load())(images).shape
         if shape.rank != 2:
             raise ValueError(f"Expected a classifier that returns [batch, classes]. Received: {tuple(shape)}")

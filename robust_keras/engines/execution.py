@@ -18,6 +18,8 @@ import tensorflow as tf
 
 from robust_keras.engines import replicas, step_counter
 
+_READ_TOGETHER = 1000  # Values of executions.
+
 
 def fit(
     model: keras.Model,
@@ -60,7 +62,7 @@ def fit(
     shown = {"add_progbar": verbose != 0, "verbose": 1 if verbose == "auto" else verbose}
     lengths = {"epochs": epochs, "steps": num_steps}
     told = keras.callbacks.CallbackList(callbacks, add_history=True, **shown, **lengths, model=model)
-    with model.distribute_strategy.scope():
+    with replicas.of(model).scope():
         _prepare(model)
         batches_of = dataset if callable(dataset) else _read_on(dataset, from_start=steps_per_epoch is None)
         logs: dict[str, float] = {}
@@ -69,8 +71,12 @@ def fit(
         for epoch in range(getattr(model, "_initial_epoch", None) or initial_epoch, epochs):
             model.reset_metrics()
             told.on_epoch_begin(epoch)
+            replicas.look_again(model.train_function)
             take = functools.partial(_take, iter(batches_of(epoch)), prepare, num_steps is not None)
-            ends = _epoch(model, take, num_steps, told, pause_every)
+            try:
+                ends = _epoch(model, take, num_steps, told, pause_every)
+            finally:
+                replicas.bring_back()
             logs = {name: mean if means is None or name in means else last for name, (last, mean) in ends.items()}
             if validate is not None and not model.stop_training:
                 logs |= _validated(validate(epoch), told)
@@ -116,7 +122,8 @@ def _prepare(model):
 
 def _epoch(model, take, num_steps, callbacks, pause_every):
     """Takes the steps of an epoch, or as many as callbacks let it: of what they return the last value and the mean."""
-    done, step, num_examples, logs, sums = int(step_counter.of(model.optimizer).numpy()), 0, 0, {}, None
+    done, step, num_examples, logs, sums = int(step_counter.of(model.optimizer).numpy()), 0, 0, {}, _Sums()
+    are_watched = any(map(_watches_steps, callbacks.callbacks))
     while step != num_steps and not model.stop_training:
         until = [every - done % every for every in pause_every] + ([] if num_steps is None else [num_steps - step])
         size = min([model.steps_per_execution, *until])
@@ -126,17 +133,53 @@ def _epoch(model, take, num_steps, callbacks, pause_every):
         for batch_size, alike in itertools.groupby(batches, key=_batch_size):
             together = list(alike)
             callbacks.on_train_batch_begin(step)
+            if are_watched:
+                replicas.look_again(model.train_function)
             logs, added = model.train_function(together)
-            added = {name: batch_size * tf.cast(value, tf.float64) for name, value in added.items()}
-            sums = added if sums is None else tf.nest.map_structure(tf.add, sums, added)
+            if are_watched:
+                replicas.bring_back()
+            sums.add(added, batch_size)
             step, done = step + len(together), done + len(together)
             num_examples += batch_size * len(together)
             callbacks.on_train_batch_end(step - 1, logs)
             if model.stop_training:
                 break
-    if sums is None and not model.stop_training:
+    if not num_examples and not model.stop_training:
         raise ValueError("Expected batches in every epoch. Received: none in one of them")
-    return {name: (float(logs[name]), float(value) / num_examples) for name, value in (sums or {}).items()}
+    return {name: (float(logs[name]), value / num_examples) for name, value in sums.totals().items()}
+
+
+def _watches_steps(callback):
+    """Whether a callback may read or change weights between steps: they have to be where Python finds them."""
+    names = {"on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end"}
+    if names & vars(callback).keys():  # As `LambdaCallback` has functions.
+        return True
+    is_known = type(callback).__module__.partition(".")[0] in ("keras", "robust_keras")
+    if is_known:
+        return isinstance(getattr(callback, "save_freq", None), int)
+    return any(getattr(type(callback), name) is not getattr(keras.callbacks.Callback, name) for name in names)
+
+
+class _Sums:
+    """Adds up what executions return, without waiting for each."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[int, Mapping[str, Any]]] = []
+        self._totals: dict[str, float] = {}
+
+    def add(self, values: Mapping[str, Any], factor: int) -> None:
+        """Adds scalars by name, each `factor` times."""
+        self._waiting.append((factor, values))
+        if len(self._waiting) == _READ_TOGETHER:
+            self.totals()
+
+    def totals(self) -> dict[str, float]:
+        """The sums so far."""
+        for factor, values in self._waiting:
+            for name, value in values.items():
+                self._totals[name] = self._totals.get(name, 0.0) + factor * float(value)
+        self._waiting.clear()
+        return self._totals
 
 
 def _batch_size(batch):
@@ -166,8 +209,10 @@ def _execution(model):
     """`(batches) -> (logs, sums)`: a step on each batch of a list, at most `steps_per_execution` of them, with what the
     last one returns and the sums over all of them.
     """
-    strategy = model.distribute_strategy
+    strategy = replicas.of(model)
     most = model.steps_per_execution
+    if replicas.is_on_jax(strategy):
+        return strategy.execution(model)
 
     def run(step, *args):
         logs = strategy.run(step, args=args)

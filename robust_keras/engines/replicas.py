@@ -3,13 +3,78 @@
 Functions mean the strategy whose scope they are called in; without one, that is one device.
 """
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from robust_keras import compilation
+
+# The strategy over JAX's devices in whose scope this is, and the number of the replica whose program is being traced.
+_on_jax: contextvars.ContextVar[Any] = contextvars.ContextVar("on_jax", default=None)
+_number: contextvars.ContextVar[Any] = contextvars.ContextVar("number", default=None)
+
+
+def current() -> Any:
+    """The strategy in whose scope this is: a `tf.distribute.Strategy` or an `on_jax.strategy.JaxStrategy`."""
+    return _on_jax.get() or tf.distribute.get_strategy()
+
+
+def of(model: Any) -> Any:
+    """The strategy that a model was made under, like `current`."""
+    strategy = getattr(model, "strategy", None)
+    return strategy if is_on_jax(strategy) else model.distribute_strategy
+
+
+def is_on_jax(strategy: Any = None) -> bool:
+    """Whether a strategy, by default the current one, computes on JAX's devices."""
+    return hasattr(strategy or current(), "bring_back")
+
+
+@contextlib.contextmanager
+def entered(strategy: Any) -> Iterator[None]:
+    """Inside the context, a strategy over JAX's devices is the current one."""
+    token = _on_jax.set(strategy)
+    try:
+        yield
+    finally:
+        _on_jax.reset(token)
+
+
+def num_replicas() -> int:
+    """How many replicas of all processes share a batch."""
+    return current().num_replicas_in_sync
+
+
+def number() -> tf.Tensor:
+    """Which of them this is, int32, from 0; from inside a replica."""
+    given = _number.get()
+    return tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int32) if given is None else given
+
+
+@contextlib.contextmanager
+def numbered(number: tf.Tensor) -> Iterator[None]:
+    """Inside the context, where a replica's program is traced on its own, `number` says which one it is."""
+    token = _number.set(number)
+    try:
+        yield
+    finally:
+        _number.reset(token)
+
+
+def bring_back() -> None:
+    """Has variables hold what they were last assigned on JAX's devices, where a program has left it there."""
+    if is_on_jax():
+        current().bring_back()
+
+
+def look_again(execution: Any) -> None:
+    """Has an execution of training steps start from what variables hold now, where it keeps them on JAX's devices."""
+    if is_on_jax():
+        execution.look_again()
 
 
 def num_processes() -> int:
@@ -110,6 +175,8 @@ def over_replicas(fn: Callable, *, jit_compile: bool = False) -> Callable:
         A function like `fn`, to be called with the same arguments in every process. It is compiled once for each size
         of the batch, which all replicas together must divide.
     """
+    if is_on_jax():
+        return current().over_replicas(fn)
     # A strategy over one replica is one too: what was loaded in its scope runs nowhere else.
     strategy, has_strategy = tf.distribute.get_strategy(), tf.distribute.has_strategy()
     by_size = {}
@@ -171,6 +238,8 @@ def all_reduce(operation: str, values: list[tf.Tensor]) -> list[tf.Tensor]:
     Returns:
         A list like it.
     """
+    if is_on_jax():  # Which does it between the halves of a step.
+        return values
     context = tf.distribute.get_replica_context()
     if not _has_processes(context.strategy):
         return context.all_reduce(operation, values)

@@ -6,26 +6,30 @@ import json
 import os
 import signal
 import threading
+from typing import Any
 
 import tensorflow as tf
 
-NAMES = ("auto", "one", "mirrored", "tpu", "multi_worker")
+from robust_keras.engines import replicas
+from robust_keras.engines.on_jax import devices
+
+NAMES = ("auto", "one", "mirrored", "tpu", "multi_worker", "jax")
 
 
-def strategy(name: str = "auto", *, tpu: str | None = None) -> tf.distribute.Strategy:
+def strategy(name: str = "auto", *, tpu: str | None = None) -> Any:
     """The strategy that a run executes under, the same object for the same devices.
 
     Processes meet in it, and a TPU is initialised: call it before anything else that uses TensorFlow's devices.
 
     Args:
         name: 'one' device; 'mirrored' over all GPUs of this machine, or over its logical CPUs where it has none; 'tpu';
-            'multi_worker' over the processes that the environment variable TF_CONFIG lists; or 'auto': the TPU whose
-            address is given, else several processes if TF_CONFIG lists them, else a TPU if there is one, else all GPUs,
-            else one device.
+            'multi_worker' over the processes that the environment variable TF_CONFIG lists; 'jax' over all devices of
+            this machine that JAX drives; or 'auto': the TPU whose address is given, else several processes if TF_CONFIG
+            lists them, else a TPU or GPUs that TensorFlow has, else accelerators that JAX has, else the CPU.
         tpu: address of the TPU; None for the one that TPU_NAME or COLAB_TPU_ADDR names, or that is attached.
 
     Returns:
-        A `tf.distribute.Strategy`.
+        A `tf.distribute.Strategy`, or an `on_jax.strategy.JaxStrategy`, which is used like one.
 
     Raises:
         ValueError: for an unknown name, or hardware or processes that are not there.
@@ -36,6 +40,8 @@ def strategy(name: str = "auto", *, tpu: str | None = None) -> tf.distribute.Str
         raise ValueError(f"Expected the strategy 'tpu' with a TPU's address. Received: {name!r} and {tpu!r}")
     if name == "auto":
         name = _best_there_is(tpu)
+    if name == "jax":
+        return _made("jax")
     if name == "multi_worker":
         if not _workers_of_environment():
             raise ValueError(
@@ -51,8 +57,10 @@ def strategy(name: str = "auto", *, tpu: str | None = None) -> tf.distribute.Str
     return _default_strategy()
 
 
-def description(strategy: tf.distribute.Strategy) -> str:
-    """How many devices of which kind a strategy computes on, such as '8 TPU'."""
+def description(strategy: Any) -> str:
+    """How many devices of which kind a strategy computes on, such as '8 TPU', and by what."""
+    if replicas.is_on_jax(strategy):
+        return f"{strategy.num_replicas_in_sync} {strategy.devices[0].device_kind}, by JAX {strategy.version}"
     if isinstance(strategy, tf.distribute.TPUStrategy):
         kind = "TPU"
     else:
@@ -67,13 +75,17 @@ def _best_there_is(tpu):
         return "multi_worker"
     if _tpu_of_environment() or tf.config.list_physical_devices("TPU"):
         return "tpu"
-    return "mirrored" if len(tf.config.list_physical_devices("GPU")) > 1 else "one"
+    if gpus := tf.config.list_physical_devices("GPU"):
+        return "mirrored" if len(gpus) > 1 else "one"
+    return "jax" if devices.has_accelerator() else "one"
 
 
 @functools.cache  # Several strategies over the same devices collide.
 def _made(name, *devices):
     if name == "multi_worker":
         return _multi_worker_strategy()
+    if name == "jax":
+        return _jax_strategy()
     return _tpu_strategy(*devices) if name == "tpu" else tf.distribute.MirroredStrategy(list(devices))
 
 
@@ -121,3 +133,11 @@ def _tpu_strategy(address):
         reason = " ".join(str(error).splitlines()[:1])
         raise ValueError(f"Expected a TPU that answers. Received: {address!r} ({reason})") from error
     return tf.distribute.TPUStrategy(resolver)
+
+
+def _jax_strategy():
+    taken = devices.take()  # Before anything imports what only JAX brings.
+    from robust_keras.engines.on_jax import strategy as on_jax
+
+    on_jax.keep_compiled()
+    return on_jax.JaxStrategy(taken)

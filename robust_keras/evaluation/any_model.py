@@ -138,7 +138,7 @@ def _try_out(subject: _Subject, plan: plans.Plan, batch_size: int) -> None:
             "Expected images [N, height, width, channels] for the attack square; attacks=['apgd-ce', 'apgd-t', 'fab-t']"
             f" are those of the standard version without it. Received: {images.shape}"
         )
-    if tf.distribute.has_strategy():  # Whose variables are read on its replicas.
+    if tf.distribute.has_strategy():  # Of TensorFlow, whose variables are read on its replicas.
         return
     size = getattr(subject.logits_fn, "batch_size", None) or min(len(images), 2)
     x = threats.check_images(pixel_bounds.to_unit(np.resize(images[:size], (size, *images.shape[1:]))), plan.threat)

@@ -181,7 +181,7 @@ class Packing:
         slots, steps, self.broken = (np.array(arrays[name]) for name in ("slots", "steps", "broken"))
         self._next, self.steps_taken = int(arrays["next"]), int(arrays["taken"])
         leaves = [arrays[name] for name in sorted(arrays) if name.startswith("progress/")]
-        missing = -len(slots) % tf.distribute.get_strategy().num_replicas_in_sync
+        missing = -len(slots) % replicas.num_replicas()
         self._slots = np.concatenate([slots, np.full((missing, 2), -1)])
         self._steps = np.concatenate([steps, np.zeros(missing, np.int64)])
         if leaves:
@@ -225,7 +225,7 @@ class Packing:
     def _size(self, num_left):
         """The fewest sixteenths of the batch size, at least two, that hold what is left and divide among replicas."""
         batch_size, shrinks = self._batches.batch_size, self._batches.shrinks
-        num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        num_replicas = replicas.num_replicas()
         sizes = [-(-batch_size * parts // (16 * num_replicas)) * num_replicas for parts in range(2, 17)]
         return next((size for size in sizes if shrinks and size >= num_left), batch_size)
 

@@ -108,7 +108,7 @@ def evaluate(
 
 def check_batch_size(logits_fn: Callable, batch_size: int) -> None:
     """Raises ValueError for a batch that replicas cannot share, or of another size than the only one of a model."""
-    num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    num_replicas = replicas.num_replicas()
     if batch_size < 1 or batch_size % num_replicas:
         raise ValueError(f"Expected a batch_size that divides among {num_replicas} replicas. Received: {batch_size}")
     only = getattr(logits_fn, "batch_size", None)

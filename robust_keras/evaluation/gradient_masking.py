@@ -209,7 +209,7 @@ def _attacked(logits_fn, threat, num_steps, x, labels, seeds):
 
 def _batch_dependence(predict, logits, logits_fn, x, batch_size, takes_other_sizes):
     """The largest change of logits `[n, num_classes]` where each image is among inverted ones."""
-    num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    num_replicas = replicas.num_replicas()
     if batch_size == num_replicas:  # An image alone has no company.
         if not takes_other_sizes:
             return 0.0

@@ -73,7 +73,7 @@ def pending_updates() -> Iterator[list]:
 
 def apply_updates(layers: Sequence["BatchNorm"], statistics: Sequence) -> None:
     """Makes pending updates, in order, from inside a replica, with the statistics' means over replicas."""
-    if layers and tf.distribute.get_strategy().num_replicas_in_sync > 1:
+    if layers and replicas.num_replicas() > 1:
         statistics = tf.nest.pack_sequence_as(statistics, replicas.all_reduce("MEAN", tf.nest.flatten(statistics)))
     for layer, values in zip(layers, statistics, strict=True):
         layer.update_moving(*values)

@@ -233,7 +233,7 @@ def _assign_means(outcome, moved, *, are_trained):
     """Assigns to variables of floats that are trained, or to the others."""
     chosen = [(v, value) for v, value in zip(outcome.moving, moved) if v.trainable == are_trained]
     variables, values = [variable for variable, _ in chosen], [value for _, value in chosen]
-    if values and tf.distribute.get_strategy().num_replicas_in_sync > 1:
+    if values and replicas.num_replicas() > 1:
         values = replicas.all_reduce("MEAN", values)
     _assign(variables, values)
 

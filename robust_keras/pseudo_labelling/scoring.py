@@ -54,7 +54,7 @@ def score(
             f"Expected a pool of images {tuple(test_images.shape[1:])} of uint8. "
             f"Received: {tuple(pool.shape[1:])} of {pool.dtype}"
         )
-    check(settings, share, tf.distribute.get_strategy().num_replicas_in_sync)
+    check(settings, share, replicas.num_replicas())
     identity = _identity(pool, test_images, classifier, settings)
     chunks.claim(directory, identity)
     mine = range(share.worker, chunks.count(identity), share.num_workers)

@@ -10,15 +10,11 @@ does, the program is searched for the rest.
 """
 
 import math
-import os
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import keras
-import tensorflow as tf
-
-from robust_keras import compilation
+from robust_keras.engines import lowering as engine
 from robust_keras.tpu_check import stablehlo
 
 # The cores are of 32 bits, and take 64 as pairs. Of few numbers (step counters, shapes, the state of a generator) that
@@ -26,9 +22,6 @@ from robust_keras.tpu_check import stablehlo
 _FEW = 8
 _HOST = {f"stablehlo.{name}" for name in ("infeed", "outfeed", "send", "recv")}
 _KNOWN_CALLS = {"Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape", "TopK", "mhlo.topk"}
-_LIBRARIES = tuple(os.path.dirname(module.__file__) + os.sep for module in (tf, keras))
-_NO_KERNEL = re.compile(r"(\w+) \(No registered '\1' OpKernel[^{]*{{node ([^}]+)}}")
-_NODE = re.compile(r"{{node ([^}]+)}}")
 
 
 class Program(NamedTuple):
@@ -59,21 +52,11 @@ def lower(fn: Callable, *args: Any) -> Program:
         ValueError: as the function does while it is traced, for arguments of unknown shape, and with TensorFlow 2.18,
             which makes no StableHLO.
     """
-    if tuple(map(int, tf.__version__.split(".")[:2])) < (2, 19):
-        raise ValueError(f"Expected TensorFlow 2.19 or newer, which makes StableHLO. Received: {tf.__version__}")
-    # Of arguments that are tensors XLA would know the values, and take shapes that depend on them.
-    specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in map(tf.convert_to_tensor, tf.nest.flatten(args))]
-    compiled: Any = compilation.function(lambda *flat: fn(*tf.nest.pack_sequence_as(args, flat)), jit_compile=True)
     try:
-        operations = dict(_operations(compiled.get_concrete_function(*specs).graph))
-    except tf.errors.OperatorNotAllowedInGraphError as error:
-        return Program(None, (f"Python that asks for a tensor's value: {str(error).partition('. ')[0]}",), {})
-    compile_to = compiled.experimental_get_compiler_ir(*specs)
-    try:
-        text = compile_to(stage="stablehlo")
-    except (ValueError, tf.errors.OpError) as error:
-        return Program(None, tuple(_refusals(str(error), operations)), operations)
-    return Program(stablehlo.parse(text), (), operations)
+        traced = engine.trace(fn, *args)
+        return Program(stablehlo.parse(traced.program("stablehlo")), (), traced.operations)
+    except engine.Refused as error:
+        return Program(None, error.lines, dict(error.operations))
 
 
 def problems(program: Program) -> list[str]:
@@ -172,37 +155,9 @@ def _blamed(program, what, operation):
     if what == _NO_ELEMENTS:  # What is written to such a list is nowhere in the program.
         for each in program.operations.values():
             if each.type == "TensorListSetItem" and each.get_attr("resize_if_index_out_of_bounds"):
-                return _named(each)
+                return engine.named(each)
     made_by = program.operations.get(operation.source)
-    return _named(made_by) if made_by is not None else f"{operation.name} {operation.source}".strip()
-
-
-def _named(made_by):
-    frames = [frame for frame in made_by.traceback or () if not frame.filename.startswith(_LIBRARIES)]
-    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    return f"{made_by.type} {made_by.name}{place}"
-
-
-def _operations(graph):
-    """Names and operations of a graph and of the functions that it calls; the outermost of a name comes last."""
-    for function in getattr(graph, "_functions", {}).values():
-        if inner := getattr(function, "graph", None):
-            yield from _operations(inner)
-    for operation in graph.get_operations():
-        yield operation.name, operation
-
-
-def _refusals(message, operations):
-    """Lines about the operations that the bridge's message names."""
-    message = message.removeprefix("Failed getting HLO text: ").strip("'")
-    without_kernel = dict.fromkeys(_NO_KERNEL.findall(message))
-    for kind, _ in without_kernel:
-        every = [_named(operation) for operation in operations.values() if operation.type == kind]
-        yield from (f"no kernel of XLA: {each}" for each in every or [kind])
-    if not without_kernel:
-        reason = re.split(r"\n\s*\n|\n(?=The op is created)|\t", message)[0]
-        names = [_named(operations[name]) if name in operations else name for name in _NODE.findall(message)]
-        yield f"not compiled: {', '.join([*dict.fromkeys(names), ' '.join(_NODE.sub('', reason).split())])}"
+    return engine.named(made_by) if made_by is not None else f"{operation.name} {operation.source}".strip()
 
 
 def _block_flops(module, block, tensors):

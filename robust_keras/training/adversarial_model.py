@@ -13,12 +13,12 @@ import keras
 import tensorflow as tf
 
 from robust_keras import bounds as pixel_bounds
-from robust_keras import compilation, losses, noise, threats
+from robust_keras import losses, threats
 from robust_keras.attacks.pgd import pgd
-from robust_keras.engines import execution, replicas, step_counter
+from robust_keras.engines import execution, replicas
 from robust_keras.models import any_network, passes
 from robust_keras.models.normalization import MOVING, batch_norm_mode
-from robust_keras.training import batch_parts, epsilon_warm_up, fitting, inputs, objectives
+from robust_keras.training import epsilon_warm_up, fitting, inputs, objectives, steps
 from robust_keras.training.reported import Reported
 
 ATTACK_TARGETS = ("label", "targets", "clean_prediction")
@@ -113,10 +113,11 @@ class AdversarialModel(keras.Model):
         # Functions of the step that `train_step` calls after the optimiser.
         self.after_update: list[Callable] = []
         # Whether metrics want class probabilities, as labels were given, and whether there are metrics.
-        self.has_soft_labels = self.has_metrics = self._is_asked_for_accuracy = False
+        self.has_soft_labels = self.has_metrics = self.is_asked_for_accuracy = False
         self.examined: Callable | None = None  # Made by `fitting`.
         self.num_passes = 0  # Over arrays, each in an order of its own.
         self._reported: list[keras.metrics.Metric] = []
+        self.strategy = replicas.current()  # Keras knows those of `tf.distribute` alone.
         self.built = True
 
     @property
@@ -147,11 +148,11 @@ class AdversarialModel(keras.Model):
         if arguments.get("loss") is not None:
             raise ValueError(f"Expected no loss: the objective is one. Received: {arguments['loss']!r}")
         given = [metrics] if isinstance(metrics, (str, keras.metrics.Metric)) else metrics or []
-        self._is_asked_for_accuracy = False
+        self.is_asked_for_accuracy = False
         if isinstance(given, (list, tuple)):
             names = {getattr(metric, "name", metric) for metric in given}
             self._reported = [Reported(name) for name in ("accuracy", "robust_accuracy") if name not in names]
-            self._is_asked_for_accuracy = "accuracy" in names
+            self.is_asked_for_accuracy = "accuracy" in names
             metrics = [*given, *self._reported]
         optimizer = keras.optimizers.get(optimizer)
         is_scaled = isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
@@ -247,36 +248,11 @@ class AdversarialModel(keras.Model):
 
     def train_step(self, batch: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Attacks a replica's share of a batch and takes a step: means over the whole batch, such as 'loss'."""
-        # Of the computation below, when it is traced, and which weights have a gradient.
-        made: list[tuple[passes.Outcome, list[bool]]] = []
-        compute: Callable = functools.partial(self._gradients, made, self._attack_now())
-        num_parts = self.accumulation_steps
-        if self.jit_compile or num_parts > 1:  # A function of its own is traced once.
-            compute = compilation.function(compute, jit_compile=bool(self.jit_compile))
-        first = self._first_part()
-        parts = {name: batch_parts.split(values, num_parts) for name, values in batch.items()}
-        sums, last = compute({name: values[0] for name, values in parts.items()}, first)
-        predictions = last.pop("predictions", ())
-        if num_parts > 1:
-            begun = sums, last, predictions
-            sums, last, predictions = batch_parts.accumulated(compute, parts, first, begun, num_parts)
-        logs, gradients, statistics, moved = sums
-        outcome, has_gradient = made[-1]
+        return self.begin_step(batch).finished(batch)
 
-        step = tf.identity(step_counter.of(self.optimizer).value)
-        found = iter(gradients)
-        gradients = [next(found) if has else None for has in has_gradient]
-        statistics, moved = tf.nest.map_structure(lambda values: values / num_parts, (statistics, moved))
-        passes.assign_trained(outcome, moved)
-        self.optimizer.apply(gradients, self.network.trainable_weights)
-        passes.apply(outcome, statistics, moved, last["counted"])
-        for update in self.after_update:
-            update(step)
-        logs = dict(zip(logs, replicas.all_reduce("SUM", list(logs.values()))))
-        if not self.has_metrics:
-            return logs
-        measured = self.measured(batch, predictions)
-        return {**dict(zip(measured, replicas.all_reduce("MEAN", list(measured.values())))), **logs}
+    def begin_step(self, batch: Mapping[str, tf.Tensor]) -> steps.Begun:
+        """The first half of `train_step`: attacks a replica's share of a batch, and changes no variable."""
+        return steps.begin(self, batch)
 
     def measured(self, batch: Mapping[str, tf.Tensor], predictions: tf.Tensor) -> dict[str, tf.Tensor]:
         """The metrics of `compile`, once they know what the network returned for a batch."""
@@ -284,41 +260,6 @@ class AdversarialModel(keras.Model):
         found = self.compute_metrics(None, labels, predictions, sample_weight=batch.get("weight"))
         reported = {"loss", *(each.name for each in self._reported)}
         return {name: value for name, value in found.items() if name not in reported}
-
-    def _gradients(self, made, attack, batch, part):
-        """What a part of the batch adds to logs, gradients and statistics, those of `made`, and what does not add up;
-        changes no variable.
-        """
-        x, labels, targets = inputs.as_floats(batch["image"]), losses.as_labels(batch["label"]), batch["targets"]
-        through = self._passes(part)
-        x_adv = self._attacked(attack, through, x, labels, targets, batch["seeds"])
-        # The optimiser sums gradients over replicas.
-        share = 1.0 / (self.distribute_strategy.num_replicas_in_sync * self.accumulation_steps)
-        with tf.GradientTape() as tape:
-            each = self.objective(through.of_objective, x, x_adv, labels, targets)
-            inputs.check_objective(each, labels)
-            loss = tf.reduce_mean(each * batch["weight"] if "weight" in batch else each) * share
-            outcome = through.outcome(x_adv)
-            if outcome.loss is not None:
-                loss += outcome.loss * share
-            scaled = self.optimizer.scale_loss(loss)
-        gradients = tape.gradient(scaled, [weight.value for weight in self.network.trainable_weights])
-        made.append((outcome, [gradient is not None for gradient in gradients]))
-        gradients = [gradient for gradient in gradients if gradient is not None]
-        if self.accumulation_steps > 1:  # Those of embeddings are of the rows that were looked up.
-            gradients = [tf.convert_to_tensor(gradient) for gradient in gradients]
-        logs = {"loss": loss}
-        if "is_labelled" in batch:
-            logs["labelled_fraction"] = tf.reduce_mean(tf.cast(batch["is_labelled"], tf.float32)) * share
-        last = {"counted": outcome.counted}
-        logits = through.predicted(x) if self.log_accuracy or self.has_metrics else None
-        if self.log_accuracy or self._is_asked_for_accuracy:
-            logs["accuracy"] = _accuracy(logits, labels) * share
-        if self.log_accuracy and self.attack is not None:
-            logs["robust_accuracy"] = _accuracy(through.predicted(x_adv), labels) * share
-        if self.has_metrics:
-            last["predictions"] = logits if self.from_logits else tf.exp(logits)
-        return (logs, gradients, outcome.statistics, outcome.moved), last
 
     def attacked(self, x: tf.Tensor, labels: tf.Tensor, targets: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
         """The images that the attack of the next step makes, or `x` without one.
@@ -332,40 +273,7 @@ class AdversarialModel(keras.Model):
         Returns:
             Images like `x`.
         """
-        return self._attacked(self._attack_now(), self._passes(0), x, labels, targets, seeds)
-
-    def _attack_now(self):
-        if not self.epsilon_warmup_steps:
-            return self.attack
-        step = tf.identity(step_counter.of(self.optimizer).value)
-        return epsilon_warm_up.attack_of(step, self.epsilon_warmup_steps, self.attack)
-
-    def _attacked(self, attack, through, x, labels, targets, seeds):
-        if attack is None:
-            return x
-        with batch_norm_mode(self.attack_batch_norm):
-            if self.attack_target == "clean_prediction":
-                target = tf.nn.softmax(through.of_attack(x))
-            else:
-                target = labels if self.attack_target == "label" else targets
-            seeds = noise.fold_in(seeds, noise.ATTACK)
-            return tf.stop_gradient(attack(through.of_attack, x, tf.stop_gradient(target), seeds=seeds))
-
-    def _passes(self, part):
-        return passes.Passes(
-            functools.partial(passes.logits_of, self.network, self.bounds, self.from_logits),
-            self.network,
-            attack_batch_norm=self.attack_batch_norm,
-            attack_noise=self.attack_noise,
-            part=part,
-        )
-
-    def _first_part(self):
-        """The number of this replica's first part of the batch among all parts."""
-        if self.distribute_strategy.num_replicas_in_sync == 1:
-            return 0 if self.accumulation_steps == 1 else tf.constant(0)
-        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
-        return tf.cast(replica, tf.int32) * self.accumulation_steps
+        return steps.attacked(self, x, labels, targets, seeds)
 
 
 def _pgd(threat, loss_fn, *, num_steps, parts):
@@ -373,7 +281,3 @@ def _pgd(threat, loss_fn, *, num_steps, parts):
     if threat is None or loss_fn is None or not threat.epsilon:
         return None
     return functools.partial(pgd, threat=threat, loss_fn=loss_fn, num_steps=num_steps, step_size=threat.epsilon / parts)
-
-
-def _accuracy(logits, labels):
-    return tf.reduce_mean(tf.cast(~losses.is_wrong(logits, labels), tf.float32))

@@ -138,7 +138,7 @@ def fit(model: Any, data: Data, held_out: HeldOut, schedule: Schedule) -> keras.
     if held_out.split and validated is None:
         first, validated = fit_batches.split(data.x, data.y, data.sample_weight, held_out.split)
         data = data._replace(**dict(zip(("x", "y", "sample_weight"), first)))
-    with model.distribute_strategy.scope():
+    with replicas.of(model).scope():
         batches = _batches(model, data)
         preparation = _begin(model, batches, data)
         _check_lengths(model, batches, schedule)
@@ -192,7 +192,7 @@ def _ordered(model, batches):
 
 def evaluate(model: Any, data: Data, steps: int | None, *, show: bool) -> dict[str, float]:
     """Loss and accuracies; see `AdversarialModel.evaluate`."""
-    with model.distribute_strategy.scope():
+    with replicas.of(model).scope():
         batches = fit_batches.batches(data.x, data.y, sample_weight=data.sample_weight, batch_size=data.batch_size)
         return _examine(model, batches, _begin(model, batches, data), steps, show=show)
 
@@ -260,7 +260,7 @@ def _check_lengths(model, batches, schedule):
             f"Expected {wanted} batches, for the steps of all epochs; a dataset's repeat() gives them. Received: "
             f"{batches.num_batches}"
         )
-    num_parts = model.distribute_strategy.num_replicas_in_sync * model.accumulation_steps
+    num_parts = replicas.of(model).num_replicas_in_sync * model.accumulation_steps
     if batches.last_size is not None and batches.last_size % num_parts:
         raise ValueError(
             f"Expected batches that divide into {num_parts} parts, for replicas and accumulation_steps. Received: "
@@ -330,7 +330,7 @@ def _on_replica(model, batch):
 
 def _size(count):
     """The least number that the replicas divide and a batch of `count` fits into."""
-    num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
+    num_replicas = replicas.num_replicas()
     return -(-count // num_replicas) * num_replicas
 
 

@@ -54,6 +54,7 @@ class RunRecorder(keras.callbacks.Callback):
         self._best = BestWeights(validator, state)
         self._termination = Termination()
         self._start_step = 0
+        self._unseen: list = []  # Steps and their losses since the last look.
         self._unfinished: dict | None = None  # {"step", "logs"} of a validation that a signal stopped
         self._is_writer = replicas.process_index() == 0
 
@@ -132,13 +133,15 @@ class RunRecorder(keras.callbacks.Callback):
         """
         failures.work_begins()  # A setting that cannot be traced has shown by now.
         step = self._start_step + batch + 1
-        loss = float(logs["loss"])
-        if not math.isfinite(loss):
-            raise NonFiniteLoss(f"Expected a finite loss. Received: {loss} at step {step}")
         self._bar.update(step - self._bar.n)
+        self._unseen.append((step, logs["loss"]))
+        stops = self._should_stop()
+        if replicas.is_on_jax() and not (stops or self._is_due(step)):  # Its devices go on without being asked.
+            self._log.go_on(step, 0.0, anew=False)
+            return
+        loss = self._seen_losses()
         self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
         logs = {"loss": loss, "labelled_fraction": float(logs["labelled_fraction"])}
-        stops = self._should_stop()
         is_last, ended = step == self._train_steps, time.perf_counter()
         row = self._validate_now(step) if is_last or step % self._cadence.validate_every == 0 else {}
         if row is None:
@@ -154,6 +157,22 @@ class RunRecorder(keras.callbacks.Callback):
     def on_train_end(self, logs: Mapping | None = None) -> None:
         """Ends the progress bar."""
         self._bar.close()
+
+    def _is_due(self, step):
+        """Whether there is anything to validate, log or save after a step."""
+        cadence = self._cadence
+        every = (cadence.validate_every, cadence.checkpoint_every, cadence.log_every)
+        has_failed = self._snapshots.under_way() is None and self._snapshots.has_failed()
+        return step == self._train_steps or any(step % each == 0 for each in every) or has_failed
+
+    def _seen_losses(self):
+        """The loss of the last step, once those of all steps turn out to be finite."""
+        loss = math.nan
+        for step, each in self._unseen:
+            if not math.isfinite(loss := float(each)):
+                raise NonFiniteLoss(f"Expected a finite loss. Received: {loss} at step {step}")
+        self._unseen.clear()
+        return loss
 
     def _should_stop(self):
         return self._termination.is_asked()

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from robust_keras.engines import replicas
 from robust_keras.models import weights
 from robust_keras.training.optimizer import NesterovSGD
 from robust_keras.training.program import Program
@@ -37,6 +38,7 @@ class RunState(NamedTuple):
         Raises:
             NonFiniteLoss: for a value that is not finite: the update after the last finite loss can make one.
         """
+        replicas.bring_back()
         arrays = {name: variable.numpy() for name, variable in self.variables.items()}
         for name, array in arrays.items():
             if not np.isfinite(array).all():

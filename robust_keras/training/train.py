@@ -158,7 +158,7 @@ def _checked_share(spec: dict, program: Program, layout: Layout) -> int:
     """Examples in this process's share of a batch, which spreads over replicas and parts in whole groups."""
     inputs.check_batch(spec)
     share = spec["image"].shape[0]
-    num_replicas = program.model.distribute_strategy.num_replicas_in_sync // replicas.num_processes()
+    num_replicas = replicas.num_replicas() // replicas.num_processes()
     num_parts = layout.accumulation_steps
     groups = {getattr(layer, "statistics_group_size", None) or 1 for layer in program.network.layers}
     size, rest = divmod(share, num_replicas * num_parts)

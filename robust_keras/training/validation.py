@@ -45,7 +45,7 @@ class Validator:
         batch_size: int,
         seed: int,
     ) -> None:
-        num_replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        num_replicas = replicas.num_replicas()
         if batch_size % num_replicas:
             raise ValueError(
                 f"Expected a validation_batch_size that divides among {num_replicas} replicas. Received: {batch_size}"

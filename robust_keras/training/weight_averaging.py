@@ -92,7 +92,7 @@ class WeightAveraging(keras.callbacks.Callback):
     def set_model(self, model: keras.Model) -> None:
         """Makes the twin, and the update a part of an `AdversarialModel`'s training step."""
         super().set_model(model)
-        with model.distribute_strategy.scope():
+        with replicas.of(model).scope():
             if self.twin is None:
                 self.twin = _clone(self.network)
             if self._updates is None:

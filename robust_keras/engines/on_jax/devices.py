@@ -1,0 +1,51 @@
+"""The devices that an installed JAX drives, and who holds them."""
+
+from typing import Any
+
+import tensorflow as tf
+
+_MISSING = "the package jax; pip install 'robust_keras[jax]' brings it"
+
+
+def has_accelerator() -> bool:
+    """Whether JAX is installed and drives something else than the CPU; it then holds it."""
+    try:
+        return any(device.platform != "cpu" for device in _devices())
+    except ValueError:
+        return False
+
+
+def take() -> list[Any]:
+    """All devices of this machine that JAX drives, which TensorFlow leaves alone from now on.
+
+    Raises:
+        ValueError: without JAX or its devices, for a TPU or GPUs that TensorFlow has taken, and for several processes.
+    """
+    if tf.config.list_physical_devices("TPU"):
+        raise ValueError(
+            "Expected a TPU that TensorFlow leaves to JAX, as tensorflow-cpu does in place of tensorflow-tpu. "
+            "Received: one that it holds"
+        )
+    devices = _devices()
+    if any(device.platform in ("gpu", "cuda", "rocm") for device in devices):
+        try:
+            tf.config.set_visible_devices([], "GPU")
+        except RuntimeError as error:
+            raise ValueError(
+                "Expected the strategy jax before anything computes on TensorFlow's GPUs. Received: GPUs that it holds"
+            ) from error
+    return devices
+
+
+def _devices():
+    try:
+        import jax
+    except ImportError as error:
+        raise ValueError(f"Expected {_MISSING}. Received: {error}") from error
+    try:
+        if jax.process_count() > 1:
+            raise ValueError(f"Expected one process for the strategy jax. Received: {jax.process_count()}")
+        return jax.local_devices()
+    except RuntimeError as error:  # Of a backend that does not start, such as a TPU that another process holds.
+        reason = " ".join(str(error).split())
+        raise ValueError(f"Expected devices that JAX can use. Received: {reason}") from error

@@ -1,0 +1,152 @@
+"""Executions of training steps on JAX's devices."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import tensorflow as tf
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from robust_keras.engines import replicas
+from robust_keras.engines.on_jax import programs
+from robust_keras.engines.on_jax.strategy import AXIS, EVERYWHERE, JaxStrategy, running
+
+_IN_FLIGHT = 2  # Executions that devices may have before them.
+
+
+class Execution:
+    """`(batches) -> (logs, sums)`, as `engines.execution` has it, of a model whose steps have two halves.
+
+    On each device a program attacks its part of a batch and differentiates; what it finds is added up over devices, and
+    a second program updates the variables, which stay there. Several steps are one loop on the devices.
+
+    Args:
+        model: compiled in the strategy's scope, with `begin_step`; see `training.steps`.
+        strategy: over JAX's devices.
+
+    Raises:
+        ValueError: for another model.
+    """
+
+    def __init__(self, model: Any, strategy: JaxStrategy) -> None:
+        if not hasattr(model, "begin_step"):
+            raise ValueError(f"Expected an AdversarialModel for the strategy jax. Received: a {type(model).__name__}")
+        self._model, self._strategy = model, strategy
+        self._compiled: dict[tuple, Steps] = {}
+        self._steps: Steps | None = None  # Whose variables `_state` are.
+        self._state: list[jax.Array] = []
+        self._in_flight: list = []
+
+    def __call__(self, batches: list) -> tuple[Mapping, Mapping]:
+        """Takes a step on each batch; see the class."""
+        most = self._model.steps_per_execution
+        flat = [[np.asarray(each) for each in tf.nest.flatten(batch)] for batch in batches]
+        key = tuple((each.dtype, each.shape) for each in flat[0])
+        if key not in self._compiled:
+            self._compiled[key] = Steps(self._model, self._strategy, batches[0], most)
+        steps = self._compiled[key]
+        with running():
+            if self._steps is not steps:
+                self._steps, self._state = steps, self._strategy.variables.arrays(steps.variables)
+            # One shape, however many there are.
+            filled = flat + flat[-1:] * (most - len(flat))
+            stacked = flat[0] if most == 1 else [np.stack(values) for values in zip(*filled)]
+            self._state, logs, sums = steps.take(self._state, stacked, len(batches))
+            self._strategy.variables.replace(steps.variables, self._state)
+            self._in_flight.append(logs)
+            if len(self._in_flight) > _IN_FLIGHT:
+                jax.block_until_ready(self._in_flight.pop(0))
+        return logs, sums
+
+    def look_again(self) -> None:
+        """Has the next step start from what the variables hold by then."""
+        self._steps = None
+
+
+class Steps:
+    """The steps of a model on batches of one shape, at most so many in a call.
+
+    Attributes:
+        variables: whose values the steps take and give.
+    """
+
+    def __init__(self, model: Any, strategy: JaxStrategy, batch: Any, most: int) -> None:
+        self._strategy, self._most = strategy, most
+        self._batch = {name: tf.TensorSpec(each.shape, each.dtype) for name, each in sorted(batch.items())}
+        share = {name: strategy.share(each) for name, each in self._batch.items()}
+        made: list = []
+
+        def begin(number, batch):
+            with replicas.numbered(number):
+                made.append(model.begin_step(batch))
+            *found, _ = made[-1]
+            return tf.nest.map_structure(tf.convert_to_tensor, found)
+
+        self._begin = programs.lower(begin, tf.TensorSpec((), tf.int32), share)
+        added, averaged, same, predictions = self._begin.results
+        # Only metrics read the batch once more, all of it.
+        predictions = tf.nest.map_structure(strategy.whole, predictions)
+        read = {name: each for name, each in self._batch.items() if name != "image"} if model.has_metrics else {}
+        self._read = list(read)
+        self._update = programs.lower(made[-1].update, added, averaged, same, predictions, read)
+        used = {id(each): each for each in [*self._begin.variables, *self._update.variables]}
+        self.variables = list(used.values())
+        self._place = {key: k for k, key in enumerate(used)}
+        self._constants = [strategy.constants(self._begin), strategy.constants(self._update)]
+        batches = PartitionSpec(AXIS) if most == 1 else PartitionSpec(None, AXIS)
+        self._spec = batches
+        run = strategy.on_each(
+            self._one if most == 1 else self._several, (EVERYWHERE, batches, EVERYWHERE, EVERYWHERE), EVERYWHERE
+        )
+        self._run = jax.jit(run, donate_argnums=0)
+
+    def take(self, state: list, batch: list, num_steps: int) -> tuple[list, Mapping, Mapping]:
+        """Takes steps.
+
+        Args:
+            state: what the variables hold; gone afterwards.
+            batch: NumPy arrays of a batch by sorted names; of several, one after another along a new first axis.
+            num_steps: of those in `batch`.
+
+        Returns:
+            `(state, logs, sums)`: new values of the variables, what the last step returned, and the sums over all.
+        """
+        arrays = [self._strategy.put(each, self._spec) for each in batch]
+        return self._run(state, arrays, np.int32(num_steps), self._constants)
+
+    def _one(self, state, batch, num_steps, constants):
+        del num_steps
+        state, logs = self._step(state, batch, constants)
+        return state, logs, logs
+
+    def _several(self, state, batches, num_steps, constants):
+        def another(k, carried):
+            state, _, sums = carried
+            state, logs = self._step(state, [values[k] for values in batches], constants)
+            return state, logs, jax.tree.map(lax.add, sums, logs)
+
+        state, logs = self._step(state, [values[0] for values in batches], constants)
+        return lax.fori_loop(1, num_steps, another, (state, logs, logs))
+
+    def _step(self, state, batch, constants):
+        """One step on a device, with what it takes from the others."""
+        of_begin, of_update = constants
+        number = lax.axis_index(AXIS).astype(np.int32)
+        found, _ = self._begin([number, *batch], of_begin, self._held(state, self._begin))
+        added, averaged, same, predictions = self._begin.packed(found)
+        added = [lax.psum(each, AXIS) for each in tf.nest.flatten(added)]
+        averaged = [lax.pmean(each, AXIS) for each in tf.nest.flatten(averaged)]
+        gathered = functools.partial(lax.all_gather, axis_name=AXIS, tiled=True)
+        read = [gathered(each) for name, each in zip(self._batch, batch) if name in self._read]
+        given = [*added, *averaged, *tf.nest.flatten(same), *map(gathered, tf.nest.flatten(predictions)), *read]
+        logs, written = self._update(given, of_update, self._held(state, self._update))
+        state = list(state)
+        for variable, value in zip(self._update.written, written, strict=True):
+            state[self._place[id(variable)]] = value
+        return state, self._update.packed(logs)
+
+    def _held(self, state: list, program: programs.Program) -> list:
+        return [state[self._place[id(variable)]] for variable in program.variables]
