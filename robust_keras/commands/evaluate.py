@@ -9,6 +9,7 @@ An interrupted evaluation goes on where it was when the same command is given ag
 from robust_keras.commands import launcher  # isort: skip  Before TensorFlow is imported.
 
 import functools
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -99,6 +100,8 @@ def _run(subject: dict, of: "folder.Folder", gin_files, gin_params, load_images,
     with within.scope():  # Other networks may be loaded here.
         evaluate = configuration.resolve(configuration.evaluate)
     writes = process == 0
+    if writes:
+        print(strategies.announcement(strategy, tpu=tpu), file=sys.stderr, flush=True)
     with failures.running(of.workdir, process=process), ownership.lock(of.workdir, what="an evaluation", writes=writes):
         if (finished := _claim(of, subject, configuration.operative_config(), load_images, writes)) is not None:
             return finished

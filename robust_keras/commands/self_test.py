@@ -63,6 +63,7 @@ def run(*, strategy: str | None = None, tpu: str | None = None, workdir: str | N
         if in_use:
             raise ValueError(f"Expected a new --workdir. Received: {workdir}")
         num_replicas = chosen.num_replicas_in_sync
+        print(strategies.announcement(strategy or "auto", tpu=tpu))
         print(
             f"{type(chosen).__name__}, {num_replicas} replicas, {num_processes} processes, TensorFlow {tf.__version__}"
         )

@@ -77,7 +77,8 @@ def train_and_export(
         process = replicas.process_index()
     writes = process == 0
     if writes:
-        print(f"Computing on {strategies.description(strategy)}", file=sys.stderr, flush=True)
+        line = strategies.announcement(train.layout.strategy, tpu=train.layout.tpu)
+        print(line, file=sys.stderr, flush=True)
     with failures.running(workdir, process=process), ownership.lock(workdir, what=training.TRAINING, writes=writes):
         holds_results = bool(storage.steps(posixpath.join(workdir, "checkpoints")))
         workdirs.claim(workdir, config, holds_results=holds_results, write=writes)

@@ -39,7 +39,7 @@ def strategy(name: str = "auto", *, tpu: str | None = None) -> Any:
     if tpu is not None and name not in ("auto", "tpu"):
         raise ValueError(f"Expected the strategy 'tpu' with a TPU's address. Received: {name!r} and {tpu!r}")
     if name == "auto":
-        name = _best_there_is(tpu)
+        name, _ = _best_there_is(tpu)
     if name == "jax":
         return _made("jax")
     if name == "multi_worker":
@@ -68,16 +68,25 @@ def description(strategy: Any) -> str:
     return f"{strategy.num_replicas_in_sync} {kind}"
 
 
+def announcement(name: str = "auto", *, tpu: str | None = None) -> str:
+    """A line that says what `strategy` chooses, and why."""
+    why = _best_there_is(tpu)[1] if name == "auto" else f"--strategy={name}"
+    return f"Computing on {description(strategy(name, tpu=tpu))} ({why})"
+
+
 def _best_there_is(tpu):
+    """The name of the best strategy, and why it is."""
     if tpu:
-        return "tpu"
-    if _workers_of_environment() > 1:
-        return "multi_worker"
+        return "tpu", "the address of a TPU is given"
+    if (num_workers := _workers_of_environment()) > 1:
+        return "multi_worker", f"TF_CONFIG lists {num_workers} processes"
     if _tpu_of_environment() or tf.config.list_physical_devices("TPU"):
-        return "tpu"
+        return "tpu", "TensorFlow has a TPU"
     if gpus := tf.config.list_physical_devices("GPU"):
-        return "mirrored" if len(gpus) > 1 else "one"
-    return "jax" if devices.has_accelerator() else "one"
+        return ("mirrored" if len(gpus) > 1 else "one"), "TensorFlow has GPUs"
+    if devices.has_accelerator():
+        return "jax", "TensorFlow has no accelerator, and JAX has"
+    return "one", "TensorFlow and JAX have no accelerator"
 
 
 @functools.cache  # Several strategies over the same devices collide.

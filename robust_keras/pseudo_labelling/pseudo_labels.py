@@ -12,6 +12,7 @@ there is kept, so each function goes on where it was killed, to the same bytes, 
 """
 
 import posixpath
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -63,6 +64,7 @@ def label_pool(
     """
     strategy = strategies.strategy(layout.strategy, tpu=layout.tpu)
     recipes.check(recipe.scoring, share, strategy.num_replicas_in_sync)
+    print(strategies.announcement(layout.strategy, tpu=layout.tpu), file=sys.stderr, flush=True)
     with strategy.scope():
         _check_alone()
         test = sources.load(recipe.test_set, "test", data_dir=data_dir, cache_dir=layout.cache_dir)

@@ -1,5 +1,8 @@
 """The devices that an installed JAX drives, and who holds them."""
 
+import importlib.metadata
+import importlib.util
+import os
 from typing import Any
 
 import tensorflow as tf
@@ -9,6 +12,8 @@ _MISSING = "the package jax; pip install 'robust_keras[jax]' brings it"
 
 def has_accelerator() -> bool:
     """Whether JAX is installed and drives something else than the CPU; it then holds it."""
+    if not _may_have_accelerator():
+        return False
     try:
         return any(device.platform != "cpu" for device in _devices())
     except ValueError:
@@ -35,6 +40,14 @@ def take() -> list[Any]:
                 "Expected the strategy jax before anything computes on TensorFlow's GPUs. Received: GPUs that it holds"
             ) from error
     return devices
+
+
+def _may_have_accelerator():
+    """Whether anything by which JAX finds accelerators is installed; to import it takes a command half a second."""
+    if importlib.util.find_spec("jax") is None or os.environ.get("JAX_PLATFORMS") == "cpu":
+        return False
+    has_plugin = importlib.util.find_spec("jax_plugins") or importlib.metadata.entry_points(group="jax_plugins")
+    return bool(has_plugin or importlib.util.find_spec("libtpu") or os.environ.get("TPU_LIBRARY_PATH"))
 
 
 def _devices():
