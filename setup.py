@@ -70,6 +70,7 @@ setuptools.setup(
         "gpu": ["tensorflow[and-cuda]>=2.18,<2.22"],
         # TensorFlow 2.20 made the gs:// file system an extra.
         "tpu": ["tensorflow-tpu[gcs-filesystem]>=2.18,<2.21"],
+        "jax": ["tensorflow-cpu>=2.18,<2.22", "jax>=0.7.2; python_version >= '3.11'"],
         "docs": DOCS,
         "test": [
             "cleverhans>=4",

@@ -71,12 +71,9 @@ def fit(
         for epoch in range(getattr(model, "_initial_epoch", None) or initial_epoch, epochs):
             model.reset_metrics()
             told.on_epoch_begin(epoch)
-            replicas.look_again(model.train_function)
             take = functools.partial(_take, iter(batches_of(epoch)), prepare, num_steps is not None)
-            try:
+            with replicas.kept_there(model.train_function):
                 ends = _epoch(model, take, num_steps, told, pause_every)
-            finally:
-                replicas.bring_back()
             logs = {name: mean if means is None or name in means else last for name, (last, mean) in ends.items()}
             if validate is not None and not model.stop_training:
                 logs |= _validated(validate(epoch), told)
@@ -212,7 +209,9 @@ def _execution(model):
     strategy = replicas.of(model)
     most = model.steps_per_execution
     if replicas.is_on_jax(strategy):
-        return strategy.execution(model)
+        from robust_keras.engines.on_jax.execution import Execution  # JAX need not be there.
+
+        return Execution(model, strategy)
 
     def run(step, *args):
         logs = strategy.run(step, args=args)

@@ -65,6 +65,16 @@ def numbered(number: tf.Tensor) -> Iterator[None]:
         _number.reset(token)
 
 
+@contextlib.contextmanager
+def kept_there(execution: Any) -> Iterator[None]:
+    """Inside the context, an execution of training steps may keep variables on JAX's devices from call to call."""
+    look_again(execution)
+    try:
+        yield
+    finally:
+        bring_back()
+
+
 def bring_back() -> None:
     """Has variables hold what they were last assigned on JAX's devices, where a program has left it there."""
     if is_on_jax():

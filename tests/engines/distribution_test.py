@@ -95,7 +95,7 @@ def test_auto_is_mirrored_over_several_gpus(made, monkeypatch):
 @pytest.mark.parametrize(
     "variables, arguments, message",
     [
-        ({}, {"name": "gpus"}, "out of auto, one, mirrored, tpu, multi_worker. Received: 'gpus'"),
+        ({}, {"name": "gpus"}, "out of auto, one, mirrored, tpu, multi_worker, jax. Received: 'gpus'"),
         ({}, {"name": "mirrored", "tpu": "mine"}, "Expected the strategy 'tpu' with a TPU's address"),
         ({}, {"name": "multi_worker"}, "Expected an environment variable TF_CONFIG"),
         ({"TF_CONFIG": "{"}, {}, "Expected a TF_CONFIG with 'cluster'"),

@@ -64,12 +64,6 @@ class JaxStrategy:
 
         return call
 
-    def execution(self, model: Any) -> Callable:
-        """Executions of a model's training steps, see `engines.execution`."""
-        from robust_keras.engines.on_jax.execution import Execution
-
-        return Execution(model, self)
-
     def bring_back(self) -> None:
         """See `replicas.bring_back`."""
         with running():
