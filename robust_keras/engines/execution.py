@@ -48,8 +48,7 @@ def fit(
         epochs: the epoch before which to stop.
         steps_per_epoch: steps; None for the dataset's length, or, of a function, until its batches end.
         initial_epoch: the first epoch, where no callback such as `BackupAndRestore` knows better.
-        callbacks: `keras.callbacks.Callback`s.
-        verbose: of the progress bar, as `keras.Model.fit` has it.
+        callbacks: see `keras.Model.fit`, like `verbose`.
         pause_every: numbers of steps; an execution also ends at their multiples, counted by the optimiser.
         prepare: called with each batch and the optimiser's number of its step; what `train_step` gets in its place.
         validate: of the number of an epoch at its end: a function that measures further values for callbacks, or None.
