@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
 # Trains a robust classifier of digits and its plainly trained twin, attacks both at one radius, and exports them.
 #   bash scripts/quickstart.sh
-# Everything lands in .venv/ and runs/; running it again goes on where it stopped.
+# Everything lands in .venv/ and runs/; running it again goes on where it stopped. STRATEGY=jax computes by JAX.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 VENV=${VENV:-.venv}
+STRATEGY=${STRATEGY:-one}
 VARIANT=cpu
 SETUP=$(cksum setup.py | cut -d" " -f1)
 if command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; then VARIANT=gpu; fi
+if [ "$STRATEGY" = jax ]; then VARIANT=jax; fi
 if [ ! -e "$VENV/installed-$VARIANT-$SETUP" ]; then
   echo "Installing robust_keras[$VARIANT] into $VENV"
   python3 -m venv "$VENV"
@@ -21,10 +23,11 @@ started=$(date +%s)
 
 for recipe in quickstart_plain quickstart; do
   echo "== Training gin/$recipe.gin"
-  "$PYTHON" scripts/train.py --gin_file="gin/$recipe.gin" --workdir="runs/$recipe" --strategy=one
+  "$PYTHON" scripts/train.py --gin_file="gin/$recipe.gin" --workdir="runs/$recipe" --strategy="$STRATEGY"
   echo "== Attacking runs/$recipe/saved_model"
   "$PYTHON" scripts/evaluate.py --saved_model="runs/$recipe/saved_model" --dataset=digits \
-    --gin_file=gin/eval/pgd40.gin --gin_file=gin/threats/linf_digits.gin --workdir="runs/$recipe/pgd40"
+    --gin_file=gin/eval/pgd40.gin --gin_file=gin/threats/linf_digits.gin --workdir="runs/$recipe/pgd40" \
+    --strategy="$STRATEGY"
 done
 
 echo "== Loading the SavedModel with TensorFlow alone"
