@@ -54,19 +54,25 @@ class Traced:
         variables = {id(variable.handle): variable for variable in concrete.graph.variables}
         self.captured = [variables.get(id(each), each) for each in concrete.captured_inputs]
 
-    def program(self, stage: str) -> Any:
+    def program(self, stage: str, *, exact: bool = False) -> Any:
         """The lowered program.
 
         Args:
             stage: 'stablehlo' for its text, 'stablehlo_serialized' for bytes.
+            exact: whether products of float32 are float32 on every device: by themselves, TPUs round their factors to
+                bfloat16, and GPUs to TensorFloat-32.
 
         Raises:
             Refused: where TensorFlow cannot make it.
         """
+        before = tf.config.experimental.tensor_float_32_execution_enabled()
+        tf.config.experimental.enable_tensor_float_32_execution(before and not exact)
         try:
             return self._function.experimental_get_compiler_ir(*self._specs)(stage=stage)
         except (ValueError, tf.errors.OpError) as error:
             raise Refused(tuple(_refusals(str(error), self.operations)), self.operations) from error
+        finally:
+            tf.config.experimental.enable_tensor_float_32_execution(before)
 
 
 def trace(fn: Callable, *args: Any) -> Traced:

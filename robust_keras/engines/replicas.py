@@ -24,8 +24,14 @@ def current() -> Any:
 
 
 def of(model: Any) -> Any:
-    """The strategy that a model was made under, like `current`."""
+    """The strategy that a model was made under, like `current`.
+
+    Raises:
+        ValueError: for one on JAX's devices in whose scope it was not made.
+    """
     strategy = getattr(model, "strategy", None)
+    if is_on_jax() and strategy is not current():
+        raise ValueError("Expected a model that was made in the scope of the strategy jax. Received: another one")
     return strategy if is_on_jax(strategy) else model.distribute_strategy
 
 

@@ -34,6 +34,8 @@ class Execution:
     def __init__(self, model: Any, strategy: JaxStrategy) -> None:
         if not hasattr(model, "begin_step"):
             raise ValueError(f"Expected an AdversarialModel for the strategy jax. Received: a {type(model).__name__}")
+        if model.run_eagerly:
+            raise ValueError("Expected run_eagerly=False for the strategy jax. Received: True")
         self._model, self._strategy = model, strategy
         self._compiled: dict[tuple, Steps] = {}
         self._steps: Steps | None = None  # Whose variables `_state` are.
@@ -98,6 +100,7 @@ class Steps:
         self._constants = [strategy.constants(self._begin), strategy.constants(self._update)]
         batches = PartitionSpec(AXIS) if most == 1 else PartitionSpec(None, AXIS)
         self._spec = batches
+        self._counts: dict[int, jax.Array] = {}  # Numbers of steps, on the devices.
         run = strategy.on_each(
             self._one if most == 1 else self._several, (EVERYWHERE, batches, EVERYWHERE, EVERYWHERE), EVERYWHERE
         )
@@ -114,8 +117,10 @@ class Steps:
         Returns:
             `(state, logs, sums)`: new values of the variables, what the last step returned, and the sums over all.
         """
+        if num_steps not in self._counts:
+            self._counts[num_steps] = self._strategy.put(np.asarray(num_steps, np.int32))
         arrays = [self._strategy.put(each, self._spec) for each in batch]
-        return self._run(state, arrays, np.int32(num_steps), self._constants)
+        return self._run(state, arrays, self._counts[num_steps], self._constants)
 
     def _one(self, state, batch, num_steps, constants):
         del num_steps

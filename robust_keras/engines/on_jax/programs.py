@@ -36,13 +36,13 @@ class Program:
         written: those of them that it assigns, whose new values it returns after its flat results.
     """
 
-    def __init__(self, traced: lowering.Traced) -> None:
+    def __init__(self, traced: lowering.Traced, *, exact: bool) -> None:
         self.results = traced.results
         self.constants = [each for each in traced.captured if not isinstance(each, tf.Variable)]
         self.variables = [each for each in traced.captured if isinstance(each, tf.Variable)]
         context = mlir.make_ir_context()
         with context:
-            module = mlir.ir.Module.parse(traced.program("stablehlo_serialized"))
+            module = mlir.ir.Module.parse(traced.program("stablehlo_serialized", exact=exact))
             outputs = _main(module).type.results
             self._num_arguments = len(_main(module).type.inputs) - len(traced.captured)
             # Where the arrays of `captured`, in its order, are among `constants` and `variables`.
@@ -77,17 +77,18 @@ class Program:
         return outputs[: self._num_results], outputs[self._num_results :]
 
 
-def lower(fn: Callable, *args: Any) -> Program:
+def lower(fn: Callable, *args: Any, exact: bool = False) -> Program:
     """Lowers a function for arguments of the shapes of `args`.
 
     Args:
         fn: of tensors, see `lowering.trace`.
         *args: nests of `tf.TensorSpec` or tensors.
+        exact: see `lowering.Traced.program`.
 
     Raises:
         lowering.Refused: for an operation that does not lower, which is named.
     """
-    return Program(lowering.trace(fn, *args))
+    return Program(lowering.trace(fn, *args), exact=exact)
 
 
 @_call.def_abstract_eval

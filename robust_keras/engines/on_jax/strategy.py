@@ -1,6 +1,7 @@
 """The strategy over the devices of this machine that JAX drives."""
 
 import contextlib
+import importlib
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -99,7 +100,7 @@ class JaxStrategy:
     def _compiled(self, fn, args):
         flat = tf.nest.flatten(args)
         shares = [self.share(tf.TensorSpec(each.shape, each.dtype)) for each in flat]
-        program = programs.lower(fn, *tf.nest.pack_sequence_as(args, shares))
+        program = programs.lower(fn, *tf.nest.pack_sequence_as(args, shares), exact=True)
         if program.written:
             raise ValueError(f"Expected a function that assigns no variable. Received: {program.written[0].name}")
         places = [PartitionSpec(AXIS) if each.shape.rank else EVERYWHERE for each in flat]
@@ -134,14 +135,12 @@ def running() -> Iterator[None]:
 def _x64() -> Any:
     if hasattr(jax, "enable_x64"):
         return jax.enable_x64(True)
-    from jax.experimental import enable_x64  # Before JAX 0.8.
-
-    return enable_x64()
+    return importlib.import_module("jax.experimental").enable_x64()  # Of older versions.
 
 
 def keep_compiled() -> None:
     """Has JAX keep compiled programs for later runs, where nobody has said whether and where it should."""
-    if jax.config.jax_compilation_cache_dir is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
         jax.config.update("jax_compilation_cache_dir", os.path.join(base, "robust_keras", "jax"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
