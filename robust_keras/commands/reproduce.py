@@ -32,6 +32,8 @@ def run(
     data_dir: str | None = None,
     num_runs: int | None = None,
     gin_params: Sequence[str] = (),
+    strategy: str | None = None,
+    tpu: str | None = None,
     started: float | None = None,
 ) -> list[str]:
     """Trains and evaluates rows with their baselines, and writes the tables they stand in.
@@ -46,6 +48,7 @@ def run(
         data_dir: where data sets are.
         num_runs: models per configuration, all of which are evaluated; None for the scale's own protocol.
         gin_params: further bindings of every row, such as "EXTRA_DATA = 'npz:FILE'".
+        strategy: where it computes, see `strategies.strategy`; 'auto' by default, like `tpu`.
         started: when the budget began to run, by `time.monotonic`; now by default.
 
     Returns:
@@ -56,6 +59,7 @@ def run(
     """
     from robust_keras import ownership
     from robust_keras.data import sources
+    from robust_keras.engines import strategies
     from robust_keras.study import configurations, planning, rows, runs
 
     started, manifest = time.monotonic() if started is None else started, rows.read()
@@ -66,11 +70,13 @@ def run(
         if extra_data is not None:  # Missing data shows now, not after hours of training something else.
             sources.find_extra(extra_data, data_dir=data_dir)
     folder = posixpath.join(workdir, plan.name if budget is None else f"{plan.name}-{budget}")
-    study = runs.Study(manifest, chosen, setting, configured, folder, _commands(data_dir))
+    study = runs.Study(manifest, chosen, setting, configured, folder, _commands(data_dir, strategy, tpu))
+    within = strategies.strategy(strategy or "auto", tpu=tpu)
     with ownership.lock(folder, what="a study"):
         trained = runs.Trained(plan, {})
         if budget is not None:
-            trained = runs.train_within(budget, plan, study, started=started)
+            with within.scope():  # What it gets done is measured there.
+                trained = runs.train_within(budget, plan, study, started=started)
         paths = runs.measure(study, trained)
     if budget is not None:
         print(f"Took {time.monotonic() - started:,.0f} s of {budget}")
@@ -118,7 +124,7 @@ def _resolve(files, bindings):
     return configuration.resolve(configuration.train)
 
 
-def _commands(data_dir):
+def _commands(data_dir, strategy, tpu):
     """The `runs.Commands` of the study."""
     import keras
 
@@ -130,7 +136,14 @@ def _commands(data_dir):
 
     def train(files, bindings, workdir):
         try:
-            training.run(gin_files=files, gin_params=bindings, data_dir=data_dir, workdir=workdir)
+            training.run(
+                gin_files=files,
+                gin_params=bindings,
+                data_dir=data_dir,
+                workdir=workdir,
+                strategy=strategy,
+                tpu=tpu,
+            )
         finally:
             keras.backend.clear_session()
 
@@ -143,6 +156,8 @@ def _commands(data_dir):
             data_dir=data_dir,
             num_examples=num_examples,
             workdir=posixpath.join(workdir, "evaluation"),
+            strategy=strategy,
+            tpu=tpu,
         )
 
     def differences(files, bindings, workdir):
@@ -170,6 +185,7 @@ def define_flags(values: flags.FlagValues) -> None:
         lower_bound=1,
     )
     launcher.define_bindings(values)
+    launcher.define_strategy(values)
     flags.DEFINE_string("workdir", "runs/study", "Where runs and tables go.", flag_values=values)
     flags.DEFINE_bool("list", False, "Print the rows with the paper's numbers.", flag_values=values)
     flags.DEFINE_bool("dry_run", False, "Print steps, operations and hours on several devices.", flag_values=values)
@@ -190,7 +206,12 @@ def main(values: flags.FlagValues) -> None:
     elif values.dry_run:
         dry_run(**rows, **scale)
     else:
-        places = {"workdir": values.workdir, "data_dir": values.data_dir}
+        places = {
+            "workdir": values.workdir,
+            "data_dir": values.data_dir,
+            "strategy": values.strategy,
+            "tpu": values.tpu,
+        }
         paths = run(**rows, **scale, **places, budget=values.budget, started=_STARTED)
         if not paths:
             sys.exit(exit_codes.FAILED)

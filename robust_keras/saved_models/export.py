@@ -5,6 +5,7 @@ import io
 import os
 import platform
 import posixpath
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -120,6 +121,7 @@ def versions() -> dict[str, str]:
         "tensorflow": tf.__version__,
         "keras": keras.__version__,
         "python": platform.python_version(),
+        **({"jax": sys.modules["jax"].__version__} if "robust_keras.engines.on_jax.strategy" in sys.modules else {}),
     }
 
 

@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from robust_keras import losses
 from robust_keras.attacks import stepwise
+from robust_keras.engines import replicas
 from robust_keras.models import wide_resnet
 from robust_keras.study import costs, planning
 
@@ -33,7 +34,9 @@ def attack_throughput(plan: planning.Plan, job: planning.Job) -> float:
 
 
 def time_of_a_pass(depth: int, width: int, *, batch_size: int, num_classes: int = 10) -> tuple[float, float]:
-    """Seconds and operations of a pass with the input's gradient, as in an attack on a trained network."""
+    """Seconds and operations of a pass with the input's gradient, as in an attack on a trained network, on all replicas of
+    the strategy in scope.
+    """
     network = wide_resnet.wide_resnet(
         depth=depth,
         width=width,
@@ -45,16 +48,16 @@ def time_of_a_pass(depth: int, width: int, *, batch_size: int, num_classes: int 
     )
     labels = tf.zeros(batch_size, tf.int32)
 
-    @tf.function
-    def gradient(x: tf.Tensor) -> tf.Tensor:
+    @replicas.over_replicas
+    def gradient(x: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         return stepwise.value_and_gradient(network, x, lambda logits: losses.cross_entropy(logits, labels))[2]
 
     x = tf.zeros((batch_size, 32, 32, 3))
-    gradient(x).numpy()
+    gradient(x, labels).numpy()
     passes, at_once, started = 0, 1, time.perf_counter()
     while time.perf_counter() - started < 3.0:
         for _ in range(at_once):
-            following = gradient(x)
+            following = gradient(x, labels)
         following.numpy()  # Waits for all of them.
         passes, at_once = passes + at_once, 10
     flops = costs.attack_flops(

@@ -128,13 +128,13 @@ class Steps:
         return state, logs, logs
 
     def _several(self, state, batches, num_steps, constants):
-        def another(k, carried):
+        def step(k, carried):
             state, _, sums = carried
             state, logs = self._step(state, [values[k] for values in batches], constants)
             return state, logs, jax.tree.map(lax.add, sums, logs)
 
-        state, logs = self._step(state, [values[0] for values in batches], constants)
-        return lax.fori_loop(1, num_steps, another, (state, logs, logs))
+        none = {name: np.zeros(each.shape, each.dtype.as_numpy_dtype) for name, each in self._update.results.items()}
+        return lax.fori_loop(0, num_steps, step, (state, none, none))
 
     def _step(self, state, batch, constants):
         """One step on a device, with what it takes from the others."""

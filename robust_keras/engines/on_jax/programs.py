@@ -52,6 +52,7 @@ class Program:
             self.written = [traced.captured[number - self._num_arguments] for number in _written(module)]
             _tidy(module)
             self.bytecode = mlir.module_to_bytecode(module)
+            text = module.operation.get_asm(enable_debug_info=False)
             self._outputs = tuple(_aval(output) for output in outputs)
         if len(self._outputs) != self._num_results + len(self.written):
             raise ValueError(
@@ -59,7 +60,7 @@ class Program:
                 f"Received: {len(self._outputs)} values"
             )
         # The same in each process that makes the same program, as the cache of compiled ones needs it.
-        self.name = f"program_{hashlib.sha256(self.bytecode).hexdigest()[:16]}"
+        self.name = f"program_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
     @property
     def outputs(self) -> tuple:
