@@ -15,6 +15,7 @@ import posixpath
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 
@@ -39,9 +40,7 @@ def run(
     """Trains and evaluates rows with their baselines, and writes the tables they stand in.
 
     Args:
-        table: its number; None for all.
-        row: names of rows; none for all.
-        setting: 'cifar10', '80mti', or None for both.
+        table: its number; None for all, like `row`, names of rows, and `setting`, 'cifar10' or '80mti'.
         scale: a key of `planning.PLANS`.
         budget: such as '3h': all of this call is made to fit. None for no limit.
         workdir: where runs and tables go.
@@ -206,12 +205,7 @@ def main(values: flags.FlagValues) -> None:
     elif values.dry_run:
         dry_run(**rows, **scale)
     else:
-        places = {
-            "workdir": values.workdir,
-            "data_dir": values.data_dir,
-            "strategy": values.strategy,
-            "tpu": values.tpu,
-        }
+        places: dict[str, Any] = {name: values[name].value for name in ("workdir", "data_dir", "strategy", "tpu")}
         paths = run(**rows, **scale, **places, budget=values.budget, started=_STARTED)
         if not paths:
             sys.exit(exit_codes.FAILED)

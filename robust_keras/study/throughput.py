@@ -34,9 +34,7 @@ def attack_throughput(plan: planning.Plan, job: planning.Job) -> float:
 
 
 def time_of_a_pass(depth: int, width: int, *, batch_size: int, num_classes: int = 10) -> tuple[float, float]:
-    """Seconds and operations of a pass with the input's gradient, as in an attack on a trained network, on all replicas of
-    the strategy in scope.
-    """
+    """Seconds and operations of a pass with the input's gradient, as in attacks, on all replicas of the strategy."""
     network = wide_resnet.wide_resnet(
         depth=depth,
         width=width,

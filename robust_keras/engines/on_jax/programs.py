@@ -52,7 +52,7 @@ class Program:
             self.written = [traced.captured[number - self._num_arguments] for number in _written(module)]
             _tidy(module)
             self.bytecode = mlir.module_to_bytecode(module)
-            text = module.operation.get_asm(enable_debug_info=False)
+            text = str(module.operation.get_asm(enable_debug_info=False))
             self._outputs = tuple(_aval(output) for output in outputs)
         if len(self._outputs) != self._num_results + len(self.written):
             raise ValueError(
