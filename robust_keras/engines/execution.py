@@ -137,7 +137,7 @@ def _epoch(model, take, num_steps, callbacks, pause_every):
             sums.add(added, batch_size)
             step, done = step + len(together), done + len(together)
             num_examples += batch_size * len(together)
-            callbacks.on_train_batch_end(step - 1, logs)
+            _tell(callbacks, step - 1, logs)
             if model.stop_training:
                 break
     if not num_examples and not model.stop_training:
@@ -145,15 +145,34 @@ def _epoch(model, take, num_steps, callbacks, pause_every):
     return {name: (float(logs[name]), value / num_examples) for name, value in sums.totals().items()}
 
 
+def _tell(callbacks, step, logs):
+    """Tells callbacks of the end of a step. Of JAX's devices, values come only for who does not ask when they are due:
+    Keras' list of callbacks would wait for them at each step.
+    """
+    if not replicas.is_on_jax():
+        callbacks.on_train_batch_end(step, logs)
+        return
+    numbers: dict[str, float] = {}
+    for callback in callbacks.callbacks:
+        if getattr(callback, "reads_when_due", False):
+            callback.on_train_batch_end(step, logs)
+        elif _hears_of(callback, {"on_batch_end", "on_train_batch_end"}):
+            numbers = numbers or {name: float(value) for name, value in logs.items()}
+            callback.on_train_batch_end(step, dict(numbers))
+
+
 def _watches_steps(callback):
     """Whether a callback may read or change weights between steps: they have to be where Python finds them."""
-    names = {"on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end"}
-    if names & vars(callback).keys():  # As `LambdaCallback` has functions.
-        return True
-    is_known = type(callback).__module__.partition(".")[0] in ("keras", "robust_keras")
-    if is_known:
-        return isinstance(getattr(callback, "save_freq", None), int)
-    return any(getattr(type(callback), name) is not getattr(keras.callbacks.Callback, name) for name in names)
+    if not isinstance(callback, keras.callbacks.LambdaCallback):
+        if type(callback).__module__.partition(".")[0] in ("keras", "robust_keras"):
+            return isinstance(getattr(callback, "save_freq", None), int)
+    return _hears_of(callback, {"on_batch_begin", "on_batch_end", "on_train_batch_begin", "on_train_batch_end"})
+
+
+def _hears_of(callback, names):
+    """Whether a callback has functions of its own by any of these names."""
+    stock = keras.callbacks.Callback
+    return any(name in vars(callback) or getattr(type(callback), name) is not getattr(stock, name) for name in names)
 
 
 class _Sums:

@@ -38,6 +38,8 @@ class RunRecorder(keras.callbacks.Callback):
         cadence: how often what is done.
     """
 
+    reads_when_due = True  # See `engines.execution`.
+
     def __init__(
         self,
         state: RunState,

@@ -134,8 +134,9 @@ def _aval(output: Any) -> jax.ShapeDtypeStruct:
 
 
 def _tidy(module: Any) -> None:
-    """Leaves out what only TensorFlow asks for, and numbers the functions: their names count traces of a process."""
+    """Leaves out what only TensorFlow asks for, and names that count the traces of a process."""
     operation = module.operation
+    operation.attributes["sym_name"] = mlir.ir.StringAttr.get("program")
     names = [getattr(each, "name", each) for each in operation.attributes]  # Names, of newer versions.
     for attribute in [name for name in names if name.startswith("mhlo.")]:
         del operation.attributes[attribute]
