@@ -134,11 +134,12 @@ def _aval(output: Any) -> jax.ShapeDtypeStruct:
 
 
 def _tidy(module: Any) -> None:
-    """Leaves out what only TensorFlow asks for, and numbers the functions: their names count traces of a process."""
+    """Leaves out what only TensorFlow asks for, and names it and its functions anew: those names count traces."""
     operation = module.operation
     names = [getattr(each, "name", each) for each in operation.attributes]  # Names, of newer versions.
     for attribute in [name for name in names if name.startswith("mhlo.")]:
         del operation.attributes[attribute]
+    operation.attributes["sym_name"] = mlir.ir.StringAttr.get("program")
     copies: list = []
     operation.walk(lambda each: _note_copy(each, copies))
     for copy in copies:
