@@ -1,13 +1,15 @@
-"""Two logical CPU devices, the one strategy over them, and a model small enough for every test."""
+"""Two logical CPU devices, four of JAX, the one strategy over them, and a model small enough for every test."""
 
 import gc
 import logging
 import os
 import pathlib
 
-# Both are read when TensorFlow is imported.
+# Read when TensorFlow and JAX are imported.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "4")
 
 import keras
 import numpy as np

@@ -44,6 +44,7 @@ def module_name(path):
 
 SOURCES = {module_name(path): path.read_text() for path in (ROOT / "robust_keras").rglob("*.py")}
 SCRIPTS = {path.stem: path.read_text() for path in (ROOT / "scripts").glob("*.py")}
+ON_JAX = "robust_keras.engines.on_jax"
 LIBRARY = {name: source for name, source in SOURCES.items() if not name.startswith("robust_keras.commands")}
 
 
@@ -170,6 +171,22 @@ def test_flags_are_known_to_commands_alone():
     assert [module for module in LIBRARY if uses(SOURCES[module], "absl", "flags")] == []
     assert [module for module in LIBRARY if uses(SOURCES[module], "absl", "app")] == []
     assert uses(SOURCES["robust_keras.commands.train"], "absl", "flags")
+
+
+def test_jax_is_known_to_its_engine_alone():
+    assert [module for module in SOURCES if uses(SOURCES[module], "jax") and not module.startswith(ON_JAX)] == []
+    # It may be missing: what needs it to be imported is imported once a strategy asks for it.
+    needs_jax = {module for module in SOURCES if "jax" in imported_at_once(SOURCES[module])}
+    assert needs_jax and f"{ON_JAX}.devices" not in needs_jax
+    others = {module: imported_at_once(SOURCES[module]) & needs_jax for module in set(SOURCES) - needs_jax}
+    assert {module: found for module, found in others.items() if found} == {}
+
+
+def imported_at_once(source):
+    """What is imported as soon as a source is: packages, and modules of ours."""
+    at_once = [node for node in ast.parse(source).body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    names = imports("", "\n".join(map(ast.unparse, at_once)))
+    return names | {name.split(".")[0] for name in names}
 
 
 def test_no_assert_statement():

@@ -1,4 +1,4 @@
-"""The same run on any layout: devices, processes, steps in an execution, and changes of layout at restarts.
+"""The same run on any layout: engines, devices, processes, steps in an execution, and changes at restarts.
 
 Run as a program, this file is one process of such a run.
 """
@@ -6,9 +6,11 @@ Run as a program, this file is one process of such a run.
 import csv
 import functools
 import hashlib
+import importlib.util
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -22,18 +24,24 @@ from robust_keras import storage
 
 ROOT = pathlib.Path(__file__).parents[2]
 NUM_STEPS = 20
+HAS_JAX = importlib.util.find_spec("jax") is not None
+needs_jax = pytest.mark.skipif(not HAS_JAX, reason="JAX, which needs Python 3.11, is not here")
+# Of a run that is killed, with a step of it: the index in its call, or of its snapshot.
+MOMENTS = {"before the first snapshot": 2, "between snapshots": 7, "in a snapshot, after a validation": 10}
 
 
-def start(workdir, *, num_devices=1, strategy="one", worker=None, cluster=(), trains_alone=False, **changes):
+def start(workdir, *, num_devices=1, strategy="one", worker=None, cluster=(), trains_alone=False, dies=None, **changes):
     """Starts this file as a program, which also looks at its inputs and evaluates unless it `trains_alone`."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_ENABLE_ONEDNN_OPTS": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
     environment |= {"TF_NUM_INTRAOP_THREADS": "1"}
+    environment |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(num_devices)}
+    environment["XDG_CACHE_HOME"] = str(pathlib.Path(workdir).parent / "cache")
     environment.pop("TF_CONFIG", None)
     if worker is not None:
         task = {"type": "worker", "index": worker}
         environment["TF_CONFIG"] = json.dumps({"cluster": {"worker": cluster}, "task": task})
     arguments = {"workdir": str(workdir), "num_devices": num_devices, "strategy": strategy, "changes": changes}
-    arguments["trains_alone"] = trains_alone
+    arguments |= {"trains_alone": trains_alone, "dies": dies}
     with open(f"{workdir}.{worker or 0}.log", "ab") as log:
         return subprocess.Popen(
             [sys.executable, __file__, json.dumps(arguments)], env=environment, stdout=log, stderr=subprocess.STDOUT
@@ -77,20 +85,29 @@ def runs(tmp_path_factory):
             "steps_per_execution": 3,
         },
         "in two parts, three steps in an execution": {"accumulation_steps": 2, "steps_per_execution": 3},
+        "jax": {"strategy": "jax"},
+        "jax on four devices, three steps in an execution": {
+            "num_devices": 4,
+            "strategy": "jax",
+            "steps_per_execution": 3,
+        },
     }
-    names = list(layouts)
-    for pair in (names[:2], names[2:]):  # Two at a time.
+    names = list(layouts) if HAS_JAX else [name for name in layouts if "jax" not in name]
+    for pair in (names[:2], names[2:4], names[4:]):  # Two at a time.
         processes = [start(folder / name, **layouts[name]) for name in pair]
         for name, process in zip(pair, processes):
             finish(folder / name, process)
     finish(folder / "two processes", *start_workers(folder / "two processes"))
-    return {name: folder / name for name in [*names, "two processes"]}
+    return {name: folder / name for name in ["one", "two processes", *names[1:]]}
 
 
-@pytest.mark.parametrize("layout", range(1, 5))
+@pytest.mark.parametrize("layout", [*range(1, 5), *(pytest.param(k, marks=needs_jax) for k in (5, 6))])
 def test_every_layout_is_the_same_run(runs, layout):
     one, ours = runs["one"], list(runs.values())[layout]
     assert pathlib.Path(f"{ours}.digest").read_text() == pathlib.Path(f"{one}.digest").read_text()
+    # Another compiler's logarithm in it is rounded otherwise.
+    rtol = 1e-5 if "jax" in ours.name else 0
+    np.testing.assert_allclose(np.load(f"{ours}.normal.npy"), np.load(f"{one}.normal.npy"), rtol=rtol)
     (losses, arrays), (our_losses, our_arrays) = result(one), result(ours)
     np.testing.assert_allclose(our_losses, losses, rtol=1e-5)
     assert our_arrays.keys() == arrays.keys()
@@ -126,6 +143,36 @@ def test_a_run_that_changes_layout_at_restarts_keeps_to_the_curve(runs, tmp_path
     np.testing.assert_allclose(result(moved)[0], result(runs["one"])[0], rtol=1e-5)
 
 
+@needs_jax
+def test_a_run_that_changes_engine_at_restarts_keeps_to_the_curve(runs, tmp_path):
+    moved = runs["one"]
+    for stop, layout in (
+        (5, {"strategy": "jax"}),
+        (10, {"strategy": "jax", "num_devices": 4}),
+        (15, {"strategy": "one"}),
+    ):
+        snapshot = storage.read(moved / "checkpoints", stop)
+        moved = tmp_path / f"from {stop}"
+        storage.write(moved / "checkpoints", stop, snapshot.arrays, snapshot.info)
+        finish(moved, start(moved, trains_alone=True, **layout))
+        assert pathlib.Path(f"{moved}.0.log").read_text().count(f"Resuming from step {stop}\n") == 1
+    np.testing.assert_allclose(result(moved)[0], result(runs["one"])[0], rtol=1e-5)
+
+
+@needs_jax
+def test_kills_cost_no_more_than_restarts(runs, tmp_path):
+    workdir = tmp_path / "killed"
+    for moment in MOMENTS:
+        process = start(workdir, strategy="jax", trains_alone=True, dies=moment)
+        assert process.wait(timeout=400) == -signal.SIGKILL, pathlib.Path(f"{workdir}.0.log").read_text()[-3000:]
+    finish(workdir, start(workdir, strategy="jax", trains_alone=True))
+    log = pathlib.Path(f"{workdir}.0.log").read_text()
+    assert re.findall(r"^Resuming from step (.*)$", log, re.MULTILINE) == ["5", "5"]
+    ours, theirs = result(workdir), result(runs["jax"])
+    assert ours[0] == theirs[0]
+    assert_same_arrays(ours[1], theirs[1])
+
+
 def test_a_killed_worker_costs_no_more_than_a_restart(runs, tmp_path):
     workdir = tmp_path / "killed"
     processes = start_workers(workdir, trains_alone=True)
@@ -139,15 +186,20 @@ def test_a_killed_worker_costs_no_more_than_a_restart(runs, tmp_path):
     assert "Resuming from step" in pathlib.Path(f"{workdir}.0.log").read_text()
     ours, theirs = result(workdir), result(runs["two processes"])
     assert ours[0] == theirs[0]
-    for name, array in theirs[1].items():
-        np.testing.assert_array_equal(ours[1][name], array, err_msg=name)
+    assert_same_arrays(ours[1], theirs[1])
 
 
-def main(*, workdir, num_devices, strategy, changes, trains_alone):
+def assert_same_arrays(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name, array in theirs.items():
+        np.testing.assert_array_equal(ours[name], array, err_msg=name)
+
+
+def main(*, workdir, num_devices, strategy, changes, trains_alone, dies):
     """One process of a run."""
     import tensorflow as tf
 
-    devices = [tf.config.LogicalDeviceConfiguration()] * num_devices
+    devices = [tf.config.LogicalDeviceConfiguration()] * (1 if strategy == "jax" else num_devices)
     tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], devices)
 
     from robust_keras.data import training_batches
@@ -158,6 +210,8 @@ def main(*, workdir, num_devices, strategy, changes, trains_alone):
     with strategies.strategy(strategy).scope():
         if not trains_alone:  # Before the run, which stays as it is.
             look_at_inputs(workdir, batches)
+    if dies:
+        die(dies)
     cadences = {"validate_every": 10, "checkpoint_every": 5, "num_checkpoints": 4, "validation_batch_size": 8}
     trained = training_test.tiny_run(
         workdir, train_steps=NUM_STEPS, batches=batches, strategy=strategy, **cadences, **changes
@@ -167,8 +221,36 @@ def main(*, workdir, num_devices, strategy, changes, trains_alone):
             evaluate(workdir, trained)
 
 
+def die(moment):
+    """Has this process end without a word at a moment of its run."""
+    from robust_keras.training import recorder
+
+    def kill():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    taken, write_arrays = recorder.RunRecorder.on_train_batch_end, storage.write_arrays
+
+    def end_of_step(self, batch, logs):
+        taken(self, batch, logs)
+        if batch == MOMENTS[moment]:
+            if moment == "between snapshots":
+                self._snapshots.finish()
+            kill()
+
+    def write_and_die(path, arrays, **options):
+        digest = write_arrays(path, arrays, **options)
+        if f"{MOMENTS[moment]:08}" in path and "checkpoints" in path:
+            kill()
+        return digest
+
+    if moment == "in a snapshot, after a validation":
+        storage.write_arrays = write_and_die
+    else:
+        recorder.RunRecorder.on_train_batch_end = end_of_step
+
+
 def look_at_inputs(workdir, batches):
-    """Leaves the digest of what the replicas are given."""
+    """Leaves the digest of what the replicas are given, and their normal numbers."""
     from robust_keras import noise
     from robust_keras.engines import replicas
     from tests.training import train_test as training_test
@@ -177,7 +259,7 @@ def look_at_inputs(workdir, batches):
         attack_seeds = noise.fold_in(seeds, noise.ATTACK)
         return image, label, seeds, noise.uniform(attack_seeds, (8, 8, 3)), noise.normal(attack_seeds, (8, 8, 3))
 
-    seen, look = hashlib.sha256(), replicas.over_replicas(inputs)
+    seen, normal, look = hashlib.sha256(), [], replicas.over_replicas(inputs)
     hosts = {"num_hosts": replicas.num_processes(), "host": replicas.process_index()}
     share = batches(training_test.tiny_data(), seed=0, num_steps=NUM_STEPS, **hosts)
     whole = batches(training_test.tiny_data(), seed=0, num_steps=NUM_STEPS)
@@ -185,9 +267,12 @@ def look_at_inputs(workdir, batches):
         size = len(mine["seeds"])
         first = replicas.process_index() * size
         np.testing.assert_array_equal(mine["seeds"], batch["seeds"][first : first + size])
-        for values in look(batch["image"], batch["label"], batch["seeds"]):
+        *exact, last = look(batch["image"], batch["label"], batch["seeds"])
+        normal.append(last.numpy())
+        for values in exact:
             seen.update(values.numpy().tobytes())
     if replicas.process_index() == 0:
+        np.save(f"{workdir}.normal.npy", normal)
         pathlib.Path(f"{workdir}.digest").write_text(seen.hexdigest())
 
 

@@ -134,12 +134,12 @@ def _aval(output: Any) -> jax.ShapeDtypeStruct:
 
 
 def _tidy(module: Any) -> None:
-    """Leaves out what only TensorFlow asks for, and names that count the traces of a process."""
+    """Leaves out what only TensorFlow asks for, and names it and its functions anew: those names count traces."""
     operation = module.operation
-    operation.attributes["sym_name"] = mlir.ir.StringAttr.get("program")
     names = [getattr(each, "name", each) for each in operation.attributes]  # Names, of newer versions.
     for attribute in [name for name in names if name.startswith("mhlo.")]:
         del operation.attributes[attribute]
+    operation.attributes["sym_name"] = mlir.ir.StringAttr.get("program")
     copies: list = []
     operation.walk(lambda each: _note_copy(each, copies))
     for copy in copies:
@@ -147,9 +147,9 @@ def _tidy(module: Any) -> None:
         copy.erase()
     functions = [each for each in module.body.operations if each.attributes["sym_name"].value != "main"]
     for k, function in enumerate(functions):
-        name, before = f"f{k}", function.attributes["sym_name"].value
-        mlir.ir.SymbolTable.set_symbol_name(function, f"_{name}")
-        mlir.ir.SymbolTable.replace_all_symbol_uses(before, f"_{name}", operation)
+        before = function.attributes["sym_name"].value
+        mlir.ir.SymbolTable.set_symbol_name(function, f"_{k}")
+        mlir.ir.SymbolTable.replace_all_symbol_uses(before, f"_{k}", operation)
 
 
 def _note_copy(operation: Any, copies: list) -> Any:

@@ -49,8 +49,8 @@ class DeviceVariables:
         content = _Content(variable)
         if copy is None:
             copy = self._copies[id(variable)] = _Copy(weakref.ref(variable, self._forget(id(variable))))
-        if copy.array is None or not content.is_same(copy.seen):
-            copy.array, copy.seen, copy.is_newer = self._put(np.array(content.tensor)), content, False
+        if copy.array is None or not content.is_same(copy.seen, variable):
+            copy.array, copy.seen, copy.is_newer = self._put(content.tensor.numpy()), content, False
         return copy
 
     def _forget(self, key):
@@ -73,13 +73,20 @@ class _Content:
 
     def __init__(self, variable: tf.Variable) -> None:
         self.tensor = variable.read_value()
-        try:
-            address = np.frombuffer(memoryview(self.tensor), np.uint8).ctypes.data
-        except (ValueError, TypeError, BufferError):  # No elements, or of a type that Python's buffers do not know.
-            address = None
-        self._address: int | None = address
+        self._address = _address(self.tensor)
 
-    def is_same(self, other: "_Content") -> bool:
-        if self._address is not None:
-            return self._address == other._address
+    def is_same(self, other: "_Content", variable: tf.Variable) -> bool:
+        """Whether nobody has assigned to the variable since it held the other one."""
+        if self._address is not None and self._address == other._address:
+            return True
+        # TensorFlow copies a variable whenever it is read, once rows of it were assigned.
+        if self._address is not None and self._address == _address(variable.read_value()):
+            return False
         return self.tensor.numpy().tobytes() == other.tensor.numpy().tobytes()
+
+
+def _address(tensor: tf.Tensor) -> int | None:
+    try:
+        return np.frombuffer(memoryview(tensor), np.uint8).ctypes.data
+    except (ValueError, TypeError, BufferError):  # No elements, or of a type that Python's buffers do not know.
+        return None
