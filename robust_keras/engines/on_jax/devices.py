@@ -11,13 +11,12 @@ _MISSING = "the package jax; pip install 'robust_keras[jax]' brings it"
 
 
 def has_accelerator() -> bool:
-    """Whether JAX is installed and drives something else than the CPU; it then holds it."""
-    if not _may_have_accelerator():
-        return False
-    try:
-        return any(device.platform != "cpu" for device in _devices())
-    except ValueError:
-        return False
+    """Whether JAX is installed and drives something else than the CPU; it then holds it.
+
+    Raises:
+        ValueError: for one that it cannot use, such as a TPU that another process holds.
+    """
+    return _may_have_accelerator() and any(device.platform != "cpu" for device in _devices())
 
 
 def take() -> list[Any]:
@@ -59,6 +58,6 @@ def _devices():
         if jax.process_count() > 1:
             raise ValueError(f"Expected one process for the strategy jax. Received: {jax.process_count()}")
         return jax.local_devices()
-    except RuntimeError as error:  # Of a backend that does not start, such as a TPU that another process holds.
+    except RuntimeError as error:  # Of a backend that does not start.
         reason = " ".join(str(error).split())
-        raise ValueError(f"Expected devices that JAX can use. Received: {reason}") from error
+        raise ValueError(f"Expected devices that JAX can use, or --strategy=one. Received: {reason}") from error
