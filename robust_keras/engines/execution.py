@@ -125,9 +125,10 @@ def _epoch(model, take, num_steps, callbacks, pause_every):
         size = min([model.steps_per_execution, *until])
         if not (batches := take(size, done)):
             break
-        # A smaller batch, the last one of a set, runs by itself.
-        for batch_size, alike in itertools.groupby(batches, key=_batch_size):
+        # A smaller batch, the last one of a set, runs by itself, and so do those that have weights, or have none.
+        for _, alike in itertools.groupby(batches, key=_form):
             together = list(alike)
+            batch_size = _batch_size(together[0])
             callbacks.on_train_batch_begin(step)
             if are_watched:
                 replicas.look_again(model.train_function)
@@ -195,6 +196,10 @@ class _Sums:
                 self._totals[name] = self._totals.get(name, 0.0) + factor * float(value)
         self._waiting.clear()
         return self._totals
+
+
+def _form(batch):
+    return [(tuple(each.shape), each.dtype) for each in tf.nest.flatten(batch)]
 
 
 def _batch_size(batch):

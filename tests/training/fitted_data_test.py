@@ -203,3 +203,17 @@ def test_validation_of_averages_that_the_optimiser_keeps():
     history = model.fit(X, Y, batch_size=4, validation_data=(X, Y), callbacks=[swapped], verbose=0).history
     # Which the network has at the end.
     assert history["val_loss"] == [pytest.approx(model.evaluate(X, Y, verbose=0)[0], rel=1e-5)]
+
+
+def test_batches_that_have_weights_and_batches_that_have_none_follow_each_other():
+    found = []
+    for steps_per_execution in (1, 4):
+        keras.utils.set_random_seed(0)
+        model = AdversarialModel(small(), epsilon=None, objective="standard", log_accuracy=False)
+        model.compile("sgd", steps_per_execution=steps_per_execution)
+        weights = [(), (np.zeros(4),), (np.full(4, 2.0),), ()]
+        batches = ((X[4 * k : 4 * k + 4], np.arange(4) % 2, *each) for k, each in enumerate(weights))
+        model.fit(batches, steps_per_epoch=4, verbose=0)
+        found.append(model.network.get_weights())
+    for one_by_one, together in zip(*found, strict=True):
+        np.testing.assert_allclose(together, one_by_one, rtol=1e-6)

@@ -52,8 +52,10 @@ def _may_have_accelerator():
 def _devices():
     try:
         import jax
-    except ImportError as error:
-        raise ValueError(f"Expected {_MISSING}. Received: {error}") from error
+    except (ImportError, AttributeError, RuntimeError) as error:  # Also of parts that do not fit each other.
+        raise ValueError(f"Expected {_MISSING}. Received: {' '.join(str(error).split())}") from error
+    if not hasattr(jax, "shard_map"):
+        raise ValueError(f"Expected JAX 0.6.2 or newer for the strategy jax. Received: {jax.__version__}")
     try:
         if jax.process_count() > 1:
             raise ValueError(f"Expected one process for the strategy jax. Received: {jax.process_count()}")

@@ -92,6 +92,8 @@ class _Content:
 
 
 def _address(tensor: tf.Tensor) -> int | None:
+    if "CPU" not in tensor.device:  # Python gets a copy, and the next one may lie where this one lay.
+        return None
     try:
         return np.frombuffer(memoryview(tensor), np.uint8).ctypes.data
     except (ValueError, TypeError, BufferError):  # No elements, or of a type that Python's buffers do not know.

@@ -100,6 +100,17 @@ def test_without_jax_one_line_says_how_to_get_it(monkeypatch):
         devices.take()
 
 
+def test_a_jax_that_is_of_no_use_is_an_error_of_one_line(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "jax", types.SimpleNamespace(__version__="0.5.2"))
+    with pytest.raises(ValueError, match="Expected JAX 0.6.2 or newer for the strategy jax. Received: 0.5.2"):
+        devices.take()
+    monkeypatch.delitem(sys.modules, "jax")
+    (tmp_path / "jax.py").write_text("raise RuntimeError('jaxlib is older\\nthan jax')")
+    with pytest.raises(ValueError, match="Expected the package jax; .* Received: jaxlib is older than jax"):
+        devices.take()
+
+
 def test_jax_without_devices_is_an_error_of_one_line(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "tpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
     command = [sys.executable, str(ROOT / "scripts/train.py"), "--gin_file=gin/quickstart.gin", "--strategy=jax"]

@@ -1,12 +1,14 @@
 """Variables whose newest values are on devices, or are not."""
 
 import gc
+import types
 
 import jax
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from robust_keras.engines.on_jax import variables as variables_module
 from robust_keras.engines.on_jax.variables import DeviceVariables
 
 
@@ -84,6 +86,18 @@ def test_a_variable_of_which_rows_were_assigned_keeps_what_devices_made_of_it(va
     np.testing.assert_array_equal(values(variables, variable)[0], [5.0, 6.0])
     variable[1].assign(9.0)
     np.testing.assert_array_equal(values(variables, variable)[0], [5.0, 9.0])
+
+
+def test_what_python_has_a_copy_of_is_told_by_its_values(variables, put, monkeypatch):
+    variable = tf.Variable([1.0, 2.0])
+    elsewhere = types.SimpleNamespace(device="/job:localhost/replica:0/task:0/device:GPU:0")
+    assert variables_module._address(elsewhere) is None
+    monkeypatch.setattr(variables_module, "_address", lambda tensor: None)
+    for k in range(2):
+        assert variables.arrays([variable])[0] is variables.arrays([variable])[0]
+        variable.assign([3.0, 4.0 + k])
+        np.testing.assert_array_equal(values(variables, variable)[0], [3.0, 4.0 + k])
+    assert len(put.calls) == 3
 
 
 @pytest.mark.parametrize(
