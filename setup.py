@@ -68,13 +68,15 @@ setuptools.setup(
     extras_require={
         "cpu": ["tensorflow-cpu>=2.18,<2.22"],
         "gpu": ["tensorflow[and-cuda]>=2.18,<2.22"],
+        # TensorFlow makes the programs, from 2.19 on, and JAX runs them. Its range leaves an installed one alone, whose
+        # jaxlib and libtpu fit the devices. 0.6.2 is the last for Python 3.10.
+        "jax": ["tensorflow-cpu>=2.19,<2.22", "jax>=0.6.2"],
         # TensorFlow 2.20 made the gs:// file system an extra.
         "tpu": ["tensorflow-tpu[gcs-filesystem]>=2.18,<2.21"],
-        "jax": ["tensorflow-cpu>=2.18,<2.22", "jax>=0.7.2; python_version >= '3.11'"],
         "docs": DOCS,
         "test": [
             "cleverhans>=4",
-            "jax>=0.7.2; python_version >= '3.11'",
+            "jax>=0.6.2",
             "ipykernel>=6.29",
             "mypy==2.4.1",
             "nbclient>=0.10",

@@ -57,7 +57,8 @@ __all__ = [*sorted([*_NAMES, "attacks"]), "__version__"]
 if importlib.util.find_spec("tensorflow") is None:
     raise ImportError(
         "robust_keras needs TensorFlow, whose variant you choose: "
-        "pip install 'robust_keras[cpu]', 'robust_keras[gpu]' or 'robust_keras[tpu]'"
+        "pip install 'robust_keras[cpu]', 'robust_keras[gpu]', 'robust_keras[tpu]' or, where JAX has the devices, "
+        "'robust_keras[jax]'"
     )
 
 

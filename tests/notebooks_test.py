@@ -1,8 +1,14 @@
 """The notebooks of colab/: what is in them, and that they run from top to bottom in a fast setting."""
 
 import ast
+import importlib.metadata
+import importlib.util
 import pathlib
 import re
+import shutil
+import subprocess
+import sys
+import types
 
 import nbclient
 import nbformat
@@ -16,9 +22,9 @@ NOTEBOOKS = {path.stem: nbformat.read(path, as_version=4) for path in sorted((RO
 FAST = {
     "attack_any_model": 'NUM_EXAMPLES, EPOCHS, ATTACKS = 40, 4, ["apgd-ce"]',
     "train_on_tpu": """
-        STEPS, VALIDATE_EVERY, STOP_AT = 60, 30, 2
-        RECIPE += ["--gin_param=BATCH_SIZE = 8", "--gin_param=STATISTICS_GROUP_SIZE = 8", "--gin_param=TAU = None"]
+        STEPS, VALIDATE_EVERY, STOP_AT, BATCH_SIZE, STATISTICS_GROUP_SIZE = 30, 15, 2, 8, 8
         RECIPE += ["--gin_param=training/pgd.num_steps = 1", "--gin_param=pgd40/pgd.num_steps = 1"]
+        RECIPE += ["--gin_param=TAU = None"]
         RECIPE += ["--gin_param=training_data.num_validation = 8", "--gin_param=train.log_every = 1"]
         EVALUATION += ["--num_examples=16", "--gin_param=pgd40/pgd.num_steps = 2"]
         EVALUATION += ["--gin_param=evaluate.allow_chance = True", "--gin_param=evaluate.diagnose = False"]
@@ -115,6 +121,65 @@ def test_definitions_are_seen():
 def test_the_cell_that_installs_is_the_same_in_all():
     assert len({sources(name)[0] for name in NOTEBOOKS}) == 1
     assert "%pip install" in sources(next(iter(NOTEBOOKS)))[0]
+
+
+JAX_07 = {"jax": "0.7.2", "jaxlib": "0.7.2", "numpy": "2.1.3"}
+# What is here, what the devices are by TensorFlow's and JAX's word (None where it is not installed), what is chosen, and
+# what pip is asked for, if at all.
+MACHINES = {
+    "Colab's TPU": ({**JAX_07, "libtpu": "0.0.21"}, None, "TPU", "jax: JAX has 1 TPU,", "robust_keras[jax]"),
+    "Kaggle's TPU": ({**JAX_07, "libtpu": "0.0.17"}, "CPU", 8 * "TPU ", "jax: JAX has 8 TPU,", "robust_keras"),
+    "a TPU VM of TensorFlow": ({"numpy": "2.0.2"}, "CPU" + 8 * " TPU", None, "tpu: TensorFlow has 8", "robust_keras"),
+    "Colab's GPU": (
+        {**JAX_07, "jax-cuda12-plugin": "0.7.2"},
+        "CPU GPU",
+        "GPU",
+        "one: TensorFlow has 1 GPU",
+        "robust_keras",
+    ),
+    "two GPUs": ({"numpy": "1.26.4"}, "CPU GPU GPU", "CPU", "mirrored: TensorFlow has 2", "robust_keras"),
+    "JAX's GPUs": (JAX_07, "CPU", "GPU GPU", "jax: JAX has 2 GPU,", "robust_keras"),
+    "a CPU": (JAX_07, None, "CPU", "one: neither", "robust_keras[cpu]"),
+    "an NVIDIA GPU": ({"numpy": "2.1.3"}, None, None, "one: there is an NVIDIA GPU", "robust_keras[gpu]"),
+    "all is there": (JAX_07, "CPU", "CPU", "one: neither", None),
+}
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_what_the_cell_that_installs_chooses(machine, monkeypatch, capsys):
+    installed, tensorflow, jax, chosen, package = MACHINES[machine]
+    there = {"tensorflow": tensorflow, "jax": jax, "robust_keras": None if package else "", "keras": ""}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if there[name] is None else name)
+    monkeypatch.setattr(shutil, "which", lambda name: name if machine == "an NVIDIA GPU" else None)
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda: [types.SimpleNamespace(name=n) for n in installed])
+    monkeypatch.setattr(importlib.metadata, "version", installed.__getitem__)
+    monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))  # What it imports goes with it.
+
+    def run(command, **arguments):
+        name = re.match("import ([a-z]+)", command[2])[1]
+        assert command[:2] == [sys.executable, "-c"] and there[name] is not None
+        return types.SimpleNamespace(stdout=f"a word of the driver\n{there[name]}\n")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    asked = []
+    shell = types.SimpleNamespace(run_line_magic=lambda name, line: asked.append((name, line)))
+    names = {"get_ipython": lambda: shell}
+    exec(python(sources("train_on_tpu")[0]), names)
+    assert capsys.readouterr().out.startswith(f"Strategy {chosen}")
+    if package is None:
+        assert asked == []
+        return
+    ((name, line),) = asked
+    line = re.sub(r"{(\w+)}", lambda found: names[found[1]], line)
+    form = r'install -q -c (\S+) "(\S+) @ git\+https://github.com/\S+"'
+    constraints, wanted = re.fullmatch(form, line).groups()
+    assert (name, wanted) == ("pip", package)
+    kept = set(pathlib.Path(constraints).read_text().split())
+    # Whatever drives devices stays, to the letter; numpy keeps its major version.
+    exactly = {f"{name}=={version}" for name, version in installed.items() if name != "numpy"}
+    tensorflows = set() if tensorflow is not None else {"tensorflow==2.20.*", "tensorflow-cpu==2.20.*"}
+    assert kept == exactly | {f"numpy=={installed['numpy'][0]}.*"} | tensorflows
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)

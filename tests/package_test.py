@@ -25,7 +25,8 @@ import robust_keras
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 1
-    assert "robust_keras[cpu]" in done.stderr.splitlines()[-1]
+    said = done.stderr.splitlines()[-1]
+    assert all(f"'robust_keras[{extra}]'" in said for extra in ("cpu", "gpu", "tpu", "jax"))
 
 
 def test_importing_the_package_leaves_tensorflow_to_the_launcher():

@@ -3,9 +3,10 @@
     python scripts/check_tpu.py --gin_file=gin/at_80mti.gin
     python scripts/check_tpu.py --gin_file=gin/best_wrn70_16.gin --gin_file=gin/eval/aa_mt.gin --num_cores=8
 
-The very functions that training and evaluation compile are lowered, for one core's share of a batch: the training step,
-the validation, each attack. Nothing is run. What a TPU would not take, or not take well, goes to stderr, a line each,
-and the exit code is 1. An evaluation without a recipe of training is checked on the network of gin/at.gin.
+The very functions that training and evaluation compile are lowered, for one core's share of a batch: the two halves of
+the training step, between which cores add up what they found, the validation, each attack. Nothing is run. What a TPU
+would not take, or not take well, goes to stderr, a line each, and the exit code is 1. An evaluation without a recipe of
+training is checked on the network of gin/at.gin.
 """
 
 from robust_keras.commands import launcher  # isort: skip  Before TensorFlow is imported.
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 from absl import flags
 
 NOT_READY = 1
-# The paper's slice of a TPU v3, of which each chip has two cores with 16 GiB each.
+# The paper's slice of a TPU v3, of which each chip has two cores with 16 GiB each. A chip of a TPU v5e has one of them.
 _CORES = 32
 _MEMORY_GIB = 16.0
 # Shape of the images and number of classes, by the name of the set. Others have to be loaded.
@@ -66,14 +67,14 @@ def run(
     batch = recipe.batches(data, seed=0, num_steps=1).element_spec
     batch_size = batch["image"].shape[0]
     num_cores = _cores(num_cores, _sizes(batch_size, recipe, layout, evaluation))
-    program = programs.build(recipe, layout, data)
-    print(f"{sum(math.prod(w.shape) for w in program.network.trainable_weights):,} parameters")
-    print(f"batches of {batch_size} images, {batch_size // num_cores} on each of {num_cores} cores")
-    if flops := _flops(recipe, data, batch_size):
-        print(f"{flops:.4g} FLOP a step on all cores, by the architecture")
-    rows, problems = readiness.check(
-        parts.of_training(program, recipe, layout, batch, num_cores=num_cores), memory_gib=memory_gib
-    )
+    with parts.Cores(num_cores).scope():
+        program = programs.build(recipe, layout, data)
+        print(f"{sum(math.prod(w.shape) for w in program.network.trainable_weights):,} parameters")
+        print(f"batches of {batch_size} images, {batch_size // num_cores} on each of {num_cores} cores")
+        if flops := _flops(recipe, data, batch_size):
+            print(f"{flops:.4g} FLOP a step on all cores, by the architecture")
+        of_training = parts.of_training(program, recipe, layout, batch)
+        rows, problems, kept_gib = readiness.check(of_training, memory_gib=memory_gib)
     if evaluation is not None:
         of_evaluation = parts.of_evaluation(
             program.network,
@@ -85,6 +86,7 @@ def run(
         more = readiness.check(of_evaluation, memory_gib=memory_gib)
         rows, problems = rows + more.rows, problems + more.problems
     print(report.markdown([readiness.HEADER, *rows]))
+    print("of it weights, momentum and averages: {:.3f} GiB, {:.3f} in tiles".format(*kept_gib))
     print(f"{'not ready' if problems else 'ready'}: cores of {memory_gib:g} GiB")
     return problems
 

@@ -139,7 +139,8 @@ def define_strategy(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "strategy",
         None,
-        "auto (the default), one, mirrored (all GPUs), tpu, or multi_worker (as TF_CONFIG lists them).",
+        "auto (the default), one, mirrored (all GPUs), tpu, multi_worker (as TF_CONFIG lists them), or jax (all that "
+        "JAX drives).",
         flag_values=values,
     )
     flags.DEFINE_string("tpu", None, "Address of the TPU; the attached one by default.", flag_values=values)

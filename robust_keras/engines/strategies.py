@@ -80,8 +80,10 @@ def _best_there_is(tpu):
         return "tpu", "the address of a TPU is given"
     if (num_workers := _workers_of_environment()) > 1:
         return "multi_worker", f"TF_CONFIG lists {num_workers} processes"
-    if _tpu_of_environment() or tf.config.list_physical_devices("TPU"):
+    if tf.config.list_physical_devices("TPU"):
         return "tpu", "TensorFlow has a TPU"
+    if _tpu_of_environment() not in (None, "local"):  # 'local' is the attached one, which may be JAX's.
+        return "tpu", "the environment names a TPU"
     if gpus := tf.config.list_physical_devices("GPU"):
         return ("mirrored" if len(gpus) > 1 else "one"), "TensorFlow has GPUs"
     if devices.has_accelerator():

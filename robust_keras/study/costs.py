@@ -32,6 +32,11 @@ DEVICES = {
         "of the order of what training a WRN-10-1 gets on two AVX2 cores; --budget measures the device at hand",
     ),
     "h100": Device("1 GPU of the H100 class", 3e14, "assumed: 30 % of 989 TFLOP/s, the peak in bfloat16; not measured"),
+    "tpu_v5e": Device(
+        "1 TPU v5e chip",
+        4.5e13,
+        "assumed: 23 % of 197 TFLOP/s, the peak in bfloat16, as the paper's runs get of a TPU v3's; not measured",
+    ),
     "tpu_v3_32": Device(
         "32 TPU v3 cores",
         4.5e14,

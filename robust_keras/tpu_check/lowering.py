@@ -14,6 +14,8 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import tensorflow as tf
+
 from robust_keras.engines import lowering as engine
 from robust_keras.tpu_check import stablehlo
 
@@ -31,11 +33,13 @@ class Program(NamedTuple):
         module: a `stablehlo.Module`; None where TensorFlow could not make it.
         refusals: why it could not, a line each.
         operations: TensorFlow's operations, by name.
+        variables: the `stablehlo.Tensor` of each variable that it takes, by the variable's `ref()`.
     """
 
     module: stablehlo.Module | None
     refusals: tuple
     operations: dict
+    variables: dict
 
 
 def lower(fn: Callable, *args: Any) -> Program:
@@ -54,9 +58,13 @@ def lower(fn: Callable, *args: Any) -> Program:
     """
     try:
         traced = engine.trace(fn, *args)
-        return Program(stablehlo.parse(traced.program("stablehlo")), (), traced.operations)
+        module = stablehlo.parse(traced.program("stablehlo"))
     except engine.Refused as error:
-        return Program(None, error.lines, dict(error.operations))
+        return Program(None, error.lines, dict(error.operations), {})
+    captured = list(module.functions["main"].arguments.values())[len(tf.nest.flatten(args)) :]
+    pairs = zip(traced.captured, captured, strict=True)
+    variables = {each.ref(): tensor for each, tensor in pairs if isinstance(each, tf.Variable)}
+    return Program(module, (), traced.operations, variables)
 
 
 def problems(program: Program) -> list[str]:

@@ -1,10 +1,12 @@
 """What a core runs at once, as training and evaluation compile it: their own functions, with arguments of their shapes.
 
-program = training_program.build(recipe, layout, data)
-for part in parts.of_training(program, recipe, layout, num_cores=32):
-    lowering.lower(part.function, *part.arguments)
+with parts.Cores(32).scope():
+    program = training_program.build(recipe, layout, data)
+    for part in parts.of_training(program, recipe, layout, batch):
+        lowering.lower(part.function, *part.arguments)
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -15,6 +17,7 @@ import tensorflow as tf
 
 from robust_keras.attacks.attack import Attack
 from robust_keras.data import sources, training_batches
+from robust_keras.engines import replicas
 from robust_keras.evaluation import batching
 from robust_keras.training.program import Program
 from robust_keras.training.recipes import Layout, Recipe
@@ -27,13 +30,40 @@ class Part(NamedTuple):
         name: for people.
         function: of tensors.
         arguments: of their shapes; their values don't matter.
-        keeps: whether the arguments, such as weights, momentum and averages, stay in memory while others run.
+        keeps: whether the variables that it takes, such as weights, momentum and averages, stay in memory while others
+            run.
     """
 
     name: str
     function: Callable
     arguments: tuple
     keeps: bool = False
+
+
+class Cores:
+    """In place of a strategy over cores that are not there, for programs that are lowered and not run.
+
+    As under the strategy `jax`, every core has programs of its own and sums over cores are taken between them.
+
+    Args:
+        num_cores: over which batches are spread.
+    """
+
+    def __init__(self, num_cores: int) -> None:
+        self.num_replicas_in_sync = num_cores
+
+    @contextlib.contextmanager
+    def scope(self) -> Iterator["Cores"]:
+        """Inside the context, replicas are these cores."""
+        with replicas.entered(self):
+            yield self
+
+    def bring_back(self) -> None:
+        """Does nothing: variables are where they are."""
+
+    def over_replicas(self, fn: Callable) -> Callable:
+        """The function that a core runs."""
+        return fn
 
 
 def black_images(name: str, image_shape: tuple, num_classes: int, *, has_extra: bool) -> training_batches.TrainingData:
@@ -56,25 +86,31 @@ def on_one_core(layout: Layout) -> Layout:
     return layout._replace(strategy="one", tpu=None, steps_per_execution=1, jit_compile=False)
 
 
-def of_training(
-    program: Program, recipe: Recipe, layout: Layout, batch: dict[str, tf.TensorSpec], *, num_cores: int
-) -> Iterator[Part]:
-    """The parts of a training run: the step, in which the attack is, the attack alone, and the validations.
+def of_training(program: Program, recipe: Recipe, layout: Layout, batch: dict[str, tf.TensorSpec]) -> Iterator[Part]:
+    """The parts of a training run, in the scope of `Cores` as all that is done with them.
+
+    These are the halves of a step, between which cores add up what they found: its attack and gradients, and the
+    update of weights, momentum and averages; the attack alone; and the validations.
 
     Args:
         program: what `training.program.build` makes of the recipe on the layout `on_one_core`.
         recipe: of the run.
         layout: of the run.
         batch: the specification of a batch over all cores.
-        num_cores: over which batches are spread.
     """
+    num_cores = replicas.num_replicas()
 
     def share(size, *names, **dtypes):
         return tuple(_zeros(batch[name], size // num_cores, dtypes.get(name)) for name in names)
 
     batch_size = batch["image"].shape[0]
     step = dict(zip(batch, share(batch_size, *batch)))
-    yield Part("training step", program.model.train_step, (step,), keeps=True)
+    halves = _Halves(program.model)
+    yield Part("training step, gradients", halves.begin, (tf.constant(0), step), keeps=True)
+    with contextlib.suppress(tf.errors.OperatorNotAllowedInGraphError):  # For which the first half is refused.
+        found = _specs_of(halves.begin, tf.constant(0), step)
+        if all(spec.shape.is_fully_defined() for spec in tf.nest.flatten(found)):
+            yield Part("training step, update", halves.update, found, keeps=True)
     if recipe.attack is not None:
         size = batch_size // layout.accumulation_steps
         attacked = share(size, "image", "label", "targets", "seeds", image=tf.float32)
@@ -111,11 +147,34 @@ def of_evaluation(
             yield Part(f"attack {attack.name}, steps", advance, (x, labels, progress, tf.constant(1)))
 
 
+class _Halves:
+    """The functions of a step's halves, as `engines.on_jax.execution` lowers them."""
+
+    def __init__(self, model: keras.Model) -> None:
+        self._model = model
+        self._update: Callable | None = None
+
+    def begin(self, number, batch):
+        """What a replica, by its number, finds in its share of a batch."""
+        with replicas.numbered(number):
+            *found, self._update = self._model.begin_step(batch)
+        return tf.nest.map_structure(tf.convert_to_tensor, tuple(found))
+
+    def update(self, added, averaged, same, predictions):
+        """What all replicas then do alike, after `begin` was traced."""
+        return self._update(added, averaged, same, predictions, {})
+
+
 def _zeros(spec: tf.TensorSpec, size: int, dtype: tf.DType | None = None) -> tf.Tensor:
     return tf.zeros((size, *spec.shape[1:]), dtype or spec.dtype)
 
 
 def _zeros_like(function: Callable, *arguments: Any) -> Any:
-    """A nest of tensors like what a function returns, which is traced and not run."""
+    """A nest of tensors like what a function returns."""
+    return tf.nest.map_structure(lambda spec: tf.zeros(spec.shape, spec.dtype), _specs_of(function, *arguments))
+
+
+def _specs_of(function: Callable, *arguments: Any) -> Any:
+    """A nest of `tf.TensorSpec` like what a function returns, which is traced and not run."""
     returned = tf.function(function, autograph=False).get_concrete_function(*arguments).structured_outputs
-    return tf.nest.map_structure(lambda each: tf.zeros(each.shape, each.dtype), returned)
+    return tf.nest.map_structure(lambda each: tf.TensorSpec(each.shape, each.dtype), returned)

@@ -80,8 +80,9 @@ def test_a_recipe_is_ready(monkeypatch, capsys):
     parameters = sum(int(tf.size(weight.value)) for weight in network.trainable_weights)
     assert f"{parameters:,} parameters" in said.out
     assert "batches of 32 images, 32 on each of 1 cores" in said.out
-    rows = re.findall(r"^\| (training step|training attack|validation) +\| +([\d,]+) +\| +(\S+) ", said.out, re.M)
-    assert [name for name, *_ in rows] == ["training step", "training attack", "validation"]
+    rows = re.findall(r"^\| ([a-z, ]+?) +\| +([\d,]+) +\| +(\S+) ", said.out, re.M)
+    parts = ["training step, gradients", "training step, update", "training attack", "validation"]
+    assert [name for name, *_ in rows] == [*parts, "validation, averaged"]
     by_architecture = float(re.search(r"(\S+) FLOP a step", said.out)[1])
     # The stem's gradient by the image is in the architecture's count, and not needed for the weights.
     assert float(rows[0][2]) == pytest.approx(by_architecture, rel=0.01)
@@ -107,7 +108,7 @@ def test_what_is_in_the_way_is_named(monkeypatch, capsys, bad_models, model, ope
     assert call(monkeypatch, "--gin_file=gin/quickstart.gin", *bindings) == 1
     said = capsys.readouterr()
     lines = said.err.splitlines()
-    for part in ("training step", "training attack", "validation"):
+    for part in ("training step, gradients", "training attack", "validation"):
         assert any(re.match(rf"{part}: .*{operation}.* \(.*check_tpu_test.py:\d+\)", line) for line in lines), lines
     assert "not ready" in said.out
 
@@ -116,7 +117,19 @@ def test_too_little_memory_is_found(monkeypatch, capsys):
     arguments = ["--gin_file=gin/quickstart_plain.gin", *params(*SMALL, "pgd40/pgd.num_steps = 2")]
     assert call(monkeypatch, *arguments, "--memory_gib=0.01") == 1
     lines = capsys.readouterr().err.splitlines()
-    assert any(re.match(r"training step: too large, 0\.\d+ of 0\.01 GiB on a core, at \S+", line) for line in lines)
+    first = r"training step, gradients: too large, 0\.\d+ of 0\.01 GiB on a core, at \S+"
+    assert any(re.match(first, line) for line in lines)
+
+
+def test_eight_cores_take_an_eighth_and_hold_all_weights(monkeypatch, capsys):
+    arguments = ["--gin_file=gin/quickstart.gin", *params(*FAST, "STATISTICS_GROUP_SIZE = 4")]
+    said = []
+    for num_cores in (1, 8):
+        assert call(monkeypatch, *arguments, f"--num_cores={num_cores}") == 0
+        said.append(capsys.readouterr().out)
+    flops = [float(re.search(r"^\| training step, gradients +\| \S+ +\| (\S+)", out, re.M)[1]) for out in said]
+    assert flops[0] == pytest.approx(8 * flops[1], rel=1e-3)
+    assert len({re.search(r"^of it weights, .*", out, re.M)[0] for out in said}) == 1
 
 
 @pytest.mark.parametrize(

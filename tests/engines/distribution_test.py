@@ -87,6 +87,13 @@ def test_the_same_tpu_is_the_same_strategy(monkeypatch, environment, address):
     assert len(made) == (1 if address == "mine" else 2)
 
 
+def test_a_local_tpu_is_tensorflows_only_if_it_has_one(made, environment, monkeypatch):
+    environment.setenv("TPU_NAME", "local")
+    assert strategies.strategy().num_replicas_in_sync == 1
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["a"] if kind == "TPU" else [])
+    assert strategies.strategy() == ("tpu", "local")
+
+
 def test_auto_is_mirrored_over_several_gpus(made, monkeypatch):
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["a", "b"] if kind == "GPU" else [])
     assert strategies.strategy()[0] == "mirrored"

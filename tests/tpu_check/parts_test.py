@@ -15,12 +15,13 @@ from robust_keras.data import training_batches
 from robust_keras.evaluation import batching
 from robust_keras.evaluation.evaluate import correct_under_attack
 from robust_keras.tpu_check import lowering, parts, readiness
-from robust_keras.training import adversarial_model, objectives, recipes, validation, weight_averaging
+from robust_keras.training import adversarial_model, objectives, recipes, steps, validation, weight_averaging
 from robust_keras.training import program as programs
 
 LINF = threats.threat(norm="Linf", epsilon="8/255")
 PGD = functools.partial(pgd, threat=LINF, loss_fn=losses.cross_entropy, step_size="2/255", num_steps=1)
 LAYOUT = recipes.Layout(validation_batch_size=8)
+HALVES = ["training step, gradients", "training step, update"]
 DATA = parts.black_images("made", (8, 8, 3), 4, has_extra=False)
 
 
@@ -40,11 +41,18 @@ def recipe(make_tiny_model):
     )
 
 
-def of_training(recipe, layout=LAYOUT, num_cores=2):
+@pytest.fixture(autouse=True, params=[2])
+def cores(request):
+    """In the scope of so many, as the command has it."""
+    with parts.Cores(request.param).scope():
+        yield request.param
+
+
+def of_training(recipe, layout=LAYOUT):
     layout = parts.on_one_core(layout)
     program = programs.build(recipe, layout, DATA)
     spec = recipe.batches(DATA, seed=0, num_steps=1).element_spec
-    return {part.name: part for part in parts.of_training(program, recipe, layout, spec, num_cores=num_cores)}
+    return {part.name: part for part in parts.of_training(program, recipe, layout, spec)}
 
 
 def of_evaluation(model, *attacks):
@@ -69,35 +77,60 @@ def on_the_host(tensor):
 
 def test_parts_have_the_shapes_of_a_core(recipe):
     found = of_training(recipe)
-    assert list(found) == ["training step", "training attack", "validation", "validation, averaged"]
-    assert found["training step"].arguments[0]["image"].shape == (8, 8, 8, 3)
+    assert list(found) == [*HALVES, "training attack", "validation", "validation, averaged"]
+    assert found[HALVES[0]].arguments[1]["image"].shape == (8, 8, 8, 3)
     assert found["training attack"].arguments[0].shape == (8, 8, 8, 3)
     image, label, seeds = found["validation"].arguments
     assert (image.shape, image.dtype, label.shape, seeds.shape) == ((4, 8, 8, 3), tf.uint8, (4,), (4, 2))
-    assert [part.keeps for part in found.values()] == [True, False, False, False]
+    assert [part.keeps for part in found.values()] == [True, True, False, False, False]
     assert problems(found) == []
 
 
 def test_a_run_without_attack_and_averaging_has_fewer_parts(recipe):
     plain = recipe._replace(attack=None, averaging=None, objective=objectives.standard_training)
-    assert list(of_training(plain)) == ["training step", "validation"]
+    assert list(of_training(plain)) == [*HALVES, "validation"]
 
 
 def test_a_change_of_the_training_step_shows(recipe, monkeypatch):
-    step = adversarial_model.AdversarialModel.train_step
+    begin = adversarial_model.AdversarialModel.begin_step
 
-    def train_step(self, batch):
-        return tf.nest.map_structure(on_the_host, step(self, batch))
+    def begin_step(self, batch):
+        begun = begin(self, batch)
+        return begun._replace(averaged=tf.nest.map_structure(on_the_host, begun.averaged))
 
-    monkeypatch.setattr(adversarial_model.AdversarialModel, "train_step", train_step)
-    assert problems(of_training(recipe), "training step", "training attack") == ["training step"]
+    monkeypatch.setattr(adversarial_model.AdversarialModel, "begin_step", begin_step)
+    assert problems(of_training(recipe), *HALVES, "training attack") == HALVES[:1]
+
+
+def test_a_change_of_the_update_shows(recipe, monkeypatch):
+    update = steps._update
+    monkeypatch.setattr(steps, "_update", lambda *args: tf.nest.map_structure(on_the_host, update(*args)))
+    assert problems(of_training(recipe), *HALVES) == HALVES[1:]
+
+
+@pytest.mark.parametrize("cores", [1], indirect=True)
+def test_the_halves_are_the_programs_of_the_strategy_jax(recipe):
+    """However the process has named and ordered them: so they are found in the cache of what is compiled."""
+    jax = pytest.importorskip("jax")
+    from robust_keras.engines.on_jax import programs as on_jax
+    from robust_keras.engines.on_jax.execution import Steps
+    from robust_keras.engines.on_jax.strategy import JaxStrategy
+
+    layout = parts.on_one_core(LAYOUT)
+    program, spec = programs.build(recipe, layout, DATA), recipe.batches(DATA, seed=0, num_steps=1).element_spec
+    first, second, *_ = parts.of_training(program, recipe, layout, spec)
+    halves = [on_jax.lower(part.function, *part.arguments) for part in (first, second)]
+    strategy = JaxStrategy(jax.devices()[:1])
+    with strategy.scope():
+        made = Steps(program.model, strategy, spec, 1)
+    assert [half.name for half in halves] == [made._begin.name, made._update.name]
 
 
 def test_a_change_of_the_objective_shows(recipe):
     def objective(*args):
         return on_the_host(objectives.adversarial_training(*args))
 
-    assert problems(of_training(recipe._replace(objective=objective)), "training step") == ["training step"]
+    assert problems(of_training(recipe._replace(objective=objective)), *HALVES) == HALVES[:1]
 
 
 def test_a_change_of_the_training_attack_shows(recipe):
@@ -105,7 +138,7 @@ def test_a_change_of_the_training_attack_shows(recipe):
         return on_the_host(PGD(logits_fn, x, targets, seeds=seeds))
 
     changed = recipe._replace(attack=recipes.InnerAttack(attack))
-    assert problems(of_training(changed), "training step", "training attack") == ["training step", "training attack"]
+    assert problems(of_training(changed), *HALVES, "training attack") == [HALVES[0], "training attack"]
 
 
 def test_a_change_of_the_averaging_shows(recipe, monkeypatch):
@@ -113,7 +146,7 @@ def test_a_change_of_the_averaging_shows(recipe, monkeypatch):
     monkeypatch.setattr(
         weight_averaging, "averaging_decay", lambda *args, **kwargs: on_the_host(decay(*args, **kwargs))
     )
-    assert problems(of_training(recipe), "training step") == ["training step"]
+    assert problems(of_training(recipe), *HALVES) == HALVES[1:]
 
 
 def test_a_change_of_the_validation_shows(recipe, monkeypatch):
@@ -131,7 +164,7 @@ def test_a_change_of_the_validation_shows(recipe, monkeypatch):
 def test_accumulation_shows(recipe):
     """A replica takes its batch in parts: more operations, less memory, the same products."""
     at_once, in_parts = (
-        readiness.check(of_training(recipe, LAYOUT._replace(accumulation_steps=n)).values(), memory_gib=16).rows[:2]
+        readiness.check(of_training(recipe, LAYOUT._replace(accumulation_steps=n)).values(), memory_gib=16).rows[:3:2]
         for n in (1, 2)
     )
     assert at_once != in_parts
@@ -160,16 +193,18 @@ def test_a_change_of_an_attacks_step_shows(tiny_model, monkeypatch):
     assert problems(of_evaluation(tiny_model, PGD, searched)) == [rows[1], rows[3]]
 
 
-def test_what_stays_in_memory_counts_for_the_parts_after_it():
-    state = tf.zeros((64, 64))
-
-    def part(name, keeps):
-        return parts.Part(name, lambda x, y: x + y, (state, tf.zeros(())), keeps)
-
-    alone = readiness.check([parts.Part("small", lambda x: x + 1.0, (tf.zeros(()),))], memory_gib=16)
-    after = readiness.check(
-        [part("large", True), parts.Part("small", lambda x: x + 1.0, (tf.zeros(()),))], memory_gib=1e-5
-    )
-    assert alone.problems == [] and len(after.problems) == 2
-    assert after.problems[1].startswith("small: too large, 0.00 of 1e-05 GiB on a core, at ")
-    assert np.shape(after.rows) == (2, len(readiness.HEADER))
+def test_variables_that_stay_in_memory_count_for_all_parts():
+    state, other = tf.Variable(tf.zeros((64, 64))), tf.Variable(tf.zeros((64, 64)))
+    small = parts.Part("small", lambda x: x + 1.0, (tf.zeros(()),))
+    large = parts.Part("large", lambda x: state + other + x, (tf.zeros(()),), keeps=True)
+    half = parts.Part("half", lambda x: state + x, (tf.zeros(()),))
+    alone = readiness.check([small, half], memory_gib=16)
+    together = readiness.check([small, large, half], memory_gib=1e-5)
+    assert alone.problems == [] and alone.kept_gib == (0.0, 0.0)
+    assert len(together.problems) == 3
+    assert together.problems[0].startswith("small: too large, 0.00 of 1e-05 GiB on a core, at ")
+    assert np.shape(together.rows) == (3, len(readiness.HEADER))
+    size = 64 * 64 * 4 / 2**30
+    assert together.kept_gib == (2 * size, 4 * size)  # In tiles of 8 by 128.
+    # Two variables, and the sum of the one and a number, or of both: nobody keeps a variable twice.
+    assert [float(row[3]) for row in together.rows] == [round(2 * size, 3)] + 2 * [round(3 * size, 3)]

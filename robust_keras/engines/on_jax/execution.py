@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 
 from robust_keras.engines import replicas
 from robust_keras.engines.on_jax import programs
-from robust_keras.engines.on_jax.strategy import AXIS, EVERYWHERE, JaxStrategy, running
+from robust_keras.engines.on_jax.strategy import AXIS, EVERYWHERE, JaxStrategy, running, unbroken
 
 _IN_FLIGHT = 2  # Executions that devices may have before them.
 
@@ -50,14 +50,15 @@ class Execution:
         if key not in self._compiled:
             self._compiled[key] = Steps(self._model, self._strategy, batches[0], most)
         steps = self._compiled[key]
+        # One shape, however many there are.
+        filled = flat + flat[-1:] * (most - len(flat))
+        stacked = flat[0] if most == 1 else [np.stack(values) for values in zip(*filled)]
         with running():
-            if self._steps is not steps:
-                self._steps, self._state = steps, self._strategy.variables.arrays(steps.variables)
-            # One shape, however many there are.
-            filled = flat + flat[-1:] * (most - len(flat))
-            stacked = flat[0] if most == 1 else [np.stack(values) for values in zip(*filled)]
-            self._state, logs, sums = steps.take(self._state, stacked, len(batches))
-            self._strategy.variables.replace(steps.variables, self._state)
+            with unbroken():
+                if self._steps is not steps:
+                    self._steps, self._state = steps, self._strategy.variables.arrays(steps.variables)
+                self._state, logs, sums = steps.take(self._state, stacked, len(batches))
+                self._strategy.variables.replace(steps.variables, self._state)
             self._in_flight.append(logs)
             if len(self._in_flight) > _IN_FLIGHT:
                 jax.block_until_ready(self._in_flight.pop(0))

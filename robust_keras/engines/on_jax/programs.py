@@ -9,6 +9,7 @@ variables.
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ _call = Primitive("robust_keras_program")
 _call.multiple_results = True
 # Of StableHLO's element types NumPy's, where the names differ from bits and a letter.
 _DTYPES = {"i1": np.bool_, "f16": np.float16, "f32": np.float32, "f64": np.float64, "bf16": jax.numpy.bfloat16}
+_CALLS = ("callee", "called_computations", "decomposition")  # Attributes that name functions.
 
 
 class Program:
@@ -134,7 +136,7 @@ def _aval(output: Any) -> jax.ShapeDtypeStruct:
 
 
 def _tidy(module: Any) -> None:
-    """Leaves out what only TensorFlow asks for, and names it and its functions anew: those names count traces."""
+    """Leaves out what only TensorFlow asks for, and names and orders the functions anew: both count traces."""
     operation = module.operation
     names = [getattr(each, "name", each) for each in operation.attributes]  # Names, of newer versions.
     for attribute in [name for name in names if name.startswith("mhlo.")]:
@@ -145,11 +147,26 @@ def _tidy(module: Any) -> None:
     for copy in copies:
         copy.result.replace_all_uses_with(copy.operands[0])
         copy.erase()
-    functions = [each for each in module.body.operations if each.attributes["sym_name"].value != "main"]
-    for k, function in enumerate(functions):
-        before = function.attributes["sym_name"].value
-        mlir.ir.SymbolTable.set_symbol_name(function, f"_{k}")
-        mlir.ir.SymbolTable.replace_all_symbol_uses(before, f"_{k}", operation)
+    functions = {each.attributes["sym_name"].value: each for each in module.body.operations}
+    called = ["main"]
+    for name in called:  # And those that these call.
+        functions[name].operation.walk(lambda each: _note_calls(each, called))
+    for name in functions.keys() - called:
+        functions.pop(name).erase()
+    last = functions["main"]
+    for k, name in enumerate(called[1:]):
+        functions[name].move_after(last)
+        last = functions[name]
+        mlir.ir.SymbolTable.set_symbol_name(last, f"_{k}")
+        mlir.ir.SymbolTable.replace_all_symbol_uses(name, f"_{k}", operation)
+
+
+def _note_calls(operation: Any, called: list) -> Any:
+    for attribute in _CALLS:
+        if attribute in operation.attributes:
+            names = re.findall(r'@"?([^",\]\s]+)', str(operation.attributes[attribute]))
+            called += [name for name in names if name not in called]
+    return mlir.ir.WalkResult.ADVANCE
 
 
 def _note_copy(operation: Any, copies: list) -> Any:

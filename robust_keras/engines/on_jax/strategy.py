@@ -3,6 +3,8 @@
 import contextlib
 import importlib
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -67,7 +69,7 @@ class JaxStrategy:
 
     def bring_back(self) -> None:
         """See `replicas.bring_back`."""
-        with running():
+        with running(), unbroken():
             self.variables.bring_back()
 
     def on_each(self, fn: Callable, in_specs: Any, out_specs: Any) -> Callable:
@@ -130,6 +132,30 @@ def running() -> Iterator[None]:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise tf.errors.ResourceExhaustedError(None, None, str(error).splitlines()[0]) from error
+
+
+@contextlib.contextmanager
+def unbroken() -> Iterator[None]:
+    """Inside the context, Ctrl-C waits for its end, or for a second one: new values are where they belong by then."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is None:
+        yield
+        return
+    pressed: list = []
+
+    def hear(number, frame):
+        if pressed:
+            signal.signal(number, before)
+            signal.raise_signal(number)
+        pressed.append(number)
+
+    signal.signal(signal.SIGINT, hear)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if pressed:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _x64() -> Any:

@@ -36,8 +36,13 @@ class DeviceVariables:
 
     def bring_back(self) -> None:
         """Gives the variables the values that only devices have."""
-        newer = [copy for copy in self._copies.values() if copy.is_newer]
-        values = jax.device_get([copy.array for copy in newer])
+        newer = [copy for copy in self._copies.values() if copy.is_newer and not copy.array.is_deleted()]
+        try:
+            values = jax.device_get([copy.array for copy in newer])
+        except jax.errors.JaxRuntimeError:  # Of the program that should have made them.
+            for copy in newer:
+                copy.array, copy.is_newer = None, False
+            raise
         for copy, value in zip(newer, values):
             if (variable := copy.variable()) is None:
                 continue
@@ -49,7 +54,8 @@ class DeviceVariables:
         content = _Content(variable)
         if copy is None:
             copy = self._copies[id(variable)] = _Copy(weakref.ref(variable, self._forget(id(variable))))
-        if copy.array is None or not content.is_same(copy.seen, variable):
+        # An error between a program and `replace` leaves what the program was given: arrays that are gone.
+        if copy.array is None or copy.array.is_deleted() or not content.is_same(copy.seen, variable):
             copy.array, copy.seen, copy.is_newer = self._put(content.tensor.numpy()), content, False
         return copy
 
