@@ -127,6 +127,16 @@ def test_the_papers_protocol_evaluates_the_better_of_two_by_validation(monkeypat
     assert [line["seeds"] for line in lines(paths[1])] == ["0 1", "0"]
 
 
+def test_runs_and_evaluations_compute_where_the_study_is_told_to(monkeypatch, small):
+    asked = []
+    monkeypatch.setattr(train, "run", lambda **given: asked.append(given))
+    monkeypatch.setattr(evaluate, "run", lambda **given: asked.append(given))
+    commands = reproduce._commands("data", "jax", None)
+    commands.train(["at.gin"], [], "run")
+    commands.evaluate(types.SimpleNamespace(dataset="digits", threat=[]), "eval/aa_mt.gin", "run", None)
+    assert [(given["strategy"], given["tpu"]) for given in asked] == [("jax", None)] * 2
+
+
 def test_a_diverged_configuration_is_left_out(monkeypatch, tmp_path, capsys, small):
     def diverges(**_):
         raise recorder.NonFiniteLoss("Expected a finite loss. Received: nan at step 3")

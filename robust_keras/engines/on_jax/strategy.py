@@ -165,8 +165,9 @@ def _x64() -> Any:
 
 
 def keep_compiled() -> None:
-    """Has JAX keep compiled programs for later runs, where nobody has said whether and where it should."""
-    if getattr(jax.config, "jax_compilation_cache_dir", None) is None and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    """Has JAX keep compiled programs, small ones too, for later runs, as far as nobody has said where and which."""
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
         base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
         jax.config.update("jax_compilation_cache_dir", os.path.join(base, "robust_keras", "jax"))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
