@@ -8,7 +8,17 @@ import setuptools
 ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "robust_keras" / "__init__.py").read_text())[1]
 DOCS = ["furo>=2024.8.6", "myst-parser>=4", "sphinx>=8"]
-COMMANDS = ("train", "evaluate", "export", "report", "reproduce", "pseudo_label", "check_tpu", "self_test")
+COMMANDS = (
+    "train",
+    "evaluate",
+    "export",
+    "export_program",
+    "report",
+    "reproduce",
+    "pseudo_label",
+    "check_tpu",
+    "self_test",
+)
 
 setuptools.setup(
     name="robust_keras",

@@ -29,7 +29,17 @@ PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text()
     for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 }
-COMMANDS = ("train", "evaluate", "export", "report", "reproduce", "pseudo_label", "check_tpu", "self_test")
+COMMANDS = (
+    "train",
+    "evaluate",
+    "export",
+    "export_program",
+    "report",
+    "reproduce",
+    "pseudo_label",
+    "check_tpu",
+    "self_test",
+)
 
 
 def blocks(language):
@@ -145,7 +155,7 @@ def test_flags_that_are_named_exist():
     for benchmark in (ROOT / "scripts").glob("benchmark_*.py"):
         ours |= set(re.findall(r"""["'](?:--)?(\w+)["']""", benchmark.read_text()))
     ours |= set(re.findall(r"--(\w+)", (ROOT / "scripts" / "test.sh").read_text()))
-    ours |= {"help"}
+    ours |= set(re.findall(r"--(\w+)", (ROOT / "robust_keras/engines/on_jax/runner.py").read_text())) | {"help"}
     found = named(r"(?<![\w-])--([a-z]\w*)")
     assert len(found) > 60
     assert [(page, flag) for page, flag in found if flag not in ours] == []
@@ -224,7 +234,7 @@ def test_console_commands_are_installed():
     setup = (ROOT / "setup.py").read_text()
     installed = {
         f"robust-keras-{name.replace('_', '-')}"
-        for name in ast.literal_eval(re.search(r"COMMANDS = (\(.*?\))", setup)[1])
+        for name in ast.literal_eval(re.search(r"COMMANDS = (\(.*?\))", setup, re.S)[1])
     }
     found = {name for _, name in named(r"`(robust-keras-[\w-]+)`")}
     assert found and found <= installed

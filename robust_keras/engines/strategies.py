@@ -57,6 +57,15 @@ def strategy(name: str = "auto", *, tpu: str | None = None) -> Any:
     return _default_strategy()
 
 
+def by_itself() -> Any:
+    """A strategy over one device that JAX drives, on which the programs of one device are lowered.
+
+    Raises:
+        ValueError: as `strategy('jax')` does.
+    """
+    return _jax_strategy(1)
+
+
 def description(strategy: Any) -> str:
     """How many devices of which kind a strategy computes on, such as '8 TPU', and by what."""
     if replicas.is_on_jax(strategy):
@@ -146,8 +155,8 @@ def _tpu_strategy(address):
     return tf.distribute.TPUStrategy(resolver)
 
 
-def _jax_strategy():
-    taken = devices.take()  # Before anything imports what only JAX brings.
+def _jax_strategy(most=None):
+    taken = devices.take()[:most]  # Before anything imports what only JAX brings.
     from robust_keras.engines.on_jax import strategy as on_jax
 
     on_jax.keep_compiled()

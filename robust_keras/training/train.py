@@ -69,7 +69,7 @@ def train(
         recorder.NonFiniteLoss: where the loss is not finite; that step is never saved.
         termination.Terminated: after SIGTERM or SIGINT, once a snapshot is written.
     """
-    _check_settings(recipe, layout, cadence)
+    check_settings(recipe, layout, cadence)
     strategy = strategies.strategy(layout.strategy, tpu=layout.tpu)  # Processes meet before anything else.
     with strategy.scope():
         is_writer = replicas.process_index() == 0
@@ -91,11 +91,11 @@ def _train(workdir, recipe, layout, cadence, data_dir, strategy):
             num_hosts=replicas.num_processes(),
             host=replicas.process_index(),
         )
-        share = _checked_share(batches().element_spec, program, layout)
+        share = checked_share(batches().element_spec, program, layout)
         recorder = RunRecorder(
             state_of(program),
             program.validator,
-            Snapshots(workdir, _description(program, data), cadence.num_checkpoints),
+            Snapshots(workdir, description(program, data), cadence.num_checkpoints),
             MetricsLog(workdir, program.learning_rate, share * replicas.num_processes()),
             train_steps=recipe.train_steps,
             cadence=cadence,
@@ -125,7 +125,7 @@ def _fit(program, dataset, recorder, num_steps, cadence):
     )
 
 
-def _check_settings(recipe: Recipe, layout: Layout, cadence: Cadence) -> None:
+def check_settings(recipe: Recipe, layout: Layout, cadence: Cadence) -> None:
     """Refuses values that no run can have."""
     counts = {
         "train_steps": recipe.train_steps,
@@ -154,7 +154,7 @@ def _check_settings(recipe: Recipe, layout: Layout, cadence: Cadence) -> None:
         )
 
 
-def _checked_share(spec: dict, program: Program, layout: Layout) -> int:
+def checked_share(spec: dict, program: Program, layout: Layout) -> int:
     """Examples in this process's share of a batch, which spreads over replicas and parts in whole groups."""
     inputs.check_batch(spec)
     share = spec["image"].shape[0]
@@ -170,7 +170,7 @@ def _checked_share(spec: dict, program: Program, layout: Layout) -> int:
     return share
 
 
-def _description(program: Program, data: TrainingData) -> dict:
+def description(program: Program, data: TrainingData) -> dict:
     """What a reader of the weights needs besides them."""
     return {
         "architecture": program.architecture,

@@ -62,7 +62,7 @@ class Validator:
     def try_out(self) -> None:
         """Compiles what a validation runs, and runs it once: a bad setting, or too large a batch, shows."""
         for correct in self._compiled.values():
-            correct(*self._batch_of(self._batches[0]))
+            correct(*self.batch_of(self._batches[0]))
 
     def __call__(self, should_stop: Callable[[], bool]) -> dict[str, float] | None:
         """Accuracies by column of metrics.csv, or None once `should_stop()` is true."""
@@ -72,12 +72,13 @@ class Validator:
             for indices in self._batches:
                 if should_stop():
                     return None
-                right.append(np.stack(correct(*self._batch_of(indices))))
+                right.append(np.stack(correct(*self.batch_of(indices))))
             clean, robust = np.concatenate(right, axis=1)[:, : len(self._source.labels)].mean(axis=1)
             columns |= {f"val_clean{ending}": float(clean), f"val_robust{ending}": float(robust)}
         return columns
 
-    def _batch_of(self, indices: np.ndarray) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def batch_of(self, indices: np.ndarray) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """What `on_replica` takes of some of the images held out, by their numbers."""
         seeds = noise.fold_in(noise.example_seeds(self._seed, 0, tf.constant(indices, tf.int32)), noise.VALIDATION)
         return tf.constant(self._source.images[indices]), tf.constant(self._source.labels[indices]), seeds
 

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 from absl import flags
 
-from robust_keras.commands import check_tpu, evaluate, launcher, pseudo_label, reproduce, train
+from robust_keras.commands import check_tpu, evaluate, export_program, launcher, pseudo_label, reproduce, train
 
 
 def test_a_lost_process_is_one_line(monkeypatch, capsys):
@@ -70,7 +70,14 @@ def test_a_command_that_is_stopped_while_it_starts(monkeypatch, capsys):
 @pytest.mark.parametrize("name", ["gin_file", "gin_param", "data_dir"])
 def test_recipes_and_their_data_are_given_by_the_same_flags(name):
     said = set()
-    for command in (train, check_tpu, evaluate, pseudo_label, *([] if name == "gin_file" else [reproduce])):
+    for command in (
+        train,
+        check_tpu,
+        evaluate,
+        export_program,
+        pseudo_label,
+        *([] if name == "gin_file" else [reproduce]),
+    ):
         values = flags.FlagValues()
         command.define_flags(values)
         said.add((repr(values[name].default), values[name].help.partition(";")[2]))

@@ -16,6 +16,7 @@ from robust_keras.commands import (
     configuration,
     evaluate,
     export,
+    export_program,
     pseudo_label,
     registration,
     reproduce,
@@ -112,7 +113,7 @@ def test_what_is_no_function_is_refused(function, message):
 # Commands.
 
 
-@pytest.mark.parametrize("command", [train, evaluate, check_tpu, pseudo_label, reproduce, export])
+@pytest.mark.parametrize("command", [train, evaluate, check_tpu, pseudo_label, reproduce, export, export_program])
 def test_commands_import_modules_first(command):
     values = flags.FlagValues()
     command.define_flags(values)

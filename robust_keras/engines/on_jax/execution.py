@@ -1,8 +1,8 @@
 """Executions of training steps on JAX's devices."""
 
 import functools
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,6 +15,31 @@ from robust_keras.engines.on_jax import programs
 from robust_keras.engines.on_jax.strategy import AXIS, EVERYWHERE, JaxStrategy, running, unbroken
 
 _IN_FLIGHT = 2  # Executions that devices may have before them.
+
+
+class Others(NamedTuple):
+    """What a device takes from the other ones that share a batch.
+
+    Attributes:
+        number: `() -> int32`, which of them it is.
+        sum: of arrays over all of them.
+        mean: the same.
+        joined: their parts of an array, one after another.
+    """
+
+    number: Callable
+    sum: Callable
+    mean: Callable
+    joined: Callable
+
+
+_AROUND = Others(
+    lambda: lax.axis_index(AXIS).astype(np.int32),
+    functools.partial(lax.psum, axis_name=AXIS),
+    functools.partial(lax.pmean, axis_name=AXIS),
+    functools.partial(lax.all_gather, axis_name=AXIS, tiled=True),
+)
+NOBODY = Others(lambda: np.int32(0), *[lambda array: array] * 3)  # Of a device by itself.
 
 
 class Execution:
@@ -74,12 +99,14 @@ class Steps:
 
     Attributes:
         variables: whose values the steps take and give.
+        batch: specifications of a batch's arrays, by sorted names.
+        constants: what the two programs of a step take besides.
     """
 
     def __init__(self, model: Any, strategy: JaxStrategy, batch: Any, most: int) -> None:
         self._strategy, self._most = strategy, most
-        self._batch = {name: tf.TensorSpec(each.shape, each.dtype) for name, each in sorted(batch.items())}
-        share = {name: strategy.share(each) for name, each in self._batch.items()}
+        self.batch = {name: tf.TensorSpec(each.shape, each.dtype) for name, each in sorted(batch.items())}
+        share = {name: strategy.share(each) for name, each in self.batch.items()}
         made: list = []
 
         def begin(number, batch):
@@ -92,13 +119,13 @@ class Steps:
         added, averaged, same, predictions = self._begin.results
         # Only metrics read the batch once more, all of it.
         predictions = tf.nest.map_structure(strategy.whole, predictions)
-        read = {name: each for name, each in self._batch.items() if name != "image"} if model.has_metrics else {}
+        read = {name: each for name, each in self.batch.items() if name != "image"} if model.has_metrics else {}
         self._read = list(read)
         self._update = programs.lower(made[-1].update, added, averaged, same, predictions, read)
         used = {id(each): each for each in [*self._begin.variables, *self._update.variables]}
         self.variables = list(used.values())
         self._place = {key: k for k, key in enumerate(used)}
-        self._constants = [strategy.constants(self._begin), strategy.constants(self._update)]
+        self.constants = [strategy.constants(self._begin), strategy.constants(self._update)]
         batches = PartitionSpec(AXIS) if most == 1 else PartitionSpec(None, AXIS)
         self._spec = batches
         self._counts: dict[int, jax.Array] = {}  # Numbers of steps, on the devices.
@@ -106,6 +133,11 @@ class Steps:
             self._one if most == 1 else self._several, (EVERYWHERE, batches, EVERYWHERE, EVERYWHERE), EVERYWHERE
         )
         self._run = jax.jit(run, donate_argnums=0)
+
+    @property
+    def logs(self) -> Mapping[str, tf.TensorSpec]:
+        """Specifications of what a step returns, by sorted names."""
+        return dict(sorted(self._update.results.items()))
 
     def take(self, state: list, batch: list, num_steps: int) -> tuple[list, Mapping, Mapping]:
         """Takes steps.
@@ -121,7 +153,7 @@ class Steps:
         if num_steps not in self._counts:
             self._counts[num_steps] = self._strategy.put(np.asarray(num_steps, np.int32))
         arrays = [self._strategy.put(each, self._spec) for each in batch]
-        return self._run(state, arrays, self._counts[num_steps], self._constants)
+        return self._run(state, arrays, self._counts[num_steps], self.constants)
 
     def _one(self, state, batch, num_steps, constants):
         del num_steps
@@ -139,15 +171,27 @@ class Steps:
 
     def _step(self, state, batch, constants):
         """One step on a device, with what it takes from the others."""
+        return self.step(state, batch, constants, _AROUND)
+
+    def step(self, state: list, batch: list, constants: list, others: Others) -> tuple[list, Mapping]:
+        """One step on a device, inside `jax.jit`.
+
+        Args:
+            state: what the variables hold.
+            batch: the device's part, arrays by sorted names.
+            constants: of the programs, as `constants` has them.
+            others: with which the batch is shared.
+
+        Returns:
+            `(state, logs)`.
+        """
         of_begin, of_update = constants
-        number = lax.axis_index(AXIS).astype(np.int32)
-        found, _ = self._begin([number, *batch], of_begin, self._held(state, self._begin))
+        found, _ = self._begin([others.number(), *batch], of_begin, self._held(state, self._begin))
         added, averaged, same, predictions = self._begin.packed(found)
-        added = [lax.psum(each, AXIS) for each in tf.nest.flatten(added)]
-        averaged = [lax.pmean(each, AXIS) for each in tf.nest.flatten(averaged)]
-        gathered = functools.partial(lax.all_gather, axis_name=AXIS, tiled=True)
-        read = [gathered(each) for name, each in zip(self._batch, batch) if name in self._read]
-        given = [*added, *averaged, *tf.nest.flatten(same), *map(gathered, tf.nest.flatten(predictions)), *read]
+        added = [others.sum(each) for each in tf.nest.flatten(added)]
+        averaged = [others.mean(each) for each in tf.nest.flatten(averaged)]
+        read = [others.joined(each) for name, each in zip(self.batch, batch) if name in self._read]
+        given = [*added, *averaged, *tf.nest.flatten(same), *map(others.joined, tf.nest.flatten(predictions)), *read]
         logs, written = self._update(given, of_update, self._held(state, self._update))
         state = list(state)
         for variable, value in zip(self._update.written, written, strict=True):
