@@ -31,7 +31,8 @@ def of(model: Any) -> Any:
     """
     strategy = getattr(model, "strategy", None)
     if is_on_jax() and strategy is not current():
-        raise ValueError("Expected a model that was made in the scope of the strategy jax. Received: another one")
+        received = f"a {type(model).__name__}" if strategy is None else "one that was made outside"
+        raise ValueError(f"Expected an AdversarialModel, made in the scope of the strategy jax. Received: {received}")
     return strategy if is_on_jax(strategy) else model.distribute_strategy
 
 

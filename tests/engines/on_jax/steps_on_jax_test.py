@@ -128,6 +128,17 @@ def test_other_models_are_refused(on_jax):
         on_jax_execution.Execution(stock(), on_jax())
 
 
+def test_what_does_not_compute_there_is_refused_in_its_scope(on_jax):
+    outside, network = AdversarialModel(stock(), epsilon="8/255"), stock()
+    outside.compile("sgd")
+    network.compile("sgd", "sparse_categorical_crossentropy")
+    with on_jax().scope():
+        with pytest.raises(ValueError, match="made in the scope of the strategy jax. Received: one that was made outs"):
+            outside.fit(X, LABELS, verbose=0)
+        with pytest.raises(ValueError, match="Expected an AdversarialModel, made in .* Received: a Sequential"):
+            network.fit(PIXELS, LABELS, verbose=0, callbacks=[WeightAveraging()])
+
+
 def test_an_operation_that_does_not_lower_is_named(on_jax, make_tiny_model):
     def attack(logits_fn, x, targets, *, seeds):
         return tf.reshape(tf.numpy_function(lambda x: 1.0 - x, [x], tf.float32), x.shape)
