@@ -103,16 +103,21 @@ class JaxStrategy:
         flat = tf.nest.flatten(args)
         shares = [self.share(tf.TensorSpec(each.shape, each.dtype)) for each in flat]
         program = programs.lower(fn, *tf.nest.pack_sequence_as(args, shares), exact=True)
-        if program.written:
-            raise ValueError(f"Expected a function that assigns no variable. Received: {program.written[0].name}")
+        # What noise is drawn from is alike on all devices; anything else that they assign need not be.
+        if self.num_replicas_in_sync > 1 and (others := [v for v in program.written if not v.dtype.is_integer]):
+            raise ValueError(f"Expected no variable that each of several devices assigns. Received: {others[0].name}")
         places = [PartitionSpec(AXIS) if each.shape.rank else EVERYWHERE for each in flat]
-        on_each = self.on_each(lambda *given: program(*given)[0], (places, EVERYWHERE, EVERYWHERE), PartitionSpec(AXIS))
+        on_each = self.on_each(program, (places, EVERYWHERE, EVERYWHERE), (PartitionSpec(AXIS), EVERYWHERE))
         constants, run = self.constants(program), jax.jit(on_each)
 
         def call(flat):
             with running():
                 arrays = [self.put(each.numpy(), place) for each, place in zip(flat, places)]
-                results = jax.device_get(run(arrays, constants, self.variables.arrays(program.variables)))
+                results, written = run(arrays, constants, self.variables.arrays(program.variables))
+                self.variables.replace(program.written, written)
+                results = jax.device_get(results)
+            if written:
+                self.bring_back()
             return program.packed([tf.constant(np.array(each)) for each in results])
 
         return call

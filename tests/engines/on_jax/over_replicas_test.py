@@ -39,15 +39,32 @@ def test_a_batch_is_shared_among_devices(on_jax):
 
 
 def test_what_replicas_cannot_do_is_refused(on_jax):
-    counter = tf.Variable(0)
+    mean = tf.Variable(0.0)
     with on_jax(2).scope():
         with pytest.raises(ValueError, match="Expected a batch that divides among 2 replicas. Received: 7"):
             replicas.over_replicas(lambda x: x)(X[:7])
-        with pytest.raises(ValueError, match="Expected a function that assigns no variable. Received: Variable"):
-            replicas.over_replicas(lambda x: x + tf.cast(counter.assign_add(1), tf.float32))(X)
+        with pytest.raises(ValueError, match="Expected no variable that each of several devices assigns. Received: Va"):
+            replicas.over_replicas(lambda x: x + mean.assign(tf.reduce_mean(x)))(X)
         with pytest.raises(lowering.Refused, match="Received: .*PyFunc"):
             replicas.over_replicas(lambda x: tf.numpy_function(np.sin, [x], tf.float32))(X)
-    assert counter.numpy() == 0
+    assert mean.numpy() == 0
+
+
+@pytest.mark.parametrize("num_devices", [1, 2])
+def test_functions_that_draw_new_noise_at_each_call_do_so(on_jax, num_devices):
+    state = tf.Variable([3, 4], dtype=tf.uint32)
+
+    def noisy(x):
+        seed = tf.cast(tf.identity(state), tf.int32)
+        state.assign_add(tf.constant([0, 1], tf.uint32))
+        return x + tf.random.stateless_uniform(tf.shape(x), seed, alg="philox")
+
+    with on_jax(num_devices).scope():
+        call = replicas.over_replicas(noisy)
+    first, second = call(X), call(X)
+    assert state.numpy().tolist() == [3, 6] and np.abs(first - second).min() > 0
+    state.assign([3, 4])
+    np.testing.assert_array_equal(call(X), first)
 
 
 def test_noise_is_that_of_one_device(on_jax):
