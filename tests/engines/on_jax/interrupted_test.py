@@ -29,6 +29,14 @@ def fit(model, num=BATCH * 3):
     return model.network.get_weights()
 
 
+@pytest.fixture(autouse=True)
+def hears_ctrl_c():
+    """What a shell starts in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def after_step(monkeypatch):
     """`after_step(number, do)`: calls `do` when a step has run, and nobody has what it returns."""
