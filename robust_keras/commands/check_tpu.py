@@ -62,7 +62,7 @@ def run(
     from robust_keras.tpu_check import parts, readiness
     from robust_keras.training import program as programs
 
-    recipe, layout = configured.recipe, parts.on_one_core(configured.layout)
+    recipe, layout = configured.recipe, configured.layout.on_one_device()
     data = _data(recipe.data.keywords, data_dir)
     batch = recipe.batches(data, seed=0, num_steps=1).element_spec
     batch_size = batch["image"].shape[0]

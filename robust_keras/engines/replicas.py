@@ -168,13 +168,22 @@ def to_replicas(batch: Any) -> Any:
     return strategy.experimental_distribute_values_from_function(part)
 
 
+def part_size(size: int, count: int, what: str = "replicas") -> int:
+    """The examples in each of `count` equal parts of a batch.
+
+    Raises:
+        ValueError: for a batch that does not divide.
+    """
+    if size % count:
+        raise ValueError(f"Expected a batch that divides among {count} {what}. Received: {size}")
+    return size // count
+
+
 def _cut(batch, k, count, what):
     """The k-th of `count` equal parts of a nest of tensors; scalars are in each."""
 
     def cut(values):
-        size, rest = divmod(values.shape[0], count)
-        if rest:
-            raise ValueError(f"Expected a batch that divides among {count} {what}. Received: {values.shape[0]}")
+        size = part_size(values.shape[0], count, what)
         return values[k * size : (k + 1) * size]
 
     return tf.nest.map_structure(lambda values: cut(values) if values.shape.rank else values, batch)

@@ -18,6 +18,7 @@ import tensorflow as tf
 from robust_keras.attacks.attack import Attack
 from robust_keras.data import sources, training_batches
 from robust_keras.engines import replicas
+from robust_keras.engines.halves import Halves
 from robust_keras.evaluation import batching
 from robust_keras.training.program import Program
 from robust_keras.training.recipes import Layout, Recipe
@@ -81,11 +82,6 @@ def black_images(name: str, image_shape: tuple, num_classes: int, *, has_extra: 
     return training_batches.TrainingData(source, source, extra, *sources.channel_statistics(source))
 
 
-def on_one_core(layout: Layout) -> Layout:
-    """The layout of one core's program, of which all is compiled together, and not parts of it."""
-    return layout._replace(strategy="one", tpu=None, steps_per_execution=1, jit_compile=False)
-
-
 def of_training(program: Program, recipe: Recipe, layout: Layout, batch: dict[str, tf.TensorSpec]) -> Iterator[Part]:
     """The parts of a training run, in the scope of `Cores` as all that is done with them.
 
@@ -93,7 +89,7 @@ def of_training(program: Program, recipe: Recipe, layout: Layout, batch: dict[st
     update of weights, momentum and averages; the attack alone; and the validations.
 
     Args:
-        program: what `training.program.build` makes of the recipe on the layout `on_one_core`.
+        program: what `training.program.build` makes of the recipe on the layout `on_one_device`.
         recipe: of the run.
         layout: of the run.
         batch: the specification of a batch over all cores.
@@ -105,12 +101,12 @@ def of_training(program: Program, recipe: Recipe, layout: Layout, batch: dict[st
 
     batch_size = batch["image"].shape[0]
     step = dict(zip(batch, share(batch_size, *batch)))
-    halves = _Halves(program.model)
+    halves = Halves(program.model)
     yield Part("training step, gradients", halves.begin, (tf.constant(0), step), keeps=True)
     with contextlib.suppress(tf.errors.OperatorNotAllowedInGraphError):  # For which the first half is refused.
         found = _specs_of(halves.begin, tf.constant(0), step)
         if all(spec.shape.is_fully_defined() for spec in tf.nest.flatten(found)):
-            yield Part("training step, update", halves.update, found, keeps=True)
+            yield Part("training step, update", halves.update, (*found, {}), keeps=True)
     if recipe.attack is not None:
         size = batch_size // layout.accumulation_steps
         attacked = share(size, "image", "label", "targets", "seeds", image=tf.float32)
@@ -145,24 +141,6 @@ def of_evaluation(
             progress = _zeros_like(begin, *beginning)
             yield Part(f"attack {attack.name}, start", begin, beginning)
             yield Part(f"attack {attack.name}, steps", advance, (x, labels, progress, tf.constant(1)))
-
-
-class _Halves:
-    """The functions of a step's halves, as `engines.on_jax.execution` lowers them."""
-
-    def __init__(self, model: keras.Model) -> None:
-        self._model = model
-        self._update: Callable | None = None
-
-    def begin(self, number, batch):
-        """What a replica, by its number, finds in its share of a batch."""
-        with replicas.numbered(number):
-            *found, self._update = self._model.begin_step(batch)
-        return tf.nest.map_structure(tf.convert_to_tensor, tuple(found))
-
-    def update(self, added, averaged, same, predictions):
-        """What all replicas then do alike, after `begin` was traced."""
-        return self._update(added, averaged, same, predictions, {})
 
 
 def _zeros(spec: tf.TensorSpec, size: int, dtype: tf.DType | None = None) -> tf.Tensor:

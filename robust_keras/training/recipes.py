@@ -119,6 +119,10 @@ class Layout(NamedTuple):
     jit_compile: bool = False
     validation_batch_size: int = 128
 
+    def on_one_device(self) -> "Layout":
+        """The layout of one device's program, of which all is compiled together, and not parts of it."""
+        return self._replace(strategy="one", tpu=None, steps_per_execution=1, jit_compile=False)
+
 
 class Cadence(NamedTuple):
     """When a run validates, saves and says something. It may change when the run goes on.

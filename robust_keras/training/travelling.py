@@ -112,7 +112,7 @@ class _Run(NamedTuple):
 
 
 def _write(folder: "_Folder", run: _Run, extent: Extent, data: TrainingData) -> Travelling:
-    recipe, layout = run.recipe, run.layout._replace(strategy="one", tpu=None, steps_per_execution=1, jit_compile=False)
+    recipe, layout = run.recipe, run.layout.on_one_device()
     program = build(recipe, layout, data)
     state = state_of(program)
     snapshot = _begun(program, state, recipe, extent.from_run)

@@ -49,7 +49,7 @@ def cores(request):
 
 
 def of_training(recipe, layout=LAYOUT):
-    layout = parts.on_one_core(layout)
+    layout = layout.on_one_device()
     program = programs.build(recipe, layout, DATA)
     spec = recipe.batches(DATA, seed=0, num_steps=1).element_spec
     return {part.name: part for part in parts.of_training(program, recipe, layout, spec)}
@@ -116,7 +116,7 @@ def test_the_halves_are_the_programs_of_the_strategy_jax(recipe):
     from robust_keras.engines.on_jax.execution import Steps
     from robust_keras.engines.on_jax.strategy import JaxStrategy
 
-    layout = parts.on_one_core(LAYOUT)
+    layout = LAYOUT.on_one_device()
     program, spec = programs.build(recipe, layout, DATA), recipe.batches(DATA, seed=0, num_steps=1).element_spec
     first, second, *_ = parts.of_training(program, recipe, layout, spec)
     halves = [on_jax.lower(part.function, *part.arguments) for part in (first, second)]

@@ -10,7 +10,7 @@ import tensorflow as tf
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from robust_keras.engines import replicas
+from robust_keras.engines.halves import Halves
 from robust_keras.engines.on_jax import programs
 from robust_keras.engines.on_jax.strategy import AXIS, EVERYWHERE, JaxStrategy, running, unbroken
 
@@ -107,21 +107,14 @@ class Steps:
         self._strategy, self._most = strategy, most
         self.batch = {name: tf.TensorSpec(each.shape, each.dtype) for name, each in sorted(batch.items())}
         share = {name: strategy.share(each) for name, each in self.batch.items()}
-        made: list = []
-
-        def begin(number, batch):
-            with replicas.numbered(number):
-                made.append(model.begin_step(batch))
-            *found, _ = made[-1]
-            return tf.nest.map_structure(tf.convert_to_tensor, found)
-
-        self._begin = programs.lower(begin, tf.TensorSpec((), tf.int32), share)
+        halves = Halves(model)
+        self._begin = programs.lower(halves.begin, tf.TensorSpec((), tf.int32), share)
         added, averaged, same, predictions = self._begin.results
         # Only metrics read the batch once more, all of it.
         predictions = tf.nest.map_structure(strategy.whole, predictions)
         read = {name: each for name, each in self.batch.items() if name != "image"} if model.has_metrics else {}
         self._read = list(read)
-        self._update = programs.lower(made[-1].update, added, averaged, same, predictions, read)
+        self._update = programs.lower(halves.update, added, averaged, same, predictions, read)
         used = {id(each): each for each in [*self._begin.variables, *self._update.variables]}
         self.variables = list(used.values())
         self._place = {key: k for k, key in enumerate(used)}
@@ -157,21 +150,17 @@ class Steps:
 
     def _one(self, state, batch, num_steps, constants):
         del num_steps
-        state, logs = self._step(state, batch, constants)
+        state, logs = self.step(state, batch, constants, _AROUND)
         return state, logs, logs
 
     def _several(self, state, batches, num_steps, constants):
         def step(k, carried):
             state, _, sums = carried
-            state, logs = self._step(state, [values[k] for values in batches], constants)
+            state, logs = self.step(state, [values[k] for values in batches], constants, _AROUND)
             return state, logs, jax.tree.map(lax.add, sums, logs)
 
         none = {name: np.zeros(each.shape, each.dtype.as_numpy_dtype) for name, each in self._update.results.items()}
         return lax.fori_loop(0, num_steps, step, (state, none, none))
-
-    def _step(self, state, batch, constants):
-        """One step on a device, with what it takes from the others."""
-        return self.step(state, batch, constants, _AROUND)
 
     def step(self, state: list, batch: list, constants: list, others: Others) -> tuple[list, Mapping]:
         """One step on a device, inside `jax.jit`.

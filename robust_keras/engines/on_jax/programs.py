@@ -36,6 +36,7 @@ class Program:
         constants: tensors that it takes after its arguments.
         variables: `tf.Variable`s whose values it takes after those.
         written: those of them that it assigns, whose new values it returns after its flat results.
+        outputs: shapes and types of all that it returns.
     """
 
     def __init__(self, traced: lowering.Traced, *, exact: bool) -> None:
@@ -46,28 +47,23 @@ class Program:
         with context:
             module = mlir.ir.Module.parse(traced.program("stablehlo_serialized", exact=exact))
             outputs = _main(module).type.results
-            self._num_arguments = len(_main(module).type.inputs) - len(traced.captured)
+            num_arguments = len(_main(module).type.inputs) - len(traced.captured)
             # Where the arrays of `captured`, in its order, are among `constants` and `variables`.
             by_kind = [*self.constants, *self.variables]
             self._captured = [next(k for k, each in enumerate(by_kind) if each is wanted) for wanted in traced.captured]
             self._num_results = len(tf.nest.flatten(self.results))
-            self.written = [traced.captured[number - self._num_arguments] for number in _written(module)]
+            self.written = [traced.captured[number - num_arguments] for number in _written(module)]
             _tidy(module)
             self.bytecode = mlir.module_to_bytecode(module)
             text = str(module.operation.get_asm(enable_debug_info=False))
-            self._outputs = tuple(_aval(output) for output in outputs)
-        if len(self._outputs) != self._num_results + len(self.written):
+            self.outputs = tuple(_aval(output) for output in outputs)
+        if len(self.outputs) != self._num_results + len(self.written):
             raise ValueError(
                 f"Expected a program that returns {self._num_results} results and {len(self.written)} variables. "
-                f"Received: {len(self._outputs)} values"
+                f"Received: {len(self.outputs)} values"
             )
         # The same in each process that makes the same program, as the cache of compiled ones needs it.
         self.name = f"program_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-
-    @property
-    def outputs(self) -> tuple:
-        """Shapes and types of all that it returns."""
-        return self._outputs
 
     def packed(self, results: Sequence[Any]) -> Any:
         """Flat results as the function's nest of them."""

@@ -88,11 +88,7 @@ class JaxStrategy:
         """
         if not spec.shape.rank:
             return spec
-        size, rest = divmod(spec.shape[0], self.num_replicas_in_sync)
-        if rest:
-            raise ValueError(
-                f"Expected a batch that divides among {self.num_replicas_in_sync} replicas. Received: {spec.shape[0]}"
-            )
+        size = replicas.part_size(spec.shape[0], self.num_replicas_in_sync)
         return tf.TensorSpec((size, *spec.shape[1:]), spec.dtype)
 
     def whole(self, spec: tf.TensorSpec) -> tf.TensorSpec:
