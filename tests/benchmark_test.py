@@ -15,7 +15,7 @@ from robust_keras.study import costs
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.append(str(ROOT / "scripts"))
 
-from benchmarks import command, counting, timing, traces  # noqa: E402
+from benchmarks import command, counting, scaling, timing, traces  # noqa: E402
 
 FAKE_PEER = """
 import json, sys
@@ -101,3 +101,28 @@ def test_every_subject_says_what_it_is():
         command.define_flags(values, subject)
         assert {"json", "num_runs", "against"} <= set(values)
         assert f"scripts/benchmark.py {subject}" in sys.modules[f"benchmarks.{subject}"].__doc__
+
+
+def test_a_driver_answers_each_request(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts" / "peers"))
+    import answering
+
+    prepared = []
+
+    def prepare(request):
+        prepared.append(request["case"])
+        return lambda: 3, lambda found: {"num_robust": found, "size": request["settings"]["size"]}
+
+    requests = [{"case": case, "settings": {"size": 2}, "given": None} for case in ("a", "a", "b")]
+    monkeypatch.setattr("sys.stdin", [json.dumps(request) + "\n" for request in requests])
+    answering.answer(prepare)
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert prepared == ["a", "b"] and [answer["num_robust"] for answer in answers] == [3, 3, 3]
+    assert all(answer["seconds"] >= 0 and answer["size"] == 2 for answer in answers)
+
+
+def test_a_line_is_fitted():
+    rows = [{"seconds": 1.0 + 0.5 * x, "peak_bytes_over_before": 100} for x in (1, 2, 4)]
+    fit = scaling.fitted([1, 2, 4], rows)
+    assert (fit["a"], fit["b"], fit["r2"]) == pytest.approx((1.0, 0.5, 1.0))
+    assert fit["peak_ratio"] == 1.0 and fit["points"] == [1, 2, 4]

@@ -20,13 +20,14 @@ import sys
 
 from absl import flags
 
-_NO_SUBJECTS = ("__init__", "command", "counting", "machine", "peers", "timing", "traces", "networks")
+# Modules of the folder that subjects share.
+_SHARED = {"__init__", "command", "counting", "machine", "networks", "peers", "timing", "traces", "victims"}
 
 
 def subjects() -> list[str]:
     """Names of all subjects."""
     names = {path.stem for path in pathlib.Path(__file__).parent.glob("*.py")}
-    return sorted(names - set(_NO_SUBJECTS))
+    return sorted(names - _SHARED)
 
 
 def define_flags(values: flags.FlagValues, subject: str) -> None:

@@ -43,6 +43,11 @@ def wide_resnet(depth: int, width: int, activation: str, *, dtype: str = "float3
     return network
 
 
+def evaluated(network: keras.Model):
+    """A function of images to logits, as evaluation calls the network."""
+    return lambda x: network(x, training=False)
+
+
 def images(num_images: int) -> tuple[np.ndarray, np.ndarray]:
     """Random bytes `[num_images, 32, 32, 3]`, and labels."""
     rng = np.random.default_rng(0)

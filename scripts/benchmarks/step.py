@@ -24,6 +24,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("objective", "adversarial_training", "By name.", flag_values=values)
     flags.DEFINE_integer("groups", 1, "Of batch normalisation.", flag_values=values, lower_bound=1)
     flags.DEFINE_enum("attack_batch_norm", "batch", ["batch", "moving"], "Statistics.", flag_values=values)
+    flags.DEFINE_integer("replicas", 1, "Logical CPU devices that share a batch.", flag_values=values, lower_bound=1)
     flags.DEFINE_bool("profile", False, "Whether to trace a step.", flag_values=values)
     flags.DEFINE_enum("part", "step", ["step", *_PASSES], "What is timed.", flag_values=values)
 
@@ -31,7 +32,7 @@ def define_flags(values: flags.FlagValues) -> None:
 def measure(values: flags.FlagValues, bench: timing.Bench) -> None:
     """Times the step."""
     names = ("depth", "width", "activation", "dtype", "batch_size", "attack_steps", "objective", "groups")
-    settings = {name: values[name].value for name in (*names, "attack_batch_norm")}
+    settings = {name: values[name].value for name in (*names, "attack_batch_norm", "replicas")}
     network, run = made(**settings)
     counted = counting.count(network)
     dtype = "bfloat16" if values.dtype == "mixed_bfloat16" else "float32"
@@ -40,7 +41,7 @@ def measure(values: flags.FlagValues, bench: timing.Bench) -> None:
         run, passes = single_pass(network, values.batch_size, values.part), _PASSES[values.part]
     work = timing.passes(counted, values.batch_size, passes, dtype)
     name = f"{values.part}, WRN-{values.depth}-{values.width} {values.activation}"
-    bench.time(name, run, work=work, settings=settings)
+    bench.time(name, run, work=work, settings=settings, describe=lambda value: {"loss": value})
     if values.profile:
         bench.notes["profile"] = traces.show(run)
 
@@ -62,16 +63,40 @@ def num_passes(objective: str, attack_steps: int) -> int:
     )
 
 
-def made(*, depth, width, activation, dtype, batch_size, attack_steps, objective, groups, attack_batch_norm):
+def made(
+    *, depth, width, activation, dtype, batch_size, attack_steps, objective, groups, attack_batch_norm, replicas=1
+):
     """The network, and a function that takes a step and returns its loss."""
-    from robust_keras.engines import replicas
+    from robust_keras.engines import replicas as engine
+    from robust_keras.engines import strategies
 
-    group_size = None if groups == 1 else replicas.part_size(batch_size, groups, "groups")
-    network = networks.wide_resnet(depth, width, activation, dtype=dtype, group_size=group_size)
-    model = networks.model(network, objective=objective, attack_steps=attack_steps, batch_norm=attack_batch_norm)
-    step = tf.function(model.train_step, autograph=False)
-    batch = networks.batch(batch_size)
-    return network, lambda: {"loss": float(step(batch)["loss"])}
+    if replicas > 1:
+        (cpu,) = tf.config.list_physical_devices("CPU")
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * replicas)
+    strategy = strategies.strategy("mirrored" if replicas > 1 else "one")
+    group_size = None if groups == 1 else engine.part_size(batch_size, groups, "groups")
+    with strategy.scope():
+        network = networks.wide_resnet(depth, width, activation, dtype=dtype, group_size=group_size)
+        model = networks.model(network, objective=objective, attack_steps=attack_steps, batch_norm=attack_batch_norm)
+        batch = engine.to_replicas(networks.batch(batch_size))
+    step = compiled(model, strategy)
+
+    def run():
+        with strategy.scope():
+            return float(step(batch))
+
+    return network, run
+
+
+def compiled(model, strategy=None):
+    """A function of a batch that takes a step and returns its loss, as `fit` compiles one."""
+    strategy = strategy or tf.distribute.get_strategy()
+
+    @tf.function(autograph=False)
+    def step(batch):
+        return strategy.experimental_local_results(strategy.run(model.train_step, args=(batch,))["loss"])[0]
+
+    return step
 
 
 def single_pass(network, batch_size, part):
@@ -92,4 +117,4 @@ def single_pass(network, batch_size, part):
         gradients = tape.gradient(loss, [x] if part == "images" else weights)
         return tf.add_n([tf.reduce_sum(each) for each in gradients])  # All of them are waited for.
 
-    return lambda: {"value": float(run(images))}
+    return lambda: float(run(images))

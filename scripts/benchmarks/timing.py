@@ -86,9 +86,13 @@ class Bench:
         """Whether there is another program."""
         return self._peer is not None
 
+    def new_path(self, name: str) -> str:
+        """A path in a folder that is there as long as this context is."""
+        return os.path.join(tempfile.mkdtemp(dir=self._folder.name), name)
+
     def hand_over(self, **arrays: np.ndarray) -> str:
         """Writes arrays to a file that the other program can read, and returns its path."""
-        path = os.path.join(self._folder.name, f"{len(os.listdir(self._folder.name))}.npz")
+        path = self.new_path("given.npz")
         np.savez(path, **arrays)  # type: ignore[arg-type]
         return path
 
@@ -101,16 +105,18 @@ class Bench:
         settings: Mapping[str, Any] | None = None,
         given: str | None = None,
         is_compared: bool = True,
+        describe: Callable[[Any], Any] = lambda found: found,
     ) -> dict[str, Any]:
         """Times a case.
 
         Args:
             name: of the case.
-            run: does it once, and returns once it is done: a dictionary of what it found, to be kept, or None.
+            run: does it once, and returns once it is done.
             work: of one run.
             settings: of the case, for the other program and the file.
             given: what `hand_over` returned.
             is_compared: whether the other program, if there is one, runs too.
+            describe: called with what a run returned, after the clock stopped; a dictionary is kept.
 
         Returns:
             The row, as it is in the file.
@@ -118,19 +124,22 @@ class Bench:
         request = {"case": name, "settings": dict(settings or {}), "given": given}
         peer = self._peer if is_compared else None
         before, ours, theirs = _begin_peak(), [], []
-        first = [_timed(run) for _ in range(self.num_warmups)]
+        first = [_timed(run)[0] for _ in range(self.num_warmups)]
         answers = [peer.measure(request) for _ in range(self.num_warmups) if peer]
+        found = []
         for _ in range(self.num_runs):
-            ours.append(_timed(run))
+            seconds, returned = _timed(run)
+            ours.append(seconds)
+            found.append(describe(returned))
             if peer:
                 theirs.append(peer.measure(request))
-        row = {"name": name, "settings": request["settings"], **_spread([seconds for seconds, _ in ours])}
-        row |= {"first_seconds": first[0][0], "found": [found for _, found in ours if isinstance(found, dict)]}
+        row = {"name": name, "settings": request["settings"], **_spread(ours), "first_seconds": first[0]}
+        row["found"] = [each for each in found if isinstance(each, dict)]
         peak = _peak()
         row |= {"peak_bytes": peak, "peak_bytes_over_before": max(0, peak - before)}
         row |= _speeds(row["seconds"], work)
         if peer:
-            row["against"] = _against(peer.command, [seconds for seconds, _ in ours], theirs, answers)
+            row["against"] = _against(peer.command, ours, theirs, answers)
         self.add(row)
         return row
 

@@ -1,6 +1,6 @@
 """A training step of the paper in PyTorch, next to `scripts/benchmark.py step`.
 
-    python3 -m venv torch_env && torch_env/bin/pip install numpy torch --index-url https://download.pytorch.org/whl/cpu
+    python3 -m venv torch_env && torch_env/bin/pip install numpy torch
     python scripts/benchmark.py step --against='torch_env/bin/python scripts/peers/pytorch_step.py --channels_last'
 
 PGD with steps along the signs, the cross-entropy on what it finds (TRADES too), SGD with Nesterov momentum and weight
@@ -14,6 +14,7 @@ import contextlib
 import importlib.util
 import pathlib
 
+import answering
 import torch
 import torch_network
 from torch.nn import functional as F
@@ -33,7 +34,7 @@ def network_of(source, settings):
 
 
 def prepare(args, request):
-    """A function that takes a step of the request's kind."""
+    """A function that takes a step of the request's kind and returns its loss."""
     settings = request["settings"]
     if settings.get("groups", 1) != 1:
         raise ValueError(f"Expected one group: PyTorch's layers know no others. Received: {settings['groups']}")
@@ -65,9 +66,9 @@ def prepare(args, request):
             loss = loss_of(model, images, x_adv, labels, settings["objective"])
         loss.backward()
         optimizer.step()
-        return {"loss": loss.item()}
+        return loss.item()
 
-    return step
+    return step, lambda loss: {"loss": loss}
 
 
 def attacked(model, images, labels, settings, precision):
@@ -115,7 +116,7 @@ def main():
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    torch_network.answer(lambda request: prepare(args, request))
+    answering.answer(lambda request: prepare(args, request))
 
 
 if __name__ == "__main__":
