@@ -67,6 +67,16 @@ def has_xla() -> bool:
         return False
 
 
+def is_on_cpu() -> bool:
+    """Whether what is called now runs on the CPU operation by operation, and XLA is there to fuse some of them."""
+    return not _is_inside_xla() and not _has_accelerator() and has_xla()
+
+
+@functools.cache
+def _has_accelerator():
+    return bool(tf.config.list_logical_devices("GPU"))
+
+
 def _is_traced_for_xla():
     return getattr(_tracing, "for_xla", False)
 
