@@ -11,7 +11,6 @@ program anyway (TPUs, `jit_compile=True`, the engine on JAX) and on GPUs, the sa
 Values are those of float32 arithmetic, rounded once to the input's type.
 """
 
-import math
 from collections.abc import Callable
 
 import tensorflow as tf
@@ -172,23 +171,23 @@ def _activated_by_kernels(x, activation):
 
 @compilation.fused
 def _affine(x, factor, offset, activation):
-    return _rounded(_activated(_as_float32(x) * factor + offset, activation), x.dtype)
+    return rounded(_activated(as_float32(x) * factor + offset, activation), x.dtype)
 
 
 @compilation.fused
 def _affine_gradient(x, factor, offset, upstream, by_x, activation):
-    dz = _slope(_as_float32(x) * factor + offset, _as_float32(upstream), activation)
-    return _rounded(dz * factor if by_x else dz, x.dtype)
+    dz = _slope(as_float32(x) * factor + offset, as_float32(upstream), activation)
+    return rounded(dz * factor if by_x else dz, x.dtype)
 
 
 @compilation.fused
 def _activation(x, activation):
-    return _rounded(_activated(_as_float32(x), activation), x.dtype)
+    return rounded(_activated(as_float32(x), activation), x.dtype)
 
 
 @compilation.fused
 def _activation_gradient(x, upstream, activation):
-    return _rounded(_slope(_as_float32(x), _as_float32(upstream), activation), x.dtype)
+    return rounded(_slope(as_float32(x), as_float32(upstream), activation), x.dtype)
 
 
 def _slope(z, upstream, activation):
@@ -203,14 +202,15 @@ def _slope(z, upstream, activation):
 
 # XLA on CPU converts bfloat16 one by one, but works on integers many at a time: a bfloat16 is the upper half of a
 # float32.
-def _as_float32(x):
+def as_float32(x: tf.Tensor) -> tf.Tensor:
+    """A tensor of floats in float32."""
     if x.dtype != tf.bfloat16:
         return tf.cast(x, tf.float32)
     bits = tf.cast(tf.bitcast(x, tf.uint16), tf.uint32)
     return tf.bitcast(tf.bitwise.left_shift(bits, tf.constant(16, tf.uint32)), tf.float32)
 
 
-def _rounded(x, dtype):
+def rounded(x: tf.Tensor, dtype: tf.DType) -> tf.Tensor:
     """float32 to the nearest of `dtype`, to even where two are."""
     if dtype != tf.bfloat16:
         return tf.cast(x, dtype)

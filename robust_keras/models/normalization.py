@@ -134,15 +134,23 @@ class BatchNorm(keras.layers.Layer):
         told = _mode.get()
         mode = told or (BATCH_AND_UPDATE if training else MOVING)
         # A pass that nobody has told its mode may be an export's: what it needs is in every TensorFlow.
-        how = {"activation": self.activation, "compiled": told is not None}
+        compiled = told is not None
         if mode == MOVING:
             factor = self.scale * tf.math.rsqrt(self.moving_variance + self.epsilon)
-            return norm_act.affine(x, factor, self.offset - self.moving_mean * factor, **how)
+            offset = self.offset - self.moving_mean * factor
+            return norm_act.affine(x, factor, offset, activation=self.activation, compiled=compiled)
         self._check(x)
-        how |= {"group_size": self.statistics_group_size, "epsilon": self.epsilon}
-        y, *statistics = norm_act.standardized(x, self.scale.value, self.offset.value, **how)
+        y, mean, variance = norm_act.standardized(
+            x,
+            self.scale.value,
+            self.offset.value,
+            group_size=self.statistics_group_size,
+            epsilon=self.epsilon,
+            activation=self.activation,
+            compiled=compiled,
+        )
         if mode == BATCH_AND_UPDATE:
-            statistics = tuple(tf.reshape(tf.reduce_mean(groups, axis=0), (-1,)) for groups in statistics)
+            statistics = tuple(tf.reshape(tf.reduce_mean(groups, axis=0), (-1,)) for groups in (mean, variance))
             pending = _pending.get()
             if pending is None:
                 apply_updates([self], [statistics])
