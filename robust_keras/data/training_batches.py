@@ -152,7 +152,18 @@ def batches(
     steps = tf.data.Dataset.range(start_step, num_steps)
     at_once = _BUFFER_BYTES // (batch_size // num_hosts * math.prod(data.image_shape))
     at_once = max(1, min(at_once, os.cpu_count() or 1))
-    return _dataset(steps.map(functools.partial(make, augmentation, mix), at_once), data.image_shape)
+    return _dataset(steps.map(_traced(make, augmentation, mix), at_once), data.image_shape)
+
+
+def _traced(make: Callable, *functions: Callable | None) -> Callable:
+    """`(step) -> make(*functions, step)`. Python's control flow, whose conversion takes longer than all other tracing,
+    is converted where there are functions that are not the package's.
+    """
+    modules = [getattr(getattr(each, "func", each), "__module__", "") for each in functions if each is not None]
+    make = functools.partial(make, *functions)
+    if all(module.startswith(f"{__package__}.") for module in modules):
+        return tf.autograph.experimental.do_not_convert(make)
+    return make
 
 
 class _Groups(NamedTuple):
@@ -301,7 +312,7 @@ def _batch(
     grouped = []
     for part in parts:
         flat = _examples(part, step, mine, groups.num_groups, seed, num_classes)
-        grouped.append([tf.reshape(t, (len(mine), part.per_group, *t.shape[1:])) for t in flat])
+        grouped.append([tf.reshape(t, (mine.shape[0], part.per_group, *t.shape[1:])) for t in flat])
     image, label, targets, index, copies, is_labelled = (
         tf.reshape(tf.concat(pieces, axis=1), (-1, *pieces[0].shape[2:])) for pieces in zip(*grouped)
     )
@@ -311,7 +322,7 @@ def _batch(
     if mix is not None:
         group_seeds = noise.fold_in(noise.example_seeds(seed, step, mine), noise.MIXING)
         # Each copy of a labelled image meets the same copy of another.
-        both = [tf.reshape(t, (len(mine), -1, groups.num_repeats, *t.shape[1:])) for t in (image, targets)]
+        both = [tf.reshape(t, (mine.shape[0], -1, groups.num_repeats, *t.shape[1:])) for t in (image, targets)]
         image, targets = (tf.reshape(t, (-1, *t.shape[3:])) for t in mix(*both, group_seeds))
     return {"image": image, "label": label, "targets": targets, "seeds": seeds, "is_labelled": is_labelled}
 
@@ -327,7 +338,7 @@ def _examples(
     passes = position // size
     index = _shuffled(position % size, size, (seed, part.number, passes))
     copies = (passes - first // size) * part.num_repeats
-    copies += tf.tile(tf.range(part.num_repeats, dtype=tf.int64), [len(mine) * count])
+    copies += tf.tile(tf.range(part.num_repeats, dtype=tf.int64), [mine.shape[0] * count])
     image, label = _read(part.source, index)
     targets = tf.one_hot(label, num_classes) * (1 - part.smoothing) + part.smoothing / num_classes
     return image, label, targets, part.first_index + index, copies, tf.fill(tf.shape(index), int(part.number == 0))

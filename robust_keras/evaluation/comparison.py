@@ -9,7 +9,6 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 MAX_NUM_IMAGES = 10_000  # Where the search for what would resolve a difference ends: CIFAR-10's test set,
 MAX_NUM_SEEDS = 100  # and more trainings than anyone will run.
@@ -91,6 +90,8 @@ def compare(
     is_resolved = abs(difference) > half
     needed, not_needed = None, ""
     if not is_resolved:
+        from scipy import stats
+
         # The distribution of few seeds' variance is skewed: more often than not it is estimated too low. Plans are made
         # with the estimate that is too low half the time.
         scale = (num_seeds - 1) / stats.chi2.ppf(0.5, num_seeds - 1) if num_seeds > 1 else 1.0
@@ -185,6 +186,8 @@ def _variances(d, scale_seeds=1.0):
 
 def _half_width(variances, num_seeds, num_images, confidence):
     """Half the interval's width, of numbers of images as of one."""
+    from scipy import stats  # A second to import, which only comparisons need.
+
     freedom_images = num_images - 1
     # One image more that row wins and one that it loses, of half the weight each (Agresti and Min, 2005): few images
     # on which the two differ, or none, are no proof that there is no variance.

@@ -60,9 +60,11 @@ class Validator:
         self.best_metric = f"val_{validation.best_by}{list(networks)[-1]}"
 
     def try_out(self) -> None:
-        """Compiles what a validation runs, and runs it once: a bad setting, or too large a batch, shows."""
-        for correct in self._compiled.values():
-            correct(*self.batch_of(self._batches[0]))
+        """Compiles what a validation runs of one network, and runs it on a batch: a bad setting, or too large a batch,
+        shows. Of the other network it is the same.
+        """
+        correct = list(self._compiled.values())[-1]
+        correct(*self.batch_of(self._batches[0]))
 
     def __call__(self, should_stop: Callable[[], bool]) -> dict[str, float] | None:
         """Accuracies by column of metrics.csv, or None once `should_stop()` is true."""

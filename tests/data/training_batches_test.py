@@ -210,6 +210,19 @@ def test_augmentation_takes_images_and_seeds():
         np.testing.assert_array_equal(augmented[name], plain[name])
 
 
+def test_control_flow_of_ones_own_augmentation_is_converted():
+    def own(images, seeds):
+        if tf.reduce_sum(seeds) == tf.reduce_sum(seeds):  # Of a tensor, which Python cannot tell.
+            images = 255 - images
+        return images
+
+    plain, inverted = (
+        next(training_batches.batches(training_data(8), batch_size=4, seed=1, num_steps=1, **more).as_numpy_iterator())
+        for more in ({}, {"augmentation": functools.partial(own)})
+    )
+    np.testing.assert_array_equal(inverted["image"], 255 - plain["image"])
+
+
 def test_crops_of_the_papers_augmentation():
     digits = np.random.default_rng(0).integers(1, 256, (20, 8, 8, 1)).astype(np.uint8)
     labelled = sources.Source("made", digits, np.arange(20, dtype=np.int32), 20)

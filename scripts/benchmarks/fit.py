@@ -1,6 +1,6 @@
 """Measures what `fit` makes of a stock ResNet-20 on CIFAR-10: standard against adversarial training.
 
-    python scripts/benchmark_fit.py --workdir=DIR
+    python scripts/benchmark.py fit --workdir=DIR
 
 Both networks have the same seed, batches and schedule. Of each, the last weights are measured, those that
 `ModelCheckpoint` kept by `val_robust_accuracy`, and the averaged ones: by PGD-20 on the first `--num_pgd` test images,
@@ -8,50 +8,44 @@ and the last weights by AutoAttack on the first `--num_autoattack`. DIR keeps ne
 there is not trained again, and evaluations go on.
 """
 
-from robust_keras.commands import launcher  # isort: skip  Before TensorFlow is imported.
-
 import functools
 import os
 import time
 
 from absl import flags
 
+from benchmarks import timing
+
 _RADIUS = "8/255"
 
 
-def run(
-    *,
-    workdir,
-    data_dir=None,
-    num_validation=2000,
-    epochs=2,
-    batch_size=64,
-    attack_steps=3,
-    num_pgd=1000,
-    num_autoattack=256,
-):
+def measure(values: flags.FlagValues, bench: timing.Bench) -> None:
     """Trains what is missing, evaluates, and prints a line for each network."""
     import robust_keras as rk
     from robust_keras.data import sources
 
+    workdir, num_pgd, num_autoattack = values.workdir, values.num_pgd, values.num_autoattack
     os.makedirs(workdir, exist_ok=True)
-    train, test = (sources.load("cifar10", split, data_dir=data_dir) for split in ("train", "test"))
-    x, y = train.images, train.labels
-    data = (x[num_validation:], y[num_validation:]), (x[:num_validation], y[:num_validation])
-    networks = {}
+    train, test = (sources.load("cifar10", split, data_dir=values.data_dir) for split in ("train", "test"))
+    x, y, held_out = train.images, train.labels, values.num_validation
+    data = (x[held_out:], y[held_out:]), (x[:held_out], y[:held_out])
+    networks: dict[str, str] = {}
     for objective in ("standard", "adversarial_training"):
-        steps = attack_steps if objective != "standard" else 0
-        networks |= _trained(workdir, objective, *data, epochs=epochs, batch_size=batch_size, attack_steps=steps)
+        steps = values.attack_steps if objective != "standard" else 0
+        schedule = {"epochs": values.epochs, "batch_size": values.batch_size, "attack_steps": steps}
+        networks |= _trained(workdir, objective, *data, **schedule)
     for name, path in networks.items():
         evaluated = functools.partial(rk.evaluate, path, (test.images, test.labels), norm="Linf", epsilon=_RADIUS)
         found = evaluated(attacks="pgd20", num_examples=num_pgd, workdir=f"{path}.pgd20")
-        line = f"{name}: clean {found.clean_accuracy:.2%}, PGD-20 {found.robust_accuracy:.2%} of {num_pgd}"
+        row = {"name": name, "clean": found.clean_accuracy, "pgd20": found.robust_accuracy}
+        line = f"clean {found.clean_accuracy:.2%}, PGD-20 {found.robust_accuracy:.2%} of {num_pgd}"
         if name.endswith("last"):
             started = time.perf_counter()
             found = evaluated(num_examples=num_autoattack, workdir=f"{path}.standard", baseline=False)
             line += f"; AutoAttack {found.robust_accuracy:.2%} of {num_autoattack}, {found.warnings or 'no warnings'}"
-            line += f" ({time.perf_counter() - started:.0f} s)"
-        print(line, flush=True)
+            row |= {"autoattack": found.robust_accuracy, "seconds": time.perf_counter() - started}
+        print(line)
+        bench.add(row)
 
 
 def resnet20():
@@ -142,25 +136,3 @@ def define_flags(values):
     flags.DEFINE_integer("num_pgd", 1000, "Test images for PGD-20.", flag_values=values, lower_bound=1)
     flags.DEFINE_integer("num_autoattack", 256, "Test images for AutoAttack.", flag_values=values, lower_bound=1)
     flags.mark_flags_as_required(["workdir"], flag_values=values)
-
-
-def main(values):
-    names = (
-        "workdir",
-        "data_dir",
-        "num_validation",
-        "epochs",
-        "batch_size",
-        "attack_steps",
-        "num_pgd",
-        "num_autoattack",
-    )
-    run(**{name: getattr(values, name) for name in names})
-
-
-def command():
-    launcher.launch(main, define_flags, __doc__)
-
-
-if __name__ == "__main__":
-    command()

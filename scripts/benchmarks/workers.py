@@ -1,6 +1,6 @@
 """Times two worker processes that train together against two that train apart, each on a core of its own.
 
-    python scripts/benchmark_workers.py --workdir=DIR --gin_file=gin/quickstart.gin
+    python scripts/benchmark.py workers --workdir=DIR --gin_file=gin/quickstart.gin
 
 Pairs of runs, one after the other on an idle Linux machine. A worker of the pair has half of the batch; what they add
 up to, in examples per second as metrics.csv has it, is the throughput. The ratio says what meeting at each step costs;
@@ -8,8 +8,6 @@ where the machine's speed changes between runs, the ratio of the best ones says 
 that sleeps for a moment, as one that waits does, may be lent to others and come back slower: --keep_awake gives each
 core, in all runs, a process that takes what nothing else wants.
 """
-
-from robust_keras.commands import launcher  # isort: skip  Before TensorFlow is imported.
 
 import contextlib
 import csv
@@ -23,57 +21,42 @@ import sys
 
 from absl import flags
 
+from benchmarks import timing
 
-def run(
-    *, workdir, gin_files, gin_params=(), data_dir=None, batch_size=64, train_steps=40, num_pairs=3, keep_awake=False
-):
-    """Runs the pairs and prints the ratio of each.
 
-    Args:
-        workdir: a new folder.
-        gin_files: the recipe.
-        gin_params: further bindings.
-        data_dir: where data sets are.
-        batch_size: of the two workers together.
-        train_steps: of each run; rates are taken over the second half.
-        num_pairs: how many.
-        keep_awake: whether the cores never sleep.
-
-    Returns:
-        The ratios, together by apart, of each pair.
-
-    Raises:
-        ValueError: where a run fails.
-    """
-    workdir = pathlib.Path(workdir)
+def measure(values: flags.FlagValues, bench: timing.Bench) -> None:
+    """Runs the pairs and prints the ratio of each."""
+    train_steps = values.train_steps
+    workdir = pathlib.Path(values.workdir)
     workdir.mkdir(parents=True)
     bindings = [
-        *gin_params,
+        *values.gin_param,
         f"TRAIN_STEPS = {train_steps}",
         f"train.log_every = {train_steps // 2}",
         f"train.checkpoint_every = {train_steps}",
         f"train.validate_every = {train_steps}",
         "train.progress = False",
     ]
-    command = [sys.executable, pathlib.Path(__file__).with_name("train.py")]
-    command += [f"--gin_file={file}" for file in gin_files] + [f"--gin_param={binding}" for binding in bindings]
-    command += [f"--data_dir={data_dir}"] if data_dir else []
+    command = [sys.executable, pathlib.Path(__file__).parents[1] / "train.py"]
+    command += [f"--gin_file={file}" for file in values.gin_file] + [f"--gin_param={binding}" for binding in bindings]
+    command += [f"--data_dir={values.data_dir}"] if values.data_dir else []
     rates_apart, rates_together = [], []
     with contextlib.ExitStack() as awake:
-        for core in range(2) if keep_awake else ():
+        for core in range(2) if values.keep_awake else ():
             awake.callback(_idle_process(core).kill)
-        for pair in range(num_pairs):
+        for pair in range(values.pairs):
             folders = [workdir / f"apart-{pair}-{core}" for core in range(2)]
-            runs = [_start(command, core, folder, batch_size // 2) for core, folder in enumerate(folders)]
+            runs = [_start(command, core, folder, values.batch_size // 2) for core, folder in enumerate(folders)]
             apart, folder, cluster = _rate(runs, folders), workdir / f"together-{pair}", _addresses()
-            together = _rate([_start(command, core, folder, batch_size, cluster) for core in range(2)], [folder])
-            print(f"apart {apart:.1f} examples/s, together {together:.1f}, ratio {together / apart:.3f}", flush=True)
+            together = _rate([_start(command, core, folder, values.batch_size, cluster) for core in range(2)], [folder])
+            print(f"apart {apart:.1f} examples/s, together {together:.1f}, ratio {together / apart:.3f}")
+            bench.add({"name": f"pair {pair}", "apart": apart, "together": together, "ratio": together / apart})
             rates_apart.append(apart)
             rates_together.append(together)
     ratios = [together / apart for together, apart in zip(rates_together, rates_apart)]
     best = max(rates_together) / max(rates_apart)
     print(f"median ratio {statistics.median(ratios):.3f}, of the best of each {best:.3f}")
-    return ratios
+    bench.notes |= {"ratio": statistics.median(ratios), "ratio_of_the_best": best}
 
 
 def _start(command, core, workdir, batch_size, cluster=()):
@@ -134,24 +117,3 @@ def define_flags(values):
     flags.DEFINE_integer("pairs", 3, "Pairs of runs.", flag_values=values)
     flags.DEFINE_bool("keep_awake", False, "Whether the cores never sleep.", flag_values=values)
     flags.mark_flags_as_required(["gin_file", "workdir"], flag_values=values)
-
-
-def main(values):
-    run(
-        workdir=values.workdir,
-        gin_files=values.gin_file,
-        gin_params=values.gin_param,
-        data_dir=values.data_dir,
-        batch_size=values.batch_size,
-        train_steps=values.train_steps,
-        num_pairs=values.pairs,
-        keep_awake=values.keep_awake,
-    )
-
-
-def command():
-    launcher.launch(main, define_flags, __doc__)
-
-
-if __name__ == "__main__":
-    command()

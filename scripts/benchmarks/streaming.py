@@ -1,6 +1,6 @@
 """Measures what training on a labelled set on disk takes: memory, time to the first batch, images a second.
 
-    python scripts/benchmark_streaming.py --num_images=1000000 --workdir=DIR
+    python scripts/benchmark.py streaming --num_images=1000000 --workdir=DIR
 
 Makes TFRecords of that many images of 64 x 64, raw bytes, in DIR, and reads them as a run does, with random crops and
 flips, but trains nothing. Each part runs in a process of its own, whose peak of memory it prints: the conversion, which
@@ -8,11 +8,10 @@ happens once; batches of one seed, twice; and of another one. Their order is pri
 image with the copy, are removed at the end.
 """
 
-from robust_keras.commands import launcher  # isort: skip  Before TensorFlow is imported.
-
 import hashlib
 import json
 import os
+import pathlib
 import resource
 import shutil
 import subprocess
@@ -21,36 +20,44 @@ import time
 
 from absl import flags
 
+from benchmarks import timing
+
 _SIZE = 64
 _PER_FILE = 100_000
 _CLASSES = 1000
 
 
-def run(*, num_images, workdir, num_steps=200, batch_size=256, keep=False):
-    """Prints what each part takes, and returns it as dictionaries."""
-    records = os.path.join(workdir, "records")
+def measure(values: flags.FlagValues, bench: timing.Bench) -> None:
+    """Measures a part in this process, or all of them in others."""
+    if values.part:
+        bench.add({"name": values.part, **_part(values.part, values.workdir, values.num_steps, values.batch_size)})
+        return
+    records = os.path.join(values.workdir, "records")
     os.makedirs(records, exist_ok=True)
     try:
         started = time.perf_counter()
-        _make(records, num_images)
-        print(f"{num_images:,} images made in {time.perf_counter() - started:.0f} s", flush=True)
-        parts = {name: _in_a_process(name, workdir, num_steps, batch_size) for name in ("convert", "0", "0 again", "1")}
+        _make(records, values.num_images)
+        print(f"{values.num_images:,} images made in {time.perf_counter() - started:.0f} s", flush=True)
+        parts = {name: _in_a_process(name, values, bench) for name in ("convert", "0", "0 again", "1")}
     finally:
-        if not keep:
+        if not values.keep:
             shutil.rmtree(records)
     if not parts["0"]["order"] == parts["0 again"]["order"] != parts["1"]["order"]:
         raise RuntimeError(f"Expected the order to depend on the seed alone. Received: {parts}")
-    return parts
 
 
-def _in_a_process(name, workdir, num_steps, batch_size):
-    command = [sys.executable, os.path.abspath(__file__), f"--part={name}", f"--workdir={workdir}"]
-    command += [f"--num_steps={num_steps}", f"--batch_size={batch_size}"]
+def _in_a_process(name, values, bench):
+    path = bench.new_path("found.json")
+    script = pathlib.Path(__file__).parents[1] / "benchmark.py"
+    command = [sys.executable, str(script), "streaming", f"--part={name}", f"--workdir={values.workdir}"]
+    command += [f"--num_steps={values.num_steps}", f"--batch_size={values.batch_size}", f"--json={path}"]
     started = time.perf_counter()
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    result = json.loads(output.splitlines()[-1])
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    with open(path) as file:
+        (result,) = json.load(file)["rows"]
     result["seconds_of_the_process"] = round(time.perf_counter() - started, 1)
-    print(f"{name}: {result}", flush=True)
+    print({key: value for key, value in result.items() if key != "name"})
+    bench.add(result)
     return result
 
 
@@ -76,7 +83,7 @@ def _part(name, workdir, num_steps, batch_size):
         found |= {"first_batch_after_s": round(first - started, 1), "images_per_second": round(speed)}
         found["order"] = order.hexdigest()[:16]
     found["peak_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
-    print(json.dumps(found))
+    return found
 
 
 def _make(folder, num_images):
@@ -104,24 +111,3 @@ def define_flags(values):
     flags.DEFINE_bool("keep", False, "Keeps the files.", flag_values=values)
     flags.DEFINE_string("part", None, "What this process measures; all by default.", flag_values=values)
     flags.mark_flags_as_required(["workdir"], flag_values=values)
-
-
-def main(values):
-    if values.part:
-        _part(values.part, values.workdir, values.num_steps, values.batch_size)
-        return
-    run(
-        num_images=values.num_images,
-        workdir=values.workdir,
-        num_steps=values.num_steps,
-        batch_size=values.batch_size,
-        keep=values.keep,
-    )
-
-
-def command():
-    launcher.launch(main, define_flags, __doc__)
-
-
-if __name__ == "__main__":
-    command()

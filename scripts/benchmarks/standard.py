@@ -1,0 +1,29 @@
+"""Times AutoAttack's standard version end to end, from the first test images to the verified verdict.
+
+    python scripts/benchmark.py standard --network=FILE.keras --dataset=cifar10 --data_dir=DIR --num_images=256
+    python scripts/benchmark.py standard --network=FILE.keras --dataset=cifar10 --data_dir=DIR --num_images=256 \\
+        --against='torch_env/bin/python scripts/peers/upstream_autoattack.py --checkout=DIR'
+
+Tracing is part of it. `found` has how many images are left, and the seconds of each attack.
+"""
+
+from absl import flags
+
+from benchmarks import attack, timing, victims
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the subject's flags."""
+    victims.define_flags(values, num_images=256)
+
+
+def measure(values: flags.FlagValues, bench: timing.Bench) -> None:
+    """Times the evaluation."""
+    of = victims.victim(values, bench, all_right=False)
+    bench.time(
+        "standard",
+        lambda: attack.whole("standard", of),
+        work=timing.Work(len(of.labels)),
+        settings=of.settings,
+        given=victims.handed_over(of, bench),
+    )
