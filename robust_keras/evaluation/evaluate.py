@@ -77,7 +77,7 @@ def evaluate(
         baseline: a weaker attack to compare with, on every correctly classified example; what it breaks still stands.
         individual: whether each attack runs on every correctly classified example.
         num_examples: how many examples, the first ones; None for all.
-        batch_size: of every forward pass and attack, over all replicas.
+        batch_size: of every forward pass and attack, over all replicas; less where there are fewer examples.
         seed: of the attacks' noise.
         jit_compile: whether to compile attacks with XLA.
         search_dtype: 'bfloat16' to search in, for CPUs with AMX, see `plan.make`; verdicts are of float32 passes.
@@ -96,11 +96,11 @@ def evaluate(
             chance, an attack bound to another threat, or a `save_directory` of another evaluation, or in use by one.
     """
     plan = plans.make(attacks, baseline, threat, individual=individual, seed=seed, search_dtype=search_dtype)
-    batches = batching.Batches(batch_size, seed, jit_compile, getattr(logits_fn, "batch_size", None) is None)
-    predict_fn = replicas.over_replicas(logits_fn)
-    seen = _look(logits_fn, predict_fn, *examples.first(source, num_examples), batch_size, allow_chance)
+    chosen = examples.first(source, num_examples)
+    batches = _batches(logits_fn, len(chosen[0]), batch_size, seed, jit_compile)
+    seen, predict_fn = _look(logits_fn, *chosen, batches.batch_size, allow_chance)
     found = saved_state.Verdicts(*plan.size(seen), save_directory, plan.identity(seen, model_identity), save_every)
-    judge = verification.Judge(predict_fn, seen.images, seen.labels, threat, batch_size)
+    judge = verification.Judge(predict_fn, seen.images, seen.labels, threat, batches.batch_size)
     with _locked(save_directory):
         _attack(outputs.attackable(logits_fn, seen.clean_logits), plan, seen, found, judge, batches, diagnose, progress)
     return results.conclude(plan, seen, found, logits_fn)
@@ -119,21 +119,33 @@ def check_batch_size(logits_fn: Callable, batch_size: int) -> None:
         )
 
 
+def _batches(logits_fn, num_examples, batch_size, seed, jit_compile):
+    """How examples are packed: where the model takes any number of them, in batches no larger than there are."""
+    check_batch_size(logits_fn, batch_size)
+    takes_any = getattr(logits_fn, "batch_size", None) is None
+    if takes_any:
+        num_replicas = replicas.num_replicas()
+        batch_size = min(batch_size, max(-(-num_examples // num_replicas), 1) * num_replicas)
+    return batching.Batches(batch_size, seed, jit_compile, takes_any)
+
+
 def _locked(save_directory):
     if save_directory is None:
         return contextlib.nullcontext()
     return ownership.lock(save_directory, what="an evaluation", writes=replicas.process_index() == 0)
 
 
-def _look(logits_fn, predict_fn, images, labels, batch_size, allow_chance):
-    """The `Examples`, once the model has seen the clean images and neither they nor it turn out to be wrong."""
-    check_batch_size(logits_fn, batch_size)
+def _look(logits_fn, images, labels, batch_size, allow_chance):
+    """The `Examples`, once the model has seen the clean images and neither they nor it turn out to be wrong, and the
+    compiled model.
+    """
+    predict_fn = replicas.over_replicas(logits_fn)
     seen = examples.Examples(images, labels, verification.first_look(predict_fn, images, batch_size))
     outputs.check(seen.clean_logits, are_log_probabilities=outputs.are_log_probabilities(logits_fn))
     losses.check_labels(labels, seen.num_classes)
     if not allow_chance:
         examples.check_above_chance(seen)
-    return seen
+    return seen, predict_fn
 
 
 def _attack(logits_fn, plan, seen, found, judge, batches, diagnose, progress):
