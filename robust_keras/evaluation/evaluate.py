@@ -165,7 +165,9 @@ def _attack(logits_fn, plan, seen, found, judge, batches, diagnose, progress):
             standing &= doubtful
         active = np.flatnonzero(standing)
         found.attacked[position] = len(active)
-        search_fn = searching.in_dtype(logits_fn, "bfloat16") if plans.is_low(attack) else logits_fn
+        dtype = "bfloat16" if plans.is_low(attack) else "float32"
+        is_rewritten = attack.search is not None and not batches.jit_compile
+        search_fn = searching.search_fn(logits_fn, dtype) if is_rewritten else logits_fn
         work = batching.work_of(attack, search_fn, seen, active, batches)
         if plans.is_again(attack):
             work.take_first_run_only(~doubtful)
