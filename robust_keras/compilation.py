@@ -6,9 +6,10 @@ def nearest(delta, x): ...
 step = compilation.function(step, jit_compile=jit_compile)  # As somebody asked for.
 """
 
+import contextlib
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 
@@ -46,14 +47,21 @@ def function(fn: Callable, *, jit_compile: bool = False) -> Callable:
 
     @functools.wraps(fn)
     def traced(*args, **kwargs):
-        before = _is_traced_for_xla()
-        _tracing.for_xla = True
-        try:
+        with plain():
             return fn(*args, **kwargs)
-        finally:
-            _tracing.for_xla = before
 
     return tf.function(traced, jit_compile=True, autograph=False)
+
+
+@contextlib.contextmanager
+def plain() -> Iterator[None]:
+    """Inside the context nothing is compiled for speed alone: what is traced holds single operations."""
+    before = _is_traced_for_xla()
+    _tracing.for_xla = True
+    try:
+        yield
+    finally:
+        _tracing.for_xla = before
 
 
 @functools.cache
@@ -65,6 +73,16 @@ def has_xla() -> bool:
             return float(doubled(tf.constant(1.0))) == 2.0
     except tf.errors.OpError:
         return False
+
+
+def is_on_cpu() -> bool:
+    """Whether what is called now runs on the CPU operation by operation, and XLA is there to fuse some of them."""
+    return not _is_inside_xla() and not _has_accelerator() and has_xla()
+
+
+@functools.cache
+def _has_accelerator():
+    return bool(tf.config.list_logical_devices("GPU"))
 
 
 def _is_traced_for_xla():

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from robust_keras.attacks.attack import as_attack
+from robust_keras.evaluation.evaluate import correct_under_attack
 from robust_keras.training import epsilon_warm_up, recipes
 from robust_keras.training import train as training
 
@@ -71,6 +72,7 @@ def train(
             as_attack(each)  # Bad settings show before any work.
     epsilon_warm_up.checked(epsilon_warmup_steps, attack)
     inner = recipes.InnerAttack(attack, attack_target, attack_batch_norm, epsilon_warmup_steps) if attack else None
+    needs_wrong_ones = getattr(validation, "func", None) is not correct_under_attack
     layout = recipes.Layout(strategy, tpu, accumulation_steps, steps_per_execution, jit_compile, validation_batch_size)
     cadence = recipes.Cadence(validate_every, checkpoint_every, log_every, num_checkpoints, progress)
     recipe = recipes.Recipe(
@@ -80,7 +82,7 @@ def train(
         objective=objective,
         attack=inner,
         optimizer=recipes.Optimizer(learning_rate, momentum, weight_decay, optimizer),
-        validation=recipes.Validation(validation, best_by),
+        validation=recipes.Validation(validation, best_by, needs_wrong_ones),
         train_steps=train_steps,
         seed=seed,
         averaging=None if tau is None else recipes.Averaging(tau, averaging_warm_up),

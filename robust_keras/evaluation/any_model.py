@@ -37,7 +37,7 @@ from robust_keras.evaluation.results import Evaluation
 from robust_keras.models import any_network
 from robust_keras.saved_models import export, load
 
-_OPTIONS = ("individual", "allow_chance", "jit_compile", "diagnose", "progress", "save_every")
+_OPTIONS = ("individual", "allow_chance", "jit_compile", "search_dtype", "diagnose", "progress", "save_every")
 
 
 def evaluate(
@@ -126,7 +126,8 @@ def _plan(chosen: presets.Preset, baseline: bool, threat: threats.Threat, seed: 
         raise ValueError(f"Expected options out of {', '.join(_OPTIONS)}. Received: {', '.join(sorted(unknown))}")
     individual = options.get("individual", False)
     given = chosen.baseline if baseline else None
-    return plans.make(chosen.attacks, given, threat, individual=individual, seed=seed)
+    dtype = options.get("search_dtype", "float32")
+    return plans.make(chosen.attacks, given, threat, individual=individual, seed=seed, search_dtype=dtype)
 
 
 def _try_out(subject: _Subject, plan: plans.Plan, batch_size: int) -> None:

@@ -124,7 +124,7 @@ class Packing:
         self._slots = np.zeros((0, 2), np.int64)  # (example, run) of each slot; example -1 is an empty one.
         self._steps = np.zeros(0, np.int64)  # Behind each slot.
         self._batch: Any = None  # x, labels and progress of the slots, on the device.
-        self.num_steps = len(self._indices) * self._num_runs * self._search.num_steps
+        self._runs = np.full(len(examples.labels), self._num_runs)  # Of each example.
         self.steps_taken = 0
         self.broken = np.zeros(len(examples.labels), bool)
 
@@ -135,6 +135,14 @@ class Packing:
         self._begin = replicas.over_replicas(begin, jit_compile=batches.jit_compile)
         self._advance = replicas.over_replicas(advance, jit_compile=batches.jit_compile)
         self._merge = replicas.over_replicas(merge)
+
+    @property
+    def num_steps(self) -> int:
+        return int(self._runs[self._indices].sum()) * self._search.num_steps
+
+    def take_first_run_only(self, chosen: np.ndarray) -> None:
+        """Of the examples that are `chosen`, bool `[num_examples]`, only the first run is left to do."""
+        self._runs[chosen] = 1
 
     @property
     def steps_left(self) -> int:
@@ -194,7 +202,10 @@ class Packing:
     def _queued(self):
         """Places in the queue, from the next on, of runs of examples that still stand."""
         places = np.arange(self._next, self._num_runs * len(self._indices))
-        return places[~self.broken[self._indices[places % len(self._indices)]]] if len(places) else places
+        if not len(places):
+            return places
+        examples, runs = self._indices[places % len(self._indices)], places // len(self._indices)
+        return places[~self.broken[examples] & (runs < self._runs[examples])]
 
     def _fill(self):
         queued = self._queued()

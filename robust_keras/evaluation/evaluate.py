@@ -12,7 +12,7 @@ from tqdm import tqdm
 from robust_keras import failures, losses, ownership, threats
 from robust_keras.attacks.attack import Attack, checked
 from robust_keras.engines import replicas
-from robust_keras.evaluation import batching, examples, gradient_masking, results, saved_state, verification
+from robust_keras.evaluation import batching, examples, gradient_masking, results, saved_state, searching, verification
 from robust_keras.evaluation import plan as plans
 from robust_keras.models import any_network, outputs
 
@@ -56,6 +56,7 @@ def evaluate(
     batch_size: int = 128,
     seed: int = 0,
     jit_compile: bool = False,
+    search_dtype: str = "float32",
     allow_chance: bool = False,
     diagnose: bool = True,
     model_identity: Any = None,
@@ -65,22 +66,21 @@ def evaluate(
 ) -> results.Evaluation:
     """Clean and robust accuracy of a classifier.
 
-    Attacks run in order, each on the examples that all before it left standing. An example counts as broken only where
-    a fresh forward pass on its adversarial image, after that was checked to lie inside the threat model, is wrong. All
-    replicas of the strategy in scope share batches of one size; each process calls this, and the first writes.
+    Attacks run in order, each on what all before it left standing. An example is broken only where a fresh pass on an
+    image that was checked to be inside the threat model is wrong. Each process calls this, and the first writes.
 
     Args:
-        logits_fn: float32 images `[batch, ...]` in [0, 1] to logits `[batch, num_classes]`; loaded in the same scope.
-            Attributes may say more: `outputs`, `straight_through_cast`, and `batch_size` where it takes one alone.
+        logits_fn: float32 images `[batch, ...]` in [0, 1] to logits; attributes may say more, see `any_network`.
         source: a `data.sources.Source`: uint8 images and labels.
         attacks: see `attacks.attack.as_attack`; all for `threat`.
         threat: the `threats.Threat` that adversarial images must obey.
         baseline: a weaker attack to compare with, on every correctly classified example; what it breaks still stands.
         individual: whether each attack runs on every correctly classified example.
         num_examples: how many examples, the first ones; None for all.
-        batch_size: of every forward pass and attack, over all replicas.
+        batch_size: of every forward pass and attack, over all replicas; less where there are fewer examples.
         seed: of the attacks' noise.
         jit_compile: whether to compile attacks with XLA.
+        search_dtype: 'bfloat16' to search in, for CPUs with AMX, see `plan.make`; verdicts are of float32 passes.
         allow_chance: whether to go on where the clean accuracy is not above chance.
         diagnose: whether to look for masked gradients first, see `gradient_masking.diagnose`.
         model_identity: what tells the model from others, as JSON can hold it.
@@ -95,12 +95,12 @@ def evaluate(
         ValueError: before any attack: for images, labels, outputs or batches that cannot be meant, clean accuracy at
             chance, an attack bound to another threat, or a `save_directory` of another evaluation, or in use by one.
     """
-    plan = plans.make(attacks, baseline, threat, individual=individual, seed=seed)
-    batches = batching.Batches(batch_size, seed, jit_compile, getattr(logits_fn, "batch_size", None) is None)
-    predict_fn = replicas.over_replicas(logits_fn)
-    seen = _look(logits_fn, predict_fn, *examples.first(source, num_examples), batch_size, allow_chance)
+    plan = plans.make(attacks, baseline, threat, individual=individual, seed=seed, search_dtype=search_dtype)
+    chosen = examples.first(source, num_examples)
+    batches = _batches(logits_fn, len(chosen[0]), batch_size, seed, jit_compile)
+    seen, predict_fn = _look(logits_fn, *chosen, batches.batch_size, allow_chance)
     found = saved_state.Verdicts(*plan.size(seen), save_directory, plan.identity(seen, model_identity), save_every)
-    judge = verification.Judge(predict_fn, seen.images, seen.labels, threat, batch_size)
+    judge = verification.Judge(predict_fn, seen.images, seen.labels, threat, batches.batch_size)
     with _locked(save_directory):
         _attack(outputs.attackable(logits_fn, seen.clean_logits), plan, seen, found, judge, batches, diagnose, progress)
     return results.conclude(plan, seen, found, logits_fn)
@@ -119,21 +119,33 @@ def check_batch_size(logits_fn: Callable, batch_size: int) -> None:
         )
 
 
+def _batches(logits_fn, num_examples, batch_size, seed, jit_compile):
+    """How examples are packed: where the model takes any number of them, in batches no larger than there are."""
+    check_batch_size(logits_fn, batch_size)
+    takes_any = getattr(logits_fn, "batch_size", None) is None
+    if takes_any:
+        num_replicas = replicas.num_replicas()
+        batch_size = min(batch_size, max(-(-num_examples // num_replicas), 1) * num_replicas)
+    return batching.Batches(batch_size, seed, jit_compile, takes_any)
+
+
 def _locked(save_directory):
     if save_directory is None:
         return contextlib.nullcontext()
     return ownership.lock(save_directory, what="an evaluation", writes=replicas.process_index() == 0)
 
 
-def _look(logits_fn, predict_fn, images, labels, batch_size, allow_chance):
-    """The `Examples`, once the model has seen the clean images and neither they nor it turn out to be wrong."""
-    check_batch_size(logits_fn, batch_size)
+def _look(logits_fn, images, labels, batch_size, allow_chance):
+    """The `Examples`, once the model has seen the clean images and neither they nor it turn out to be wrong, and the
+    compiled model.
+    """
+    predict_fn = replicas.over_replicas(logits_fn)
     seen = examples.Examples(images, labels, verification.first_look(predict_fn, images, batch_size))
     outputs.check(seen.clean_logits, are_log_probabilities=outputs.are_log_probabilities(logits_fn))
     losses.check_labels(labels, seen.num_classes)
     if not allow_chance:
         examples.check_above_chance(seen)
-    return seen
+    return seen, predict_fn
 
 
 def _attack(logits_fn, plan, seen, found, judge, batches, diagnose, progress):
@@ -146,13 +158,24 @@ def _attack(logits_fn, plan, seen, found, judge, batches, diagnose, progress):
     for position in range(found.position, len(plan.attacks)):
         found.position = position
         before = slice(plan.first, plan.first if plan.individual else max(position, plan.first))
-        active = np.flatnonzero(seen.correct & ~found.broken[before].any(axis=0))
+        attack = plan.attacks[position]
+        standing = seen.correct & ~found.broken[before].any(axis=0)
+        doubtful = np.isin(np.arange(len(standing)), found.notes.get("broken_in_bfloat16_alone", []))
+        if plans.is_again(attack) and attack.loss_fn is None:
+            standing &= doubtful
+        active = np.flatnonzero(standing)
         found.attacked[position] = len(active)
-        work = batching.work_of(plan.attacks[position], logits_fn, seen, active, batches)
+        search_fn = searching.in_dtype(logits_fn, "bfloat16") if plans.is_low(attack) else logits_fn
+        work = batching.work_of(attack, search_fn, seen, active, batches)
+        if plans.is_again(attack):
+            work.take_first_run_only(~doubtful)
         if saved:
             work.restore(saved)
             saved = None
-        _run(work, found, judge, plan.attacks[position].name, progress)
+        _run(work, found, judge, attack.name, progress)
+        if plans.is_low(attack):
+            doubtful |= work.broken & ~found.broken[position]
+            found.notes["broken_in_bfloat16_alone"] = np.flatnonzero(doubtful).tolist()
         found.position = position + 1
         found.save({})
 

@@ -7,6 +7,9 @@ from robust_keras import threats
 from robust_keras.attacks.attack import Attack, as_attack
 from robust_keras.evaluation.examples import Examples
 
+# What networks can be searched in.
+DTYPES = ("float32", "bfloat16")
+
 
 class Plan(NamedTuple):
     """What runs.
@@ -17,6 +20,7 @@ class Plan(NamedTuple):
         threat: what adversarial images must obey.
         individual: whether each attack runs on every correctly classified example.
         seed: of the attacks' noise.
+        search_dtype: what networks are searched in; see `make`.
     """
 
     attacks: tuple[Attack, ...]
@@ -24,6 +28,7 @@ class Plan(NamedTuple):
     threat: threats.Threat
     individual: bool = False
     seed: int = 0
+    search_dtype: str = "float32"
 
     @property
     def first(self) -> int:
@@ -52,6 +57,9 @@ def make(
 ) -> Plan:
     """The `Plan` of attacks as `attacks.attack.as_attack` takes them.
 
+    With `search_dtype='bfloat16'`, each search runs on the network in bfloat16, and then again in float32: all of its
+    runs on the examples that any search broke in bfloat16 alone, and its first run on whatever stands.
+
     Args:
         attacks: those that count.
         baseline: one that does not; None for none.
@@ -59,7 +67,8 @@ def make(
         **options: see `Plan`.
 
     Raises:
-        ValueError: for an attack that is none, has bad settings or is bound to another threat model.
+        ValueError: for an attack that is none, has bad settings or is bound to another threat model, and for a type
+            that is not searched in.
     """
     given = [*([] if baseline is None else [baseline]), *attacks]
     plan = Plan(tuple(map(as_attack, given)), baseline is not None, threat, **options)
@@ -70,4 +79,27 @@ def make(
                 f"Expected attacks on the threat model {threat.norm} {threat.epsilon_fraction}. "
                 f"Received: {attack.name} on {bound.norm} {bound.epsilon_fraction}"
             )
-    return plan
+    if plan.search_dtype not in DTYPES:
+        raise ValueError(f"Expected search_dtype out of {', '.join(DTYPES)}. Received: {plan.search_dtype!r}")
+    if plan.search_dtype == "float32" or any("search_dtype" in attack.parameters for attack in plan.attacks):
+        return plan
+    if plan.individual:
+        raise ValueError("Expected search_dtype = 'float32' where attacks run individually. Received: 'bfloat16'")
+    before, searched = plan.attacks[: plan.first], plan.attacks[plan.first :]
+    low = [_in(attack, plan.search_dtype) if attack.search else attack for attack in searched]
+    again = [_in(attack, "float32") for attack in searched if attack.search]
+    return plan._replace(attacks=(*before, *low, *again))
+
+
+def is_low(attack: Attack) -> bool:
+    """Whether an attack searches on the network in bfloat16."""
+    return attack.parameters.get("search_dtype") == "bfloat16"
+
+
+def is_again(attack: Attack) -> bool:
+    """Whether an attack searches in float32 after it did in bfloat16."""
+    return attack.parameters.get("search_dtype") == "float32"
+
+
+def _in(attack, dtype):
+    return attack._replace(parameters={**attack.parameters, "search_dtype": dtype})

@@ -5,16 +5,22 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-_FUNCTIONS = {
-    "relu": tf.nn.relu,
-    "silu": tf.nn.silu,
-    "leaky_relu": lambda x: tf.nn.leaky_relu(x, alpha=0.01),
-    "elu": tf.nn.elu,
-    "softplus": tf.nn.softplus,
-    "gelu": lambda x: tf.nn.gelu(x, approximate=True),
-}
-NAMES = tuple(_FUNCTIONS)
+from robust_keras.models import norm_act
+
+NAMES = tuple(norm_act.ACTIVATIONS)
 _SAME = {"swish": "silu"}
+
+
+def checked(activation: str) -> str:
+    """The name by which an activation is saved.
+
+    Raises:
+        ValueError: for any but those of `NAMES` and 'swish'.
+    """
+    activation = _SAME.get(activation, activation)
+    if activation not in NAMES:
+        raise ValueError(f"Expected an activation out of {', '.join(NAMES)}. Received: {activation!r}")
+    return activation
 
 
 @keras.saving.register_keras_serializable(package="robust_keras")
@@ -33,14 +39,11 @@ class Activation(keras.layers.Layer):
 
     def __init__(self, activation: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        activation = _SAME.get(activation, activation)
-        if activation not in _FUNCTIONS:
-            raise ValueError(f"Expected an activation out of {', '.join(NAMES)}. Received: {activation!r}")
-        self.activation = activation
+        self.activation = checked(activation)
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """The activation of each element."""
-        return _FUNCTIONS[self.activation](x)
+        return norm_act.activated(x, self.activation)
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         """The input's."""

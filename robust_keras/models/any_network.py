@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from robust_keras import bounds as pixel_bounds
 from robust_keras import threats
+from robust_keras.models.normalization import MOVING, batch_norm_mode
 
 _LEAST_CONTRAST = 0.05  # Between black and white, after the layers that a network begins with.
 
@@ -185,7 +186,12 @@ def open_keras(model: keras.Layer, path: str = "") -> Opened:
     shape, dtype = tf.TensorShape(inputs[0].shape), tf.as_dtype(inputs[0].dtype)
     if dtype.is_integer:  # A model converts what it is given to its inputs' type.
         model = on_input(model, keras.Input(batch_shape=inputs[0].shape, dtype="float32"))
-    return Opened(functools.partial(run, model, training=False), shape, dtype, dtype.is_integer)
+    return Opened(functools.partial(_evaluated, model), shape, dtype, dtype.is_integer)
+
+
+def _evaluated(model, images):
+    with batch_norm_mode(MOVING):
+        return run(model, images, training=False)
 
 
 def known_inputs(model: keras.Layer) -> Sequence[Any]:

@@ -1,4 +1,4 @@
-"""Batch normalisation over fixed groups of examples, and the mode it runs in.
+"""Batch normalisation over fixed groups of examples, with an activation, and the mode it runs in.
 
 Statistics over groups of a fixed size do not depend on how a batch is spread over devices: the paper's 32 TPU cores
 normalised groups of 4 images at batch 128 and of 32 at batch 1,024, and so does one device here.
@@ -20,6 +20,7 @@ import keras
 import tensorflow as tf
 
 from robust_keras.engines import replicas
+from robust_keras.models import activations, norm_act
 
 BATCH_AND_UPDATE = "batch_and_update"  # the batch's statistics, which also update the moving ones
 BATCH = "batch"  # the batch's statistics, moving ones untouched
@@ -93,9 +94,10 @@ class BatchNorm(keras.layers.Layer):
             must be a whole number of groups.
         decay: of the moving statistics.
         epsilon: added to the variance.
+        activation: of the normalised tensor, one of `activations.NAMES`; None for none.
 
     Raises:
-        ValueError: for a batch that is not a whole number of groups.
+        ValueError: for a batch that is not a whole number of groups, or another activation.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class BatchNorm(keras.layers.Layer):
         statistics_group_size: int | None = None,
         decay: float = 0.99,
         epsilon: float = 1e-5,
+        activation: str | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -111,6 +114,7 @@ class BatchNorm(keras.layers.Layer):
         self.statistics_group_size = statistics_group_size
         self.decay = decay
         self.epsilon = epsilon
+        self.activation = None if activation is None else activations.checked(activation)
 
     def build(self, input_shape: tuple) -> None:
         """Makes scale, offset and moving statistics."""
@@ -127,12 +131,24 @@ class BatchNorm(keras.layers.Layer):
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         """The normalised tensor."""
-        mode = _mode.get() or (BATCH_AND_UPDATE if training else MOVING)
+        told = _mode.get()
+        mode = told or (BATCH_AND_UPDATE if training else MOVING)
+        # A pass that nobody has told its mode may be an export's: what it needs is in every TensorFlow.
+        compiled = told is not None
         if mode == MOVING:
-            return self._normalize(x, self.moving_mean.value, self.moving_variance.value)
-        groups = self._split(x)
-        axes = list(range(1, groups.shape.rank - 1))
-        mean, variance = tf.nn.moments(tf.cast(groups, tf.float32), axes, keepdims=True)
+            factor = self.scale * tf.math.rsqrt(self.moving_variance + self.epsilon)
+            offset = self.offset - self.moving_mean * factor
+            return norm_act.affine(x, factor, offset, activation=self.activation, compiled=compiled)
+        self._check(x)
+        y, mean, variance = norm_act.standardized(
+            x,
+            self.scale.value,
+            self.offset.value,
+            group_size=self.statistics_group_size,
+            epsilon=self.epsilon,
+            activation=self.activation,
+            compiled=compiled,
+        )
         if mode == BATCH_AND_UPDATE:
             statistics = tuple(tf.reshape(tf.reduce_mean(groups, axis=0), (-1,)) for groups in (mean, variance))
             pending = _pending.get()
@@ -140,20 +156,14 @@ class BatchNorm(keras.layers.Layer):
                 apply_updates([self], [statistics])
             else:
                 pending.append((self, statistics))
-        return tf.reshape(self._normalize(groups, mean, variance), tf.shape(x))
+        return y
 
-    def _normalize(self, x, mean, variance):
-        scale = self.scale * tf.math.rsqrt(variance + self.epsilon)
-        return x * tf.cast(scale, x.dtype) + tf.cast(self.offset - mean * scale, x.dtype)
-
-    def _split(self, x):
-        size = self.statistics_group_size or x.shape[0] or tf.shape(x)[0]
-        if x.shape[0] is not None and x.shape[0] % size:
+    def _check(self, x):
+        if self.statistics_group_size and x.shape[0] is not None and x.shape[0] % self.statistics_group_size:
             raise ValueError(
-                f"Expected a batch on each replica that is a multiple of statistics_group_size={size}. "
-                f"Received: a batch of {x.shape[0]}"
+                "Expected a batch on each replica that is a multiple of "
+                f"statistics_group_size={self.statistics_group_size}. Received: a batch of {x.shape[0]}"
             )
-        return tf.reshape(x, (-1, size, *x.shape[1:]))
 
     def update_moving(self, mean: tf.Tensor, variance: tf.Tensor) -> None:
         """Moves the statistics towards a batch's, float32 `[channels]` each, the same on all replicas."""
@@ -182,4 +192,5 @@ class BatchNorm(keras.layers.Layer):
             "statistics_group_size": self.statistics_group_size,
             "decay": self.decay,
             "epsilon": self.epsilon,
+            "activation": self.activation,
         }

@@ -8,7 +8,6 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from robust_keras.models.activations import Activation
 from robust_keras.models.normalization import BatchNorm
 
 _GROUP_WIDTHS = (16, 32, 64)
@@ -88,9 +87,8 @@ def normalized_images(input_shape: Sequence[int], mean: Sequence[float], std: Se
 
 
 def norm_act(activation: str, statistics_group_size: int | None, x: Any, name: str) -> Any:
-    """`BatchNorm` and an activation, in layers `name` and `name.activation`."""
-    x = BatchNorm(statistics_group_size, name=name)(x)
-    return Activation(activation, name=f"{name}.{activation}")(x)
+    """A `BatchNorm` with its activation."""
+    return BatchNorm(statistics_group_size, activation=activation, name=name)(x)
 
 
 def classifier(x: Any, num_classes: int) -> Any:

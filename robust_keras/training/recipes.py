@@ -57,10 +57,13 @@ class Validation(NamedTuple):
         correct_fn: `(logits_fn, x, labels, *, seeds) -> (clean, robust)`: bool `[batch]` each, what is right.
         best_by: the accuracy that tells the best weights, 'robust' or 'clean'; of averaged weights where there are
             some.
+        needs_wrong_ones: whether `correct_fn` has to see images that are classified wrongly before any attack. Those
+            that it need not see count as neither.
     """
 
     correct_fn: Callable
     best_by: str = "robust"
+    needs_wrong_ones: bool = True
 
 
 class Recipe(NamedTuple):

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from robust_keras import noise
+from robust_keras import losses, noise
 from robust_keras.data import sources
 from robust_keras.engines import replicas
 from robust_keras.training import recipes
@@ -15,8 +15,8 @@ from robust_keras.training import recipes
 class Validator:
     """Validates the network that is trained and, where there is one, its averaged twin.
 
-    Make it in the scope of the run's strategy. The images of an incomplete last batch are filled up with the first ones
-    and not counted, so that one program is compiled.
+    Make it in the scope of the run's strategy. An incomplete last batch is filled up with images that are not counted,
+    so that one program is compiled. Attacks run on what is right before them, where that makes fewer batches.
 
     Args:
         network: the one that is trained.
@@ -51,33 +51,50 @@ class Validator:
                 f"Expected a validation_batch_size that divides among {num_replicas} replicas. Received: {batch_size}"
             )
         self._source, self._seed = source, seed
-        num_images = len(source.labels)
-        padded = np.arange(-(-num_images // batch_size) * batch_size) % num_images
-        self._batches = padded.reshape(-1, batch_size)
+        self._batch_size = batch_size
         networks = {"": network} if twin is None else {"": network, "_averaged": twin}
         self.on_replica = {ending: _correct_of(each, validation.correct_fn) for ending, each in networks.items()}
         self._compiled = {ending: replicas.over_replicas(correct) for ending, correct in self.on_replica.items()}
         self.best_metric = f"val_{validation.best_by}{list(networks)[-1]}"
+        # A single batch takes as long with fewer images in it.
+        spares = not validation.needs_wrong_ones and len(source.labels) > batch_size
+        spared = networks if spares else {}
+        self._right = {ending: replicas.over_replicas(_right_of(each)) for ending, each in spared.items()}
 
     def try_out(self) -> None:
         """Compiles what a validation runs of one network, and runs it on a batch: a bad setting, or too large a batch,
         shows. Of the other network it is the same.
         """
         correct = list(self._compiled.values())[-1]
-        correct(*self.batch_of(self._batches[0]))
+        correct(*self._full_batch(np.arange(min(self._batch_size, len(self._source.labels)))))
 
     def __call__(self, should_stop: Callable[[], bool]) -> dict[str, float] | None:
         """Accuracies by column of metrics.csv, or None once `should_stop()` is true."""
         columns: dict[str, float] = {}
         for ending, correct in self._compiled.items():
-            right = []
-            for indices in self._batches:
-                if should_stop():
-                    return None
-                right.append(np.stack(correct(*self.batch_of(indices))))
-            clean, robust = np.concatenate(right, axis=1)[:, : len(self._source.labels)].mean(axis=1)
+            num_images = len(self._source.labels)
+            seen: np.ndarray | None = np.arange(num_images)
+            if ending in self._right:
+                right = self._all_of(self._right[ending], seen, should_stop)
+                seen = None if right is None else np.flatnonzero(right[0])
+            found = None if seen is None else self._all_of(correct, seen, should_stop)
+            if found is None:
+                return None
+            clean, robust = found.sum(axis=1) / num_images
             columns |= {f"val_clean{ending}": float(clean), f"val_robust{ending}": float(robust)}
         return columns
+
+    def _all_of(self, compiled, indices, should_stop):
+        """What a compiled function finds of images by their numbers, bool `[results, n]`; None once it is to stop."""
+        found = []
+        for start in range(0, len(indices), self._batch_size):
+            if should_stop():
+                return None
+            found.append(np.stack(compiled(*self._full_batch(indices[start : start + self._batch_size]))))
+        return np.concatenate(found, axis=1)[:, : len(indices)] if found else np.zeros((2, 0), bool)
+
+    def _full_batch(self, indices):
+        return self.batch_of(np.resize(indices, self._batch_size))
 
     def batch_of(self, indices: np.ndarray) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """What `on_replica` takes of some of the images held out, by their numbers."""
@@ -91,3 +108,10 @@ def _correct_of(network: keras.Model, correct_fn: Callable) -> Callable:
         return correct_fn(lambda images: network(images, training=False), x, label, seeds=seeds)
 
     return correct
+
+
+def _right_of(network: keras.Model) -> Callable:
+    def right(image, label, seeds):
+        return (~losses.is_wrong(network(tf.cast(image, tf.float32) / 255.0, training=False), label),)
+
+    return right

@@ -271,8 +271,8 @@ def test_gradient(group):
         expected.append(values["scale"] / sigma * (g - g.mean(axes) - x_hat * (g * x_hat).mean(axes)))
         expected_scale += (g * x_hat).sum(axes)
     np.testing.assert_allclose(dx, np.concatenate(expected), rtol=1e-3, atol=1e-5)
-    np.testing.assert_allclose(dscale, expected_scale, rtol=1e-4)
-    np.testing.assert_allclose(doffset, dy.sum(axes), rtol=1e-4)
+    np.testing.assert_allclose(dscale, expected_scale, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(doffset, dy.sum(axes), rtol=1e-4, atol=1e-5)
 
 
 def test_gradient_of_the_moving_mode():
