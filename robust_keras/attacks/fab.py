@@ -116,20 +116,33 @@ def _random_start(x, seeds, threat):
 
 def _step(walk, logits_fn, x, labels, state, k):
     del k  # All steps are alike.
-    image, geometry = state["image"], _NORMS[walk.threat.norm]
-    gap, weights = nearest_boundary(logits_fn, image, labels, geometry.dual_length, state.get("target"))
-    # From the clean image the same boundary is as far as the linear model says.
-    gaps = tf.concat([gap, gap + _total(weights * (x - image))], axis=0)
-    points, weights = tf.concat([image, x], axis=0), tf.concat([weights, weights], axis=0)
-    moves = project(points, weights, gaps, walk.threat.norm)
-    lengths = tf.maximum(geometry.length(moves), 1e-8)
-    (move, clean_move), (way, clean_way) = tf.split(moves, 2), tf.split(lengths, 2)
-    alpha = tf.minimum(way / (way + clean_way), walk.alpha_max)
-    x_adv = _clip((1.0 - alpha) * (image + walk.eta * move) + alpha * (x + walk.eta * clean_move))
+    image, norm = state["image"], walk.threat.norm
+    gap, weights = nearest_boundary(logits_fn, image, labels, norm, state.get("target"))
+    x_adv = _proposal(image, x, gap, weights, norm=norm, alpha_max=walk.alpha_max, eta=walk.eta)
     wrong = losses.is_wrong(logits_fn(x_adv), labels)
-    broken = wrong & (walk.threat.distance(x_adv, x) <= walk.threat.epsilon)
-    following = tf.where(stepwise.expand(wrong, x), x + walk.beta * (x_adv - x), x_adv)
-    return {**state, "image": following}, tf.where(stepwise.expand(broken, x), x_adv, x), broken
+    following, found, broken = _verdict(x_adv, x, wrong, walk.threat.epsilon, norm=norm, beta=walk.beta)
+    return {**state, "image": following}, found, broken
+
+
+@compilation.fused
+def _proposal(image, x, gap, weights, *, norm, alpha_max, eta):
+    """Beyond the boundary nearest to `image`, and a little towards the one nearest to `x`: like `x`."""
+    length = _NORMS[norm].length
+    move = project(image, weights, gap, norm)
+    # From the clean image the same boundary is as far as the linear model says.
+    clean_move = project(x, weights, gap + _total(weights * (x - image)), norm)
+    way, clean_way = (tf.maximum(length(moves), 1e-8) for moves in (move, clean_move))
+    alpha = tf.minimum(way / (way + clean_way), alpha_max)
+    return _clip((1.0 - alpha) * (image + eta * move) + alpha * (x + eta * clean_move))
+
+
+@compilation.fused
+def _verdict(x_adv, x, wrong, epsilon, *, norm, beta):
+    """The next image, the one that is found (or `x`), and whether it is one, of proposals and which are `wrong`."""
+    delta = x_adv - x
+    is_wrong = stepwise.expand(wrong, x)
+    broken = is_wrong & (_NORMS[norm].length(delta) <= epsilon)
+    return tf.where(is_wrong, x + beta * delta, x_adv), tf.where(broken, x_adv, x), tf.reshape(broken, (-1,))
 
 
 def start_noise(seeds: tf.Tensor, shape: tuple[int, ...], norm: str) -> tf.Tensor:
@@ -138,15 +151,15 @@ def start_noise(seeds: tf.Tensor, shape: tuple[int, ...], norm: str) -> tf.Tenso
 
 
 def nearest_boundary(
-    logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, dual_length: Callable, target: tf.Tensor | None = None
+    logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, norm: str, target: tf.Tensor | None = None
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """The class boundary nearest to `x`, in the norm whose dual is given, of the model linearised at `x`.
+    """The class boundary nearest to `x` in `norm`, of the model linearised at `x`.
 
     Args:
         logits_fn: images to logits `[batch, num_classes]`.
         x: float32 `[batch, ...]`.
         labels: int32 `[batch]`.
-        dual_length: `(gradients) -> [batch, 1, ...]`.
+        norm: 'Linf', 'L2' or 'L1'.
         target: int32 `[batch]`, the only class to consider; None for all.
 
     Returns:
@@ -160,36 +173,38 @@ def nearest_boundary(
     num_classes = logits.shape[-1]
     count = num_classes - 1 if target is None else 1
 
-    def nearer(j, distance, gap, weights):
+    def next_class(j, *nearest):
         other = (labels + j) % num_classes if target is None else target
         difference = tf.one_hot(other, num_classes) - tf.one_hot(labels, num_classes)
         gradient = tape.gradient(logits, x, difference, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         # The gradient of a loaded model forgets the size of the batch.
         gradient.set_shape(x.shape)
-        gradient = stepwise.finite_or_zero(gradient)
-        scale = threats.ordinary_scale(_largest(gradient), at_least=2.0**-10)
-        gradient *= scale
-        new_gap = scale * stepwise.expand(tf.reduce_sum(difference * logits, axis=-1), x)
-        size = dual_length(gradient)
-        new = tf.abs(new_gap) / (1e-12 + size)
-        is_nearer = tf.math.is_finite(size) & (new < distance)
-        return (
-            j + 1,
-            tf.where(is_nearer, new, distance),
-            tf.where(is_nearer, new_gap, gap),
-            tf.where(is_nearer, gradient, weights),
-        )
+        gap = stepwise.expand(tf.reduce_sum(difference * logits, axis=-1), x)
+        return j + 1, *_nearer(gradient, gap, *nearest, norm=norm)
 
     # The forward pass stays outside: the loop holds one backward pass, however many classes there are, and runs
     # them one after the other, for the memory.
-    far = tf.zeros_like(_total(x))
+    far = tf.zeros_like(stepwise.expand(labels, x), tf.float32)
     nothing = (tf.constant(1), far + float("inf"), far, tf.zeros_like(x))
     if count == 1:
-        return nearer(*nothing)[2:]
+        return next_class(*nothing)[2:]
     _, _, gap, weights = tf.while_loop(
-        lambda j, *_: j <= count, nearer, nothing, maximum_iterations=count, parallel_iterations=1
+        lambda j, *_: j <= count, next_class, nothing, maximum_iterations=count, parallel_iterations=1
     )
     return gap, weights
+
+
+@compilation.fused
+def _nearer(gradient, gap, distance, nearest_gap, weights, *, norm):
+    """`(distance, gap, weights)` of a boundary with this gradient and gap, where it is nearer than the one so far."""
+    gradient = stepwise.finite_or_zero(gradient)
+    scale = threats.ordinary_scale(_largest(gradient), at_least=2.0**-10)
+    gradient, gap = scale * gradient, scale * gap
+    size = _NORMS[norm].dual_length(gradient)
+    new = tf.abs(gap) / (1e-12 + size)
+    is_nearer = tf.math.is_finite(size) & (new < distance)
+    nearer = (new, gap, gradient), (distance, nearest_gap, weights)
+    return tuple(tf.where(is_nearer, its, others) for its, others in zip(*nearer))
 
 
 @compilation.fused
@@ -225,18 +240,18 @@ def _rise_together(sizes, rooms, gap, *, speed_fn):
     speeds = speed_fn(sizes)
     full = sizes * rooms
 
-    def newton(level, free, _):
+    def newton(level, _):
+        # What is free is told from the level each time: flags that travel from pass to pass would cost more.
+        free = rooms > level * speeds
         slope = _total(tf.where(free, sizes * speeds, 0.0))
-        level = tf.where(slope > 0, (gap - _total(tf.where(free, 0.0, full))) / slope, level)
-        still_free = free & (rooms > level * speeds)
-        return level, still_free, tf.reduce_any(free & ~still_free)
+        higher = (gap - _total(tf.where(free, 0.0, full))) / slope
+        higher = tf.where(ends_inside & (slope > 0), tf.maximum(higher, level), level)
+        return higher, tf.reduce_any(higher > level)
 
-    free = (rooms > 0) & (_total(full) > gap)
+    ends_inside = _total(full) > gap
     # What is left of the gap, times the slope, falls to a quarter or less every time: 50 are more than float32 can use.
-    level, free, _ = tf.while_loop(
-        lambda level, free, changed: changed, newton, (tf.zeros_like(gap), free, True), maximum_iterations=50
-    )
-    return tf.where(free, tf.minimum(level * speeds, rooms), rooms)
+    level, _ = tf.while_loop(lambda level, rises: rises, newton, (tf.zeros_like(gap), True), maximum_iterations=50)
+    return tf.where(ends_inside, tf.minimum(level * speeds, rooms), rooms)
 
 
 def _largest_first(sizes, rooms, gap):

@@ -9,13 +9,13 @@ over the queries. Numbers and laws are those of the black-box part of AutoAttack
 import bisect
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from robust_keras import losses, noise, threats
+from robust_keras import compilation, losses, noise, threats
 from robust_keras.attacks import stepwise
 
 # Queries after which the windows' share of the image is halved.
@@ -66,10 +66,6 @@ def square(
         raise ValueError(f"Expected a norm out of {', '.join(_NORMS)}. Received: {threat.norm!r}")
     perturbation, proposal, smallest = _NORMS[threat.norm]
 
-    def words(seeds, k, x):
-        # Made a step ahead, to enter the next by its state: XLA on CPU would make them again for every pixel.
-        return noise.bits(noise.fold_in(seeds, k), 5 + x.shape[-1])
-
     def start(x, labels, clean_logits, seeds, run):
         del labels, clean_logits
         if x.shape.rank != 4:
@@ -77,15 +73,16 @@ def square(
         # Not inside the ball yet: step 0 proposes it with an empty window, and so projects it as any query.
         delta = perturbation(noise.fold_in(seeds, 0), tuple(x.shape[1:]), epsilon=threat.epsilon)
         margin = tf.fill(tf.shape(x)[:1], math.inf)
-        return {"x_best": x + delta, "margin": margin, "seeds": seeds, "words": words(seeds, tf.zeros_like(run), x)}
+        words = _words(seeds, tf.zeros_like(run), num=5 + x.shape[-1])
+        return {"x_best": x + delta, "margin": margin, "seeds": seeds, "words": words}
 
     def step(logits_fn, x, labels, state, k):
-        height, width = x.shape[1:3]
+        height, width, num_channels = x.shape[1:]
         sides = window_sides(height, width, num_steps=num_queries + 1, p_init=p_init, smallest=smallest)
         # A batch may hold examples whose run is over.
         side = tf.gather(tf.constant(sides, tf.int32), tf.minimum(k, num_queries))
         draws = draw(state["words"], side, height, width)
-        x_adv = proposal(x, state["x_best"], draws, side, sides, epsilon=threat.epsilon)
+        x_adv = proposal(x, state["x_best"], draws, side, tuple(sorted(set(sides))), epsilon=threat.epsilon)
         logits = logits_fn(x_adv)
         margin = -losses.margin(logits, labels)
         better = (margin < state["margin"]) | (margin <= 0.0)
@@ -93,7 +90,8 @@ def square(
             "x_best": stepwise.choose(better, x_adv, state["x_best"]),
             "margin": tf.where(better, margin, state["margin"]),
             "seeds": state["seeds"],
-            "words": words(state["seeds"], k + 1, x),
+            # A step ahead, to enter the next by its state: XLA on CPU would make them again for every pixel.
+            "words": _words(state["seeds"], k + 1, num=5 + num_channels),
         }
         # A wrong prediction has a margin of 0 or less; the reverse fails where a tie goes to the label.
         return following, x_adv, losses.is_wrong(logits, labels)
@@ -117,6 +115,13 @@ def window_sides(height: int, width: int, *, num_steps: int, p_init: float = 0.8
     return [0] + [side(query) for query in range(num_steps - 1)]
 
 
+@compilation.fused
+def _words(seeds, k, *, num):
+    """The random words of query `k`, uint32 `[batch, num]`."""
+    return noise.bits(noise.fold_in(seeds, k), num)
+
+
+@compilation.fused
 def draw(words: tf.Tensor, side: tf.Tensor, height: int, width: int) -> Draws:
     """The `Draws` made of random words, uint32 `[batch, 5 + channels]`, for windows of `side`, int32 `[batch]`.
 
@@ -175,8 +180,9 @@ def _bump(rows, columns, norm):
     return bump / np.linalg.norm(bump.ravel(), norm.order)
 
 
+@compilation.fused
 def linf_proposal(
-    x: tf.Tensor, x_best: tf.Tensor, draws: Draws, side: tf.Tensor, sides: list[int], *, epsilon: float
+    x: tf.Tensor, x_best: tf.Tensor, draws: Draws, side: tf.Tensor, sides: Sequence[int], *, epsilon: float
 ) -> tf.Tensor:
     """`x_best` moved by 2 epsilon, up or down, in one window; projected.
 
@@ -198,12 +204,13 @@ def linf_proposal(
     return threats.linf_project(x_best + change, x, epsilon=epsilon)
 
 
+@compilation.fused
 def tile_proposal(
     x: tf.Tensor,
     x_best: tf.Tensor,
     draws: Draws,
     side: tf.Tensor,
-    sides: list[int],
+    sides: Sequence[int],
     *,
     epsilon: float,
     norm: "TileNorm",
