@@ -6,8 +6,9 @@
         --against='torch_env/bin/python scripts/peers/upstream_autoattack.py --checkout=DIR'
 
 Whole: an evaluation by this attack alone, from the images to the verified verdict, tracing included. `found` has how
-many images it broke, and the seconds of the attack without what is around it. With --steps: steps on a batch from which
-no image leaves, and the passes forward and back that they need; `over_passes` is the ratio of their times.
+many images it broke, and the seconds of the attack without what is around it. --share makes attacks shorter, of the
+other program too: steps of APGD-CE, classes that targeted attacks aim at, queries of Square. With --steps: steps on a
+batch from which no image leaves, and the passes forward and back that they need; `over_passes` is the ratio of times.
 """
 
 import functools
@@ -28,6 +29,7 @@ def define_flags(values: flags.FlagValues) -> None:
     """Defines the subject's flags."""
     victims.define_flags(values, num_images=64)
     flags.DEFINE_list("attacks", _STANDARD, f"Out of {', '.join(_PASSES)}.", flag_values=values)
+    flags.DEFINE_float("share", 1.0, "Of each attack.", flag_values=values, lower_bound=0.01, upper_bound=1.0)
     flags.DEFINE_bool("steps", False, "Whether to time steps.", flag_values=values)
     flags.DEFINE_integer("num_steps", 5, "In a run, with --steps.", flag_values=values, lower_bound=1)
 
@@ -42,11 +44,12 @@ def measure(values: flags.FlagValues, bench: timing.Bench) -> None:
         return
     given = victims.handed_over(of, bench)
     for name in values.attacks:
+        counts = shortened(name, values.share)
         bench.time(
             name,
-            functools.partial(whole, name, of),
+            functools.partial(whole, [_bound(name, counts, of)] if counts else name, of),
             work=timing.Work(len(of.labels)),
-            settings={**of.settings, "attack": name},
+            settings={**of.settings, "attack": name, "counts": counts},
             given=given,
         )
 
@@ -73,6 +76,21 @@ def whole(attacks, of: victims.Victim, **options):
         "attack_seconds": {each["name"]: each["seconds"] for each in result.results["attacks"]},
         "broken": {each["name"]: each["examples_broken"] for each in result.results["attacks"]},
     }
+
+
+def shortened(name: str, share: float) -> dict[str, int]:
+    """The counts of an attack that is a share as long, by the names of our settings; none where it is whole."""
+    kinds = {"square": ("num_queries", 5000), "apgd-t": ("num_targets", 9), "fab-t": ("num_targets", 9)}
+    count, whole = kinds.get(name, ("num_steps", 100))
+    return {} if share == 1.0 else {count: max(1, round(share * whole))}
+
+
+def _bound(name, counts, of):
+    from robust_keras import threats
+    from robust_keras.attacks import presets
+
+    threat = threats.threat(norm=of.settings["norm"], epsilon=of.settings["epsilon"])
+    return functools.partial(presets.choose(name, threat=threat).attacks[0], **counts)
 
 
 def measure_steps(name: str, of: victims.Victim, num_steps: int, bench: timing.Bench) -> None:

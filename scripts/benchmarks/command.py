@@ -34,7 +34,7 @@ def define_flags(values: flags.FlagValues, subject: str) -> None:
     """Defines the flags that all subjects have, and the subject's own."""
     flags.DEFINE_string("json", None, "File for what was measured.", flag_values=values)
     flags.DEFINE_integer("num_runs", 5, "How often each is timed.", flag_values=values, lower_bound=1)
-    flags.DEFINE_integer("num_warmups", 2, "How often before that.", flag_values=values, lower_bound=1)
+    flags.DEFINE_integer("num_warmups", 2, "How often before that.", flag_values=values, lower_bound=0)
     flags.DEFINE_string("against", None, "Another program, see scripts/peers.", flag_values=values)
     importlib.import_module(f"benchmarks.{subject}").define_flags(values)
 

@@ -133,7 +133,7 @@ class Bench:
             found.append(describe(returned))
             if peer:
                 theirs.append(peer.measure(request))
-        row = {"name": name, "settings": request["settings"], **_spread(ours), "first_seconds": first[0]}
+        row = {"name": name, "settings": request["settings"], **_spread(ours), "first_seconds": [*first, *ours][0]}
         row["found"] = [each for each in found if isinstance(each, dict)]
         peak = _peak()
         row |= {"peak_bytes": peak, "peak_bytes_over_before": max(0, peak - before)}
@@ -209,7 +209,7 @@ def _against(command: str, ours: list[float], answers: list[dict], first: list[d
         "ratio_min": min(ratios),
         "ratio_max": max(ratios),
         "ratios": ratios,
-        "first_seconds": first[0]["seconds"],
+        "first_seconds": [*first, *answers][0]["seconds"],
         "answers": answers,
     }
 

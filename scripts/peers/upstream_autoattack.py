@@ -40,6 +40,7 @@ def prepare(args, request):
     )
     if request["case"] != "standard":
         attack.attacks_to_run = [request["case"]]
+        shorten(attack, **settings.get("counts", {}))
 
     def run():
         torch.manual_seed(0)
@@ -50,6 +51,16 @@ def prepare(args, request):
             return {"num_robust": int((network(x_adv).argmax(1) == labels).sum())}
 
     return run, describe
+
+
+def shorten(attack, num_steps=None, num_targets=None, num_queries=None):
+    """Gives the attacks other counts than the standard version's."""
+    if num_steps:
+        attack.apgd.n_iter = num_steps
+    if num_targets:
+        attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = num_targets
+    if num_queries:
+        attack.square.n_queries = num_queries
 
 
 def main():
