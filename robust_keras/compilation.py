@@ -28,13 +28,27 @@ def fused(fn: Callable) -> Callable:
     Returns:
         A function like `fn`.
     """
-    compiled = tf.function(fn, jit_compile=True, autograph=False)
+    compiled: dict[tuple, Callable] = {}
 
     @functools.wraps(fn)
     def call(*args, **kwargs):
-        return (fn if _is_inside_xla() or not has_xla() else compiled)(*args, **kwargs)
+        if _is_inside_xla() or not has_xla():
+            return fn(*args, **kwargs)
+        key = tuple(map(_kind, tf.nest.flatten((args, kwargs))))
+        if key not in compiled:
+            # TensorFlow warns of one function that is traced for many shapes.
+            compiled[key] = tf.function(functools.partial(fn), jit_compile=True, autograph=False)
+        return compiled[key](*args, **kwargs)
 
     return call
+
+
+def _kind(argument):
+    """What a program is compiled for: of a tensor its shape and type."""
+    shape = getattr(argument, "shape", None)
+    if shape is None:
+        return argument
+    return tuple(shape) if tf.TensorShape(shape).rank is not None else None, tf.as_dtype(argument.dtype)
 
 
 def function(fn: Callable, *, jit_compile: bool = False) -> Callable:
