@@ -32,7 +32,7 @@ FAST = {
     "reproduce_a_row": """
         import numpy as np
 
-        np.savez("small.npz", image=np.random.default_rng(0).integers(0, 256, (200, 8, 8, 3), "uint8"), label=np.arange(200) % 10)
+        np.savez("small.npz", image=np.random.default_rng(0).integers(0, 256, (500, 8, 8, 3), "uint8"), label=np.arange(500) % 10)
         BUDGET, NUM_RUNS = "", 1
         MORE += ["--gin_param=DATASET = 'npz:small.npz'", "--gin_param=TRAIN_STEPS = 2", "--gin_param=BATCH_SIZE = 8"]
         MORE += ["--gin_param=STATISTICS_GROUP_SIZE = 8", "--gin_param=training/pgd.num_steps = 1"]

@@ -90,7 +90,7 @@ def read(function: Callable, spec: tf.TensorSpec) -> Graph:
             with tf.init_scope():
                 values = call(node, [known[reference] for reference in node.inputs])
             known |= {f"{node.name}:{k}": value for k, value in enumerate(values)}
-    read_there = {reference for node in left for reference in node.inputs}
+    read_there = {output, *(reference for node in left for reference in node.inputs)}
     known = {reference: value for reference, value in known.items() if reference in read_there}
     return Graph(left, {node.name: k for k, node in enumerate(left)}, known, images, output)
 
@@ -100,7 +100,7 @@ def call(node: Node, arguments: Sequence[Any]) -> Sequence[Any]:
     if node.op == "NoOp":
         return ()
     if node.op == "Shape" and tf.TensorShape(arguments[0].shape).is_fully_defined():
-        return [tf.constant(arguments[0].shape, node.attributes.get("out_type", tf.int32))]
+        return [tf.constant(list(arguments[0].shape), node.attributes.get("out_type", tf.int32))]
     if node.op == "Const":
         return [tf.constant(node.attributes["value"])]
     outputs = raw(node.op, arguments, node.attributes)

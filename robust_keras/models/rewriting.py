@@ -28,7 +28,7 @@ _ELEMENTWISE = {
     *("Relu", "Relu6", "LeakyRelu", "Elu", "Selu", "Pow"),
 }
 # These keep the type of their first input.
-_REARRANGE = ("Pad", "PadV2", "MirrorPad", "MaxPool", "AvgPool", "Transpose", "Reshape", "Squeeze", "StridedSlice")
+_REARRANGE = ("Pad", "MirrorPad", "MaxPool", "AvgPool", "Transpose", "Reshape", "Squeeze", "StridedSlice")
 # Smaller tensors are not worth a call of a compiled program.
 _WORTH_COMPILING = 2**14
 
@@ -127,7 +127,7 @@ class _Program:
         def converted(reference, tensor):
             if tensor.dtype not in (tf.float32, tf.bfloat16) or tensor.dtype == wanted:
                 return tensor
-            if tf.is_symbolic_tensor(tensor):
+            if reference not in self._graph.known:
                 return tf.cast(tensor, wanted)
             if reference not in self._low_weights:
                 with tf.init_scope():
@@ -147,7 +147,7 @@ class _Program:
         def argument(reference):
             if reference in places:
                 return "step", places[reference]
-            if (number := _number(values[reference])) is not None:
+            if reference in self._graph.known and (number := _number(values[reference])) is not None:
                 return "number", number
             if reference not in leaves:
                 leaves.append(reference)
@@ -156,7 +156,8 @@ class _Program:
         nodes = [values[each].node for each in inside]
         steps = tuple((n.op, n.attributes.get("alpha"), tuple(map(argument, n.inputs))) for n in nodes)
         tensors = [self._tensor(leaf, values) for leaf in leaves]
-        values[reference] = _fused(steps, tensors, self._type_of(reference, tensors))
+        is_constant = tuple(leaf in self._graph.known for leaf in leaves)
+        values[reference] = _fused(steps, tensors, is_constant, self._type_of(reference, tensors))
         return values[reference]
 
     def _cluster(self, reference, values):
@@ -176,7 +177,7 @@ class _Program:
         readers = self._consumers.get(reference, ())
         low_inputs = any(tf.is_tensor(each) and each.dtype == tf.bfloat16 for each in tensors)
         feeds = any(node.name in self.low_convolutions for node in readers)
-        goes_on = any(node.op in _ELEMENTWISE or node.op in _REARRANGE[:5] for node in readers)
+        goes_on = any(node.op in _ELEMENTWISE or node.op in _REARRANGE[:4] for node in readers)
         return tf.bfloat16 if self.is_low and (feeds or (low_inputs and goes_on)) else tf.float32
 
 
@@ -191,20 +192,17 @@ def _parts_before(reference: str, values: dict) -> Iterator[str]:
                 yield each
 
 
-def _number(value):
-    """The only number of a constant; None for anything else."""
-    if isinstance(value, _Part) or tf.is_symbolic_tensor(value) or value.shape.num_elements() != 1:
-        return None
-    return value.numpy().item()
+def _number(constant):
+    """The only number of a constant; None where it has more."""
+    return constant.numpy().item() if constant.shape.num_elements() == 1 else None
 
 
 def _shape_of(arguments):
     return functools.reduce(tf.broadcast_static_shape, (tf.TensorShape(each.shape) for each in arguments))
 
 
-def _fused(steps, tensors, dtype):
+def _fused(steps, tensors, is_constant, dtype):
     """Elementwise operations on tensors, as one program with its own gradient; see `_compute` for `steps`."""
-    is_constant = tuple(not tf.is_symbolic_tensor(each) for each in tensors)
     varying = [each for each, constant in zip(tensors, is_constant) if not constant]
     constants = [each for each, constant in zip(tensors, is_constant) if constant]
 

@@ -1,5 +1,6 @@
 """How right a run's networks are on the images held out, while it trains."""
 
+import functools
 from collections.abc import Callable
 
 import keras
@@ -9,6 +10,7 @@ import tensorflow as tf
 from robust_keras import losses, noise
 from robust_keras.data import sources
 from robust_keras.engines import replicas
+from robust_keras.models.normalization import MOVING, batch_norm_mode
 from robust_keras.training import recipes
 
 
@@ -63,10 +65,11 @@ class Validator:
 
     def try_out(self) -> None:
         """Compiles what a validation runs of one network, and runs it on a batch: a bad setting, or too large a batch,
-        shows. Of the other network it is the same.
+        shows. Of the other network it is the same; on JAX's devices, where compiling takes long, all is compiled now.
         """
-        correct = list(self._compiled.values())[-1]
-        correct(*self._full_batch(np.arange(min(self._batch_size, len(self._source.labels)))))
+        last = list(self._compiled.values())[-1]
+        for compiled in [*self._right.values(), *self._compiled.values()] if replicas.is_on_jax() else [last]:
+            compiled(*self._full_batch(np.arange(min(self._batch_size, len(self._source.labels)))))
 
     def __call__(self, should_stop: Callable[[], bool]) -> dict[str, float] | None:
         """Accuracies by column of metrics.csv, or None once `should_stop()` is true."""
@@ -102,16 +105,21 @@ class Validator:
         return tf.constant(self._source.images[indices]), tf.constant(self._source.labels[indices]), seeds
 
 
+def _evaluated(network, images):
+    with batch_norm_mode(MOVING):
+        return network(images, training=False)
+
+
 def _correct_of(network: keras.Model, correct_fn: Callable) -> Callable:
     def correct(image, label, seeds):
         x = tf.cast(image, tf.float32) / 255.0
-        return correct_fn(lambda images: network(images, training=False), x, label, seeds=seeds)
+        return correct_fn(functools.partial(_evaluated, network), x, label, seeds=seeds)
 
     return correct
 
 
 def _right_of(network: keras.Model) -> Callable:
     def right(image, label, seeds):
-        return (~losses.is_wrong(network(tf.cast(image, tf.float32) / 255.0, training=False), label),)
+        return (~losses.is_wrong(_evaluated(network, tf.cast(image, tf.float32) / 255.0), label),)
 
     return right

@@ -114,6 +114,27 @@ def test_batches_of_another_size():
     np.testing.assert_allclose(rewritten(images()[:3]), logits_fn(images()[:3]), rtol=1e-4, atol=1e-5)
 
 
+def test_gradients_without_a_program_around_it():
+    logits_fn, x = any_network.as_logits_fn(keras_network("residual")), images()
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        logits = rewriting.rewritten(logits_fn)(x)
+        loss = tf.reduce_sum(logits[:, 0] - logits[:, 1])
+    np.testing.assert_allclose(tape.gradient(loss, x), value_and_gradient(logits_fn, x)[1], rtol=1e-3, atol=1e-5)
+
+
+def test_padding_with_a_number():
+    convolutions = [keras.layers.Conv2D(4, 3, activation="relu") for _ in range(3)]
+
+    def logits_fn(x):
+        x = convolutions[1](convolutions[0](x))
+        return tf.reduce_mean(convolutions[2](tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]], constant_values=0.5)), (1, 2))
+
+    logits_fn(images())
+    agree(logits_fn, images())
+    agree(logits_fn, images(), "bfloat16", tolerance=0.2)
+
+
 def test_only_the_first_convolution_and_what_follows_the_last_stay_float32():
     network = wide_resnet(depth=10, width=1, num_classes=5, input_shape=(16, 16, 3))
     rewritten = rewriting.rewritten(any_network.as_logits_fn(network), dtype="bfloat16")
