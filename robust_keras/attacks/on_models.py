@@ -31,7 +31,7 @@ from robust_keras.attacks.fab import fab as fab_of
 from robust_keras.attacks.multi_targeted import multi_targeted as multi_targeted_of
 from robust_keras.attacks.pgd import pgd as pgd_of
 from robust_keras.attacks.square import square as square_of
-from robust_keras.models import any_network, outputs
+from robust_keras.models import any_network, outputs, searching
 
 _ARGUMENTS = """
     Args:
@@ -170,9 +170,10 @@ def _task(given: _Given, threat: threats.Threat, needs_gradients: bool) -> _Task
 
 def _attacked(attack: Attack, task: _Task, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What an attack makes of the images `indices`, and which of it the model gets wrong."""
+    search_fn = searching.search_fn(task.logits_fn)
 
     def run(x, labels, seeds):
-        x_adv = attack.run(task.logits_fn, x, labels, seeds=seeds)
+        x_adv = attack.run(search_fn, x, labels, seeds=seeds)
         return x_adv, losses.is_wrong(task.logits_fn(x_adv), labels)
 
     compiled: Any = compilation.function(run)

@@ -12,9 +12,9 @@ from tqdm import tqdm
 from robust_keras import failures, losses, ownership, threats
 from robust_keras.attacks.attack import Attack, checked
 from robust_keras.engines import replicas
-from robust_keras.evaluation import batching, examples, gradient_masking, results, saved_state, searching, verification
+from robust_keras.evaluation import batching, examples, gradient_masking, results, saved_state, verification
 from robust_keras.evaluation import plan as plans
-from robust_keras.models import any_network, outputs
+from robust_keras.models import any_network, outputs, searching
 
 # The diagnosis looks at so many examples, or at a batch of them where that is more.
 _DIAGNOSED = 32

@@ -16,7 +16,7 @@ _UNDERSTOOD = {
     *("Conv2D", "DepthwiseConv2dNative", "MatMul", "BatchMatMulV2", "BiasAdd", "FusedBatchNormV3"),
     *("MaxPool", "AvgPool", "Mean", "Sum", "Max", "Min", "Prod", "Softmax", "LogSoftmax", "Log"),
     *("Reshape", "Squeeze", "ExpandDims", "Transpose", "Pad", "PadV2", "MirrorPad", "ConcatV2", "Pack", "AddN"),
-    *("StridedSlice", "Slice", "Tile", "Cast", "StopGradient", "Split", "SplitV", "Unpack", "GatherV2"),
+    *("EnsureShape", "StridedSlice", "Slice", "Tile", "Cast", "StopGradient", "Split", "SplitV", "Unpack", "GatherV2"),
     *("Add", "AddV2", "Sub", "Mul", "RealDiv", "Maximum", "Minimum", "SquaredDifference", "Pow"),
     *("Neg", "Square", "Sqrt", "Rsqrt", "Exp", "Tanh", "Sigmoid", "Erf", "Erfc", "Softplus", "Softsign", "Abs"),
     *("Relu", "Relu6", "LeakyRelu", "Elu", "Selu", "ResizeBilinear", "ResizeNearestNeighbor", "ClipByValue"),

@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from robust_keras.models import any_network, graph_reading, rewriting
+import robust_keras as rk
+from robust_keras.models import any_network, graph_reading, rewriting, searching
 from robust_keras.models.wide_resnet import wide_resnet
 from robust_keras.saved_models import export, load
 
@@ -190,3 +191,30 @@ def test_a_network_without_a_second_convolution_has_nothing_to_compute_in_bfloat
     dense = keras.layers.Dense(3)
     with pytest.raises(rewriting.Unsupported, match="without a second convolution"):
         rewriting.rewritten(lambda x: dense(tf.reshape(x, (BATCH, 768))), dtype="bfloat16")(images())
+
+
+def test_public_attacks_search_on_it(monkeypatch):
+    network, called = keras_network("residual"), []
+
+    def search_fn(logits_fn, before=searching.search_fn):
+        called.append(before(logits_fn))
+        return called[-1]
+
+    x, y = images().numpy(), np.arange(BATCH) % 4
+    monkeypatch.setattr(searching, "search_fn", lambda logits_fn: logits_fn)
+    plainly = rk.attacks.pgd(network, x, y, norm="L2", epsilon=0.5, num_steps=3)
+    monkeypatch.setattr(searching, "search_fn", search_fn)
+    rewritten = rk.attacks.pgd(network, x, y, norm="L2", epsilon=0.5, num_steps=3)
+    assert len(called) == 1 and compiled_parts(called[0], images()) >= 3
+    np.testing.assert_allclose(rewritten, plainly, atol=2e-4)
+
+
+def test_what_cannot_be_rewritten_is_searched_as_it_is():
+    dense = keras.layers.Dense(3)
+
+    def logits_fn(x):
+        return dense(tf.reshape(straight_through(x), (BATCH, 16 * 16 * 3)))
+
+    np.testing.assert_array_equal(searching.search_fn(logits_fn)(images()), logits_fn(images()))
+    with pytest.raises(ValueError, match="Expected a network that can be searched in bfloat16.*a gradient of its own"):
+        searching.search_fn(logits_fn, "bfloat16")(images())
