@@ -87,11 +87,12 @@ class _Given(NamedTuple):
 
 
 class _Task(NamedTuple):
-    """What is attacked: float32 `images` in [0, 1], int32 `labels` and a function to logits."""
+    """What is attacked: float32 `images` in [0, 1], int32 `labels`, a function to logits, and the same for searches."""
 
     images: np.ndarray
     labels: np.ndarray
     logits_fn: Callable
+    search_fn: Callable
     batch_size: int
     is_fixed: bool  # Whether the model takes batches of this size alone.
     seed: int
@@ -165,15 +166,15 @@ def _task(given: _Given, threat: threats.Threat, needs_gradients: bool) -> _Task
         outputs.check(logits, are_log_probabilities=outputs.are_log_probabilities(logits_fn))
         losses.check_labels(given.y, logits.shape[-1])
         logits_fn = any_network.sized(outputs.attackable(logits_fn, logits), logits.shape[-1])
-    return _Task(images, labels, logits_fn, batch_size, only is not None, given.seed)
+    search_fn = searching.search_fn(logits_fn)
+    return _Task(images, labels, logits_fn, search_fn, batch_size, only is not None, given.seed)
 
 
 def _attacked(attack: Attack, task: _Task, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What an attack makes of the images `indices`, and which of it the model gets wrong."""
-    search_fn = searching.search_fn(task.logits_fn)
 
     def run(x, labels, seeds):
-        x_adv = attack.run(search_fn, x, labels, seeds=seeds)
+        x_adv = attack.run(task.search_fn, x, labels, seeds=seeds)
         return x_adv, losses.is_wrong(task.logits_fn(x_adv), labels)
 
     compiled: Any = compilation.function(run)

@@ -1,6 +1,7 @@
 """Robust accuracy over a data set: attacks in sequence on what still stands, every adversarial image verified."""
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -150,6 +151,9 @@ def _look(logits_fn, images, labels, batch_size, allow_chance):
 
 def _attack(logits_fn, plan, seen, found, judge, batches, diagnose, progress):
     """Runs what has not run yet, attack by attack."""
+    searched_in = functools.cache(functools.partial(searching.search_fn, logits_fn))  # Which reads its graph once.
+    if any(map(plans.is_low, plan.attacks)):
+        searched_in("bfloat16")  # Where nothing computes it, that shows now.
     saved = found.restore()
     if saved is not None and found.position < len(plan.attacks):
         print(f"Resuming from attack {found.position + 1} of {len(plan.attacks)}", flush=True)
@@ -165,9 +169,10 @@ def _attack(logits_fn, plan, seen, found, judge, batches, diagnose, progress):
             standing &= doubtful
         active = np.flatnonzero(standing)
         found.attacked[position] = len(active)
-        dtype = "bfloat16" if plans.is_low(attack) else "float32"
-        is_rewritten = attack.search is not None and not batches.jit_compile
-        search_fn = searching.search_fn(logits_fn, dtype) if is_rewritten else logits_fn
+        if attack.search is None or (batches.jit_compile and not plans.is_low(attack)):
+            search_fn = logits_fn
+        else:
+            search_fn = searched_in("bfloat16" if plans.is_low(attack) else "float32")
         work = batching.work_of(attack, search_fn, seen, active, batches)
         if plans.is_again(attack):
             work.take_first_run_only(~doubtful)

@@ -20,7 +20,6 @@ class Plan(NamedTuple):
         threat: what adversarial images must obey.
         individual: whether each attack runs on every correctly classified example.
         seed: of the attacks' noise.
-        search_dtype: what networks are searched in; see `make`.
     """
 
     attacks: tuple[Attack, ...]
@@ -28,7 +27,6 @@ class Plan(NamedTuple):
     threat: threats.Threat
     individual: bool = False
     seed: int = 0
-    search_dtype: str = "float32"
 
     @property
     def first(self) -> int:
@@ -53,7 +51,12 @@ class Plan(NamedTuple):
 
 
 def make(
-    attacks: Sequence[Attack | Callable], baseline: Attack | Callable | None, threat: threats.Threat, **options: Any
+    attacks: Sequence[Attack | Callable],
+    baseline: Attack | Callable | None,
+    threat: threats.Threat,
+    *,
+    search_dtype: str = "float32",
+    **options: Any,
 ) -> Plan:
     """The `Plan` of attacks as `attacks.attack.as_attack` takes them.
 
@@ -64,6 +67,7 @@ def make(
         attacks: those that count.
         baseline: one that does not; None for none.
         threat: a `threats.Threat`.
+        search_dtype: what networks are searched in, 'float32' or 'bfloat16'.
         **options: see `Plan`.
 
     Raises:
@@ -79,14 +83,14 @@ def make(
                 f"Expected attacks on the threat model {threat.norm} {threat.epsilon_fraction}. "
                 f"Received: {attack.name} on {bound.norm} {bound.epsilon_fraction}"
             )
-    if plan.search_dtype not in DTYPES:
-        raise ValueError(f"Expected search_dtype out of {', '.join(DTYPES)}. Received: {plan.search_dtype!r}")
-    if plan.search_dtype == "float32" or any("search_dtype" in attack.parameters for attack in plan.attacks):
+    if search_dtype not in DTYPES:
+        raise ValueError(f"Expected search_dtype out of {', '.join(DTYPES)}. Received: {search_dtype!r}")
+    if search_dtype == "float32" or any("search_dtype" in attack.parameters for attack in plan.attacks):
         return plan
     if plan.individual:
         raise ValueError("Expected search_dtype = 'float32' where attacks run individually. Received: 'bfloat16'")
     before, searched = plan.attacks[: plan.first], plan.attacks[plan.first :]
-    low = [_in(attack, plan.search_dtype) if attack.search else attack for attack in searched]
+    low = [_in(attack, search_dtype) if attack.search else attack for attack in searched]
     again = [_in(attack, "float32") for attack in searched if attack.search]
     return plan._replace(attacks=(*before, *low, *again))
 

@@ -6,21 +6,9 @@ import keras
 import tensorflow as tf
 
 from robust_keras.models import norm_act
+from robust_keras.models.normalization import current_mode
 
 NAMES = tuple(norm_act.ACTIVATIONS)
-_SAME = {"swish": "silu"}
-
-
-def checked(activation: str) -> str:
-    """The name by which an activation is saved.
-
-    Raises:
-        ValueError: for any but those of `NAMES` and 'swish'.
-    """
-    activation = _SAME.get(activation, activation)
-    if activation not in NAMES:
-        raise ValueError(f"Expected an activation out of {', '.join(NAMES)}. Received: {activation!r}")
-    return activation
 
 
 @keras.saving.register_keras_serializable(package="robust_keras")
@@ -39,11 +27,11 @@ class Activation(keras.layers.Layer):
 
     def __init__(self, activation: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.activation = checked(activation)
+        self.activation = norm_act.activation_named(activation)
 
     def call(self, x: tf.Tensor) -> tf.Tensor:
         """The activation of each element."""
-        return norm_act.activated(x, self.activation)
+        return norm_act.activated(x, self.activation, compiled=current_mode() is not None)
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         """The input's."""

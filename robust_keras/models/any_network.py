@@ -178,7 +178,7 @@ def open_keras(model: keras.Layer, path: str = "") -> Opened:
         raise ValueError(f"Expected Keras on TensorFlow; set KERAS_BACKEND=tensorflow. Received: Keras on {backend}")
     inputs = known_inputs(model)
     if not inputs:
-        return Opened(functools.partial(model, training=False), tf.TensorShape(None), tf.float32, False)
+        return Opened(functools.partial(evaluated, model), tf.TensorShape(None), tf.float32, False)
     if len(inputs) != 1:
         names = ", ".join(each.name for each in inputs)
         where = path or model.name
@@ -186,10 +186,11 @@ def open_keras(model: keras.Layer, path: str = "") -> Opened:
     shape, dtype = tf.TensorShape(inputs[0].shape), tf.as_dtype(inputs[0].dtype)
     if dtype.is_integer:  # A model converts what it is given to its inputs' type.
         model = on_input(model, keras.Input(batch_shape=inputs[0].shape, dtype="float32"))
-    return Opened(functools.partial(_evaluated, model), shape, dtype, dtype.is_integer)
+    return Opened(functools.partial(evaluated, model), shape, dtype, dtype.is_integer)
 
 
-def _evaluated(model, images):
+def evaluated(model: keras.Layer, images: tf.Tensor) -> Any:
+    """The outputs of a model of one input as evaluation has them: in inference, with moving statistics."""
     with batch_norm_mode(MOVING):
         return run(model, images, training=False)
 

@@ -10,16 +10,20 @@ import tensorflow as tf
 from robust_keras import compilation
 
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
+# Operations of one or two tensors, element by element, on floats.
+ELEMENTWISE = {
+    *("Add", "AddV2", "Sub", "Mul", "RealDiv", "Maximum", "Minimum", "SquaredDifference", "BiasAdd"),
+    *("Neg", "Square", "Sqrt", "Rsqrt", "Exp", "Tanh", "Sigmoid", "Erf", "Erfc", "Softplus", "Softsign"),
+    *("Relu", "Relu6", "LeakyRelu", "Elu", "Selu", "Pow"),
+}
 # Operations without state that are called again as they are.
-_UNDERSTOOD = {
+_UNDERSTOOD = ELEMENTWISE | {
     *("Const", "Identity", "IdentityN", "NoOp", "ReadVariableOp", "Shape", "Size", "Rank", "Fill", "Range"),
-    *("Conv2D", "DepthwiseConv2dNative", "MatMul", "BatchMatMulV2", "BiasAdd", "FusedBatchNormV3"),
+    *("Conv2D", "DepthwiseConv2dNative", "MatMul", "BatchMatMulV2", "FusedBatchNormV3"),
     *("MaxPool", "AvgPool", "Mean", "Sum", "Max", "Min", "Prod", "Softmax", "LogSoftmax", "Log"),
     *("Reshape", "Squeeze", "ExpandDims", "Transpose", "Pad", "PadV2", "MirrorPad", "ConcatV2", "Pack", "AddN"),
     *("EnsureShape", "StridedSlice", "Slice", "Tile", "Cast", "StopGradient", "Split", "SplitV", "Unpack", "GatherV2"),
-    *("Add", "AddV2", "Sub", "Mul", "RealDiv", "Maximum", "Minimum", "SquaredDifference", "Pow"),
-    *("Neg", "Square", "Sqrt", "Rsqrt", "Exp", "Tanh", "Sigmoid", "Erf", "Erfc", "Softplus", "Softsign", "Abs"),
-    *("Relu", "Relu6", "LeakyRelu", "Elu", "Selu", "ResizeBilinear", "ResizeNearestNeighbor", "ClipByValue"),
+    *("Abs", "ClipByValue", "ResizeBilinear", "ResizeNearestNeighbor"),
 }
 # How many of the last inputs of an operation with a list of inputs come after the list.
 _LISTS = {"ConcatV2": 1, "Pack": 0, "AddN": 0, "IdentityN": 0}

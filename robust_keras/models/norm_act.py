@@ -25,9 +25,22 @@ ACTIVATIONS: dict[str, Callable] = {
     "softplus": tf.nn.softplus,
     "gelu": lambda x: tf.nn.gelu(x, approximate=True),
 }
+_SAME = {"swish": "silu"}
 # Groups that are normalised one after the other; each is some operations of the program.
 _MANY = 64
 _KERNEL_TYPES = (tf.float32, tf.bfloat16)
+
+
+def activation_named(name: str) -> str:
+    """The name by which an activation is saved.
+
+    Raises:
+        ValueError: for any but those of `ACTIVATIONS` and 'swish'.
+    """
+    name = _SAME.get(name, name)
+    if name not in ACTIVATIONS:
+        raise ValueError(f"Expected an activation out of {', '.join(ACTIVATIONS)}. Received: {name!r}")
+    return name
 
 
 def standardized(

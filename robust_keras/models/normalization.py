@@ -20,7 +20,7 @@ import keras
 import tensorflow as tf
 
 from robust_keras.engines import replicas
-from robust_keras.models import activations, norm_act
+from robust_keras.models import norm_act
 
 BATCH_AND_UPDATE = "batch_and_update"  # the batch's statistics, which also update the moving ones
 BATCH = "batch"  # the batch's statistics, moving ones untouched
@@ -94,7 +94,7 @@ class BatchNorm(keras.layers.Layer):
             must be a whole number of groups.
         decay: of the moving statistics.
         epsilon: added to the variance.
-        activation: of the normalised tensor, one of `activations.NAMES`; None for none.
+        activation: of the normalised tensor, one of `norm_act.ACTIVATIONS`; None for none.
 
     Raises:
         ValueError: for a batch that is not a whole number of groups, or another activation.
@@ -114,7 +114,7 @@ class BatchNorm(keras.layers.Layer):
         self.statistics_group_size = statistics_group_size
         self.decay = decay
         self.epsilon = epsilon
-        self.activation = None if activation is None else activations.checked(activation)
+        self.activation = None if activation is None else norm_act.activation_named(activation)
 
     def build(self, input_shape: tuple) -> None:
         """Makes scale, offset and moving statistics."""

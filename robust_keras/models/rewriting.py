@@ -21,12 +21,6 @@ from robust_keras.models import graph_reading, norm_act
 from robust_keras.models.graph_reading import Node, Unsupported
 
 CONVOLUTIONS = ("Conv2D", "DepthwiseConv2dNative")
-# Operations of one or two tensors, element by element, on floats.
-_ELEMENTWISE = {
-    *("Add", "AddV2", "Sub", "Mul", "RealDiv", "Maximum", "Minimum", "SquaredDifference", "BiasAdd"),
-    *("Neg", "Square", "Sqrt", "Rsqrt", "Exp", "Tanh", "Sigmoid", "Erf", "Erfc", "Softplus", "Softsign"),
-    *("Relu", "Relu6", "LeakyRelu", "Elu", "Selu", "Pow"),
-}
 # These keep the type of their first input.
 _REARRANGE = ("Pad", "MirrorPad", "MaxPool", "AvgPool", "Transpose", "Reshape", "Squeeze", "StridedSlice")
 # Smaller tensors are not worth a call of a compiled program.
@@ -111,7 +105,7 @@ class _Program:
         return tf.cast(self._tensor(self._graph.output, values), tf.float32)
 
     def _is_elementwise(self, node, arguments):
-        if node.op not in _ELEMENTWISE or not graph_reading.is_float32(node):
+        if node.op not in graph_reading.ELEMENTWISE or not graph_reading.is_float32(node):
             return False
         if node.op == "BiasAdd" and node.attributes.get("data_format", b"NHWC") != b"NHWC":
             return False
@@ -177,7 +171,7 @@ class _Program:
         readers = self._consumers.get(reference, ())
         low_inputs = any(tf.is_tensor(each) and each.dtype == tf.bfloat16 for each in tensors)
         feeds = any(node.name in self.low_convolutions for node in readers)
-        goes_on = any(node.op in _ELEMENTWISE or node.op in _REARRANGE[:4] for node in readers)
+        goes_on = any(node.op in graph_reading.ELEMENTWISE or node.op in _REARRANGE[:4] for node in readers)
         return tf.bfloat16 if self.is_low and (feeds or (low_inputs and goes_on)) else tf.float32
 
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 from robust_keras import losses, noise
 from robust_keras.data import sources
 from robust_keras.engines import replicas
-from robust_keras.models.normalization import MOVING, batch_norm_mode
+from robust_keras.models import any_network
 from robust_keras.training import recipes
 
 
@@ -105,21 +105,16 @@ class Validator:
         return tf.constant(self._source.images[indices]), tf.constant(self._source.labels[indices]), seeds
 
 
-def _evaluated(network, images):
-    with batch_norm_mode(MOVING):
-        return network(images, training=False)
-
-
 def _correct_of(network: keras.Model, correct_fn: Callable) -> Callable:
     def correct(image, label, seeds):
         x = tf.cast(image, tf.float32) / 255.0
-        return correct_fn(functools.partial(_evaluated, network), x, label, seeds=seeds)
+        return correct_fn(functools.partial(any_network.evaluated, network), x, label, seeds=seeds)
 
     return correct
 
 
 def _right_of(network: keras.Model) -> Callable:
     def right(image, label, seeds):
-        return (~losses.is_wrong(_evaluated(network, tf.cast(image, tf.float32) / 255.0), label),)
+        return (~losses.is_wrong(any_network.evaluated(network, tf.cast(image, tf.float32) / 255.0), label),)
 
     return right

@@ -45,7 +45,9 @@ def wide_resnet(depth: int, width: int, activation: str, *, dtype: str = "float3
 
 def evaluated(network: keras.Model):
     """A function of images to logits, as evaluation calls the network."""
-    return lambda x: network(x, training=False)
+    from robust_keras.models import any_network
+
+    return any_network.as_logits_fn(network)
 
 
 def images(num_images: int) -> tuple[np.ndarray, np.ndarray]:

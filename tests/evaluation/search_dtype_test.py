@@ -12,7 +12,7 @@ from robust_keras.attacks.square import square
 from robust_keras.data import sources
 from robust_keras.evaluation import evaluate as evaluation
 from robust_keras.evaluation import plan, saved_state
-from robust_keras.models import any_network
+from robust_keras.models import any_network, searching
 from robust_keras.models.wide_resnet import wide_resnet
 
 LINF = threats.threat(norm="Linf", epsilon="2/255")
@@ -155,3 +155,19 @@ def test_from_python(trained):
         progress=False,
     )
     assert [each["parameters"]["search_dtype"] for each in found.results["attacks"]] == ["bfloat16", "float32"]
+
+
+def test_one_function_for_all_searches_of_a_type_compiled_whole_or_not(trained, monkeypatch):
+    made = []
+
+    def search_fn(logits_fn, dtype="float32"):
+        made.append(dtype)
+        return logits_fn
+
+    monkeypatch.setattr(searching, "search_fn", search_fn)
+    few = [functools.partial(square, threat=LINF, num_queries=1), functools.partial(apgd, threat=LINF, num_steps=1)]
+    flat = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Flatten(), keras.layers.Dense(10)])
+    for jit_compile, types in ((False, ["bfloat16", "float32"]), (True, ["bfloat16"])):
+        evaluate((flat, trained[1]), "bfloat16", attacks=few, jit_compile=jit_compile, allow_chance=True)
+        assert made == types
+        made.clear()
