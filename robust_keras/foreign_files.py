@@ -1,0 +1,151 @@
+"""Files that somebody else made: what they are, before anything opens them, and what of them reaches a screen.
+
+A file of a model, a data set or a run that came from elsewhere may be a link to a private file, a pipe that never
+answers, a device without end, or a name that steers a terminal. What a user typed may be a link; what lies in a folder
+that the user typed may not. On file systems other than the local one, such as gs://, there are files alone.
+"""
+
+import itertools
+import os
+import posixpath
+import stat
+import unicodedata
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import tensorflow as tf
+
+gfile = tf.io.gfile
+MOST_FILES = 10_000  # Below one folder.
+_KINDS = {
+    stat.S_ISLNK: "a symbolic link",
+    stat.S_ISFIFO: "a pipe",
+    stat.S_ISSOCK: "a socket",
+    stat.S_ISCHR: "a device",
+    stat.S_ISBLK: "a device",
+}
+
+
+def is_local(path: str | os.PathLike) -> bool:
+    """Whether a path is one of this machine's file system."""
+    return "://" not in os.fspath(path)
+
+
+def check_regular(path: str | os.PathLike, *, follow: bool = False, most_bytes: int | None = None) -> None:
+    """Raises unless a path is a regular file, or nothing at all.
+
+    Args:
+        path: any `tf.io.gfile` path.
+        follow: whether it may be a link to a regular file, as a path may that a user typed.
+        most_bytes: how large it may be.
+
+    Raises:
+        ValueError: for a folder, a link, a pipe, a socket, a device, or a larger file; nothing is opened.
+    """
+    path = os.fspath(path)
+    if not is_local(path):
+        if most_bytes is not None and gfile.exists(path) and gfile.stat(path).length > most_bytes:
+            raise ValueError(_too_large(path, gfile.stat(path).length, most_bytes))
+        return
+    try:
+        status = os.stat(path) if follow else os.lstat(path)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"Expected a regular file. Received: {printable(path)}, {kind(status.st_mode)}")
+    if most_bytes is not None and status.st_size > most_bytes:
+        raise ValueError(_too_large(path, status.st_size, most_bytes))
+
+
+def open_regular(path: str | os.PathLike, *, follow: bool = False, most_bytes: int | None = None) -> BinaryIO:
+    """Opens a regular file to read its bytes; what it is cannot change between the look and the opening.
+
+    Args:
+        path: any `tf.io.gfile` path.
+        follow: see `check_regular`, like `most_bytes`.
+
+    Raises:
+        ValueError: see `check_regular`.
+        OSError, tf.errors.OpError: where there is none, or it cannot be read.
+    """
+    path = os.fspath(path)
+    if not is_local(path):
+        check_regular(path, most_bytes=most_bytes)
+        return gfile.GFile(path, "rb")
+    check_regular(path, follow=follow, most_bytes=most_bytes)
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+    descriptor = os.open(path, flags if follow else flags | getattr(os, "O_NOFOLLOW", 0))
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise ValueError(f"Expected a regular file. Received: {printable(path)}, {kind(status.st_mode)}")
+    return os.fdopen(descriptor, "rb")
+
+
+def regular_files(folder: str | os.PathLike) -> Iterator[tuple[str, str]]:
+    """The files below a folder, sorted, as (relative path with slashes, path).
+
+    Raises:
+        ValueError: for anything below it that is neither a regular file nor a folder, and for more than `MOST_FILES`.
+    """
+    folder = os.fspath(folder)
+    found = list(itertools.islice(_below(folder), MOST_FILES + 1))
+    if len(found) > MOST_FILES:
+        raise ValueError(f"Expected at most {MOST_FILES:,} files in a folder. Received: more in {folder}")
+    for relative in sorted(found):
+        yield relative, posixpath.join(folder, relative)
+
+
+def kind(mode: int) -> str:
+    """What a file's mode says it is, in words."""
+    if stat.S_ISDIR(mode):
+        return "a folder"
+    return next((name for test, name in _KINDS.items() if test(mode)), "another kind of file")
+
+
+def printable(text: object, *, most: int = 200) -> str:
+    """Text of a file as a terminal, a log and a table can show it: on one line, without anything that steers.
+
+    Control and format characters, line breaks and those that turn the direction of writing stand as escapes.
+
+    Args:
+        text: anything; what `str` makes of it counts.
+        most: characters, after which it is cut.
+    """
+    shown = "".join(each if _is_plain(each) else each.encode("unicode_escape").decode() for each in str(text)[:most])
+    return shown if len(str(text)) <= most else f"{shown}..."
+
+
+def _is_plain(character: str) -> bool:
+    return character == " " or unicodedata.category(character)[0] not in "CZ"
+
+
+def _below(folder: str) -> Iterator[str]:
+    waiting = [""]
+    while waiting:
+        inside = waiting.pop()
+        for name, mode in _entries(posixpath.join(folder, inside)):
+            relative = posixpath.join(inside, name)
+            if stat.S_ISDIR(mode):
+                waiting.append(relative)
+            elif stat.S_ISREG(mode):
+                yield relative
+            else:
+                received = f"{printable(relative)}, {kind(mode)}"
+                raise ValueError(f"Expected regular files below a folder. Received: {received}")
+
+
+def _entries(folder: str) -> Iterator[tuple[str, int]]:
+    """Names in a folder, and their modes."""
+    if is_local(folder):
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                yield entry.name, entry.stat(follow_symlinks=False).st_mode
+        return
+    for name in gfile.listdir(folder):
+        name = name.rstrip("/")
+        yield name, stat.S_IFDIR if gfile.isdir(posixpath.join(folder, name)) else stat.S_IFREG
+
+
+def _too_large(path: str, size: int, most: int) -> str:
+    return f"Expected a file of at most {most:,} bytes. Received: {printable(path)} of {size:,}"
