@@ -17,6 +17,8 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from robust_keras import array_files
+
 gfile = tf.io.gfile
 _MARKER = re.compile(r"step-(\d{8})\.json")
 _DATA = re.compile(r"step-(\d{8})\.npz")
@@ -119,8 +121,8 @@ def read_committed(stem: str) -> tuple[dict[str, np.ndarray], dict]:
             raise ValueError(f"no whole marker in {marker_path(stem)}")
         if sha256(data_path) != marker["sha256"]:
             raise ValueError("its SHA-256 differs from the marker's")
-        with gfile.GFile(data_path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays), marker["info"]
+        with gfile.GFile(data_path, "rb") as file:
+            return array_files.arrays(file), marker["info"]
     except _DAMAGE as error:
         raise ValueError(f"Expected an intact snapshot at {data_path}. Received: {why(error)}") from error
 
