@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from robust_keras import foreign_files, own_folders
+from robust_keras import array_files, foreign_files, own_folders
 
 gfile = tf.io.gfile
 MOST_TEXT = 1 << 28  # Bytes of a text file.
@@ -122,8 +122,8 @@ def read_committed(stem: str) -> tuple[dict[str, np.ndarray], dict]:
             raise ValueError(f"no whole marker in {marker_path(stem)}")
         if sha256(data_path) != marker["sha256"]:
             raise ValueError("its SHA-256 differs from the marker's")
-        with foreign_files.open_regular(data_path) as file, np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays), marker["info"]
+        with foreign_files.open_regular(data_path) as file:
+            return array_files.arrays(file), marker["info"]
     except _DAMAGE as error:
         raise ValueError(f"Expected an intact snapshot at {data_path}. Received: {why(error)}") from error
 

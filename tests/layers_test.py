@@ -12,6 +12,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 # What each room of the package may import: rooms below it, never its own floor. The modules of the ground floor are rooms
 # of their own.
 GROUND = {
+    "array_files",
     "bounds",
     "compilation",
     "failures",
@@ -23,8 +24,10 @@ GROUND = {
     "schedules",
     "storage",
     "threats",
+    "zip_files",
 }
 MAY_IMPORT = {
+    "array_files": {"foreign_files", "zip_files"},
     "bounds": set(),
     "compilation": set(),
     "failures": {"own_folders"},
@@ -34,8 +37,9 @@ MAY_IMPORT = {
     "own_folders": {"foreign_files"},
     "ownership": {"foreign_files", "own_folders", "storage"},
     "schedules": set(),
-    "storage": {"foreign_files", "own_folders"},
+    "storage": {"array_files", "foreign_files", "own_folders"},
     "threats": {"compilation", "noise"},
+    "zip_files": {"foreign_files"},
     "engines": GROUND,
     "models": GROUND | {"engines"},
     "attacks": GROUND | {"models"},

@@ -43,6 +43,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "output", None, "A new folder for a SavedModel, or a file that ends in .keras.", flag_values=values
     )
     launcher.define_import(values)
+    launcher.define_trust(values)
     flags.mark_flags_as_required(["workdir", "output"], flag_values=values)
 
 

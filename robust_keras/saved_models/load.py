@@ -16,8 +16,9 @@ from robust_keras.models import weights as named_weights
 from robust_keras.saved_models.opening import CARD, UNFINISHED, load_keras, open_model
 
 gfile = tf.io.gfile
-# Files in a model's folder that are no part of the model.
+# Files in a model's folder that are no part of the model: in any folder of it, and right in it.
 _NOT_THE_MODEL = {CARD, UNFINISHED, ownership.lock_name()}
+_BESIDE_THE_MODEL = {"MODEL_CARD.md", "claims/claims.json", "claims/examples.npz", "manifest.json", "verify.py"}
 # How a command is told which output to take.
 _SAY = {
     "choose": "the logits' name with --logits_output",
@@ -123,7 +124,8 @@ def load_weights(path: str | os.PathLike) -> dict[str, np.ndarray]:
 def fingerprint(path: str | os.PathLike) -> str:
     """SHA-256 of a canonical manifest of a model's files: each line `<sha256>  <relative path>`, sorted by path.
 
-    The model card is no part of it, nor is where a folder lies and how it is named; a file's own name is.
+    The model card and what `claims.attach` adds are no part of it, nor is where a folder lies and how it is named; a
+    file's own name is.
 
     Raises:
         ValueError: where there is nothing.
@@ -139,6 +141,7 @@ def fingerprint(path: str | os.PathLike) -> str:
             for folder, _, names in gfile.walk(path)
             for name in names
             if name not in _NOT_THE_MODEL
+            and posixpath.relpath(posixpath.join(folder, name), path) not in _BESIDE_THE_MODEL
         ]
     manifest = "".join(f"{storage.sha256(file)}  {name}\n" for name, file in sorted(files))
     return hashlib.sha256(manifest.encode()).hexdigest()

@@ -82,9 +82,14 @@ def test_files_and_folders_that_are_links_count_as_what_they_point_to(exported, 
 
 def test_what_a_command_leaves_beside_a_model_is_no_part_of_it(exported, tmp_path):
     copy = shutil.copytree(exported, tmp_path / "copy")
-    for name in ("in_use.json", "unfinished"):
+    (copy / "claims").mkdir()
+    for name in ("in_use.json", "unfinished", "MODEL_CARD.md", "manifest.json", "verify.py", "claims/claims.json"):
         (copy / name).write_text("{}")
     assert load.fingerprint(copy) == load.fingerprint(exported)
+    # Further down such a file may be anything.
+    (copy / "assets").mkdir(exist_ok=True)
+    (copy / "assets" / "verify.py").write_text("{}")
+    assert load.fingerprint(copy) != load.fingerprint(exported)
 
 
 def test_the_name_of_a_file_counts_but_not_its_folder(tmp_path):
