@@ -312,7 +312,9 @@ def test_a_pool_that_changed_since_it_was_scored_is_refused(scored, tmp_path):
 
 @pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_disk_leaves_what_is_finished(scored, tmp_path, monkeypatch):
-    monkeypatch.setattr(record_sets.own_folders, "check", lambda path: None)  # A link to the device is the full disk.
+    monkeypatch.setattr(
+        record_sets.own_folders, "check", lambda path, **options: None
+    )  # A link to the device is the full disk.
     write(scored, tmp_path / "undisturbed")
     folder = tmp_path / "full"
     folder.mkdir()
