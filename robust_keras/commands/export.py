@@ -88,6 +88,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_string("licence", None, "Licence of the weights, for the model card.", flag_values=values)
     flags.DEFINE_list("class_names", None, "Names of the classes in order, for the model card.", flag_values=values)
     launcher.define_import(values)
+    launcher.define_trust(values)
     flags.mark_flags_as_required(["workdir", "output"], flag_values=values)
 
 
