@@ -147,7 +147,7 @@ class Program:
                 more.append((body.name, _given(node, 1)))
             elif handle in given and node.op not in ("ReadVariableOp", "VarIsInitializedOp"):
                 found.add(f"what {node.op} gives")
-        return found or set() if more else {"a variable"}, more
+        return found if more else {"a variable"}, more
 
     def _of_argument(self, body: _Body, k: int) -> tuple[set[str], list[tuple[str, str]]]:
         found, more = set(), []
@@ -205,7 +205,7 @@ def called(node: Any, functions: Any) -> set[str]:
         value = waiting.pop()
         given = [value.func] if value.HasField("func") else value.list.func
         for function in given:
-            names.add(function.name)
+            names |= {function.name} - {""}
             waiting += function.attr.values()
     return names
 

@@ -4,6 +4,7 @@ A parsed message takes many times the bytes of its small fields, and about the b
 values of a constant. The walk enters large messages alone, and skips large values: a gigabyte takes milliseconds.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from google.protobuf import descriptor_pool, message, message_factory
@@ -59,7 +60,7 @@ def varint(content: bytes, position: int, end: int) -> tuple[int, int]:
     raise ValueError("no number where one is expected")
 
 
-def fields(content: bytes, position: int = 0, end: int | None = None):
+def fields(content: bytes, position: int = 0, end: int | None = None) -> Iterator[tuple[int, int, int, int]]:
     """The fields of a message between two places, as (number, kind, value or start, end of its bytes).
 
     Yields:
