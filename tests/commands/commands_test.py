@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import time
 
 import keras
@@ -219,13 +218,13 @@ def assert_same_run(ours, theirs):
     ],
 )
 def test_a_killed_run_continues_to_the_same_result(monkeypatch, images, finished, tmp_path, signal_sent, code):
-    process = start(train, *arguments(images, tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    log = tmp_path / "log.txt"
+    process = start(train, *arguments(images, tmp_path), log=log)
     deadline = time.monotonic() + 240
     while not storage.steps(tmp_path / "checkpoints") and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal_sent)
-    output = process.communicate(timeout=240)
-    assert process.returncode == code and "Traceback" not in output[1], output
+    assert process.wait(timeout=240) == code and "Traceback" not in log.read_text(), log.read_text()
     call(monkeypatch, train, *arguments(images, tmp_path))
     assert_same_run(tmp_path, finished)
 
