@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from robust_keras import array_files, ownership, storage
+from robust_keras import array_files, own_folders, ownership, storage
 from robust_keras.evaluation import report
 
 
@@ -70,7 +70,7 @@ def finished(
         return None
     report.read_results([folder.workdir])  # They are whole.
     if writes and tf.io.gfile.exists(folder.subject):  # Interrupted after its last line but one.
-        tf.io.gfile.rmtree(folder.state)
+        own_folders.remove_folder(folder.state)
     return results
 
 
@@ -83,7 +83,7 @@ def finish(folder: Folder, results: dict[str, Any], examples: dict[str, np.ndarr
     """Writes what came of an evaluation, and removes its state."""
     storage.write_arrays(folder.examples, examples, compressed=True)
     storage.write_json(folder.results, results)  # Written last: it marks a finished evaluation.
-    tf.io.gfile.rmtree(folder.state)
+    own_folders.remove_folder(folder.state)
 
 
 def read_examples(folder: Folder) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from robust_keras import array_files, foreign_files, storage
+from robust_keras import array_files, foreign_files, own_folders, storage
 from robust_keras.engines import replicas
 from robust_keras.evaluation.examples import as_floats
 
@@ -93,7 +93,7 @@ class Verdicts:
         self._saved_at = time.perf_counter()
 
     def _write(self, work):
-        tf.io.gfile.makedirs(self._directory)
+        own_folders.make(self._directory)
         while self._num_saved < len(self._pieces):
             position, indices, images = self._pieces[self._num_saved]
             arrays = {"position": np.array(position), "indices": indices, "images": images}
