@@ -164,7 +164,9 @@ def _walk(folder: str) -> Iterator[tuple[str, list[str], list[str]]]:
         return
     waiting = [folder]
     while waiting:
-        folders, files, at = [], [], waiting.pop()
+        at = waiting.pop()
+        folders: list[str] = []
+        files: list[str] = []
         with os.scandir(at) as entries:
             for entry in entries:
                 is_folder, is_named = entry.is_dir(), entry.name.lower().endswith(_EXTENSIONS)

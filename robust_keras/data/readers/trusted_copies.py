@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from robust_keras import foreign_files, own_folders, storage
+from robust_keras.data.readers.mapped import MappedImages
 
 
 def begin(folder: str) -> None:
@@ -36,7 +37,7 @@ def is_trusted(folder: str) -> bool:
     return _noted(folder) == _digest(folder)
 
 
-def compare(source: str, images: np.ndarray, labels: np.ndarray | None, blocks: Iterable) -> None:
+def compare(source: str, images: np.ndarray | MappedImages, labels: np.ndarray | None, blocks: Iterable) -> None:
     """Compares a conversion with the blocks of its source.
 
     Args:
