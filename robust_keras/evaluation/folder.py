@@ -91,6 +91,15 @@ def read_examples(folder: Folder) -> dict[str, np.ndarray]:
     return array_files.read(folder.examples)
 
 
+def told_of_finished(folder: Folder, num_kept: int) -> str:
+    """What to say of results that were read, when `kept_verdicts` has looked at them."""
+    return (
+        f"Already finished: {folder.results}; these numbers are read from this file, no attack was run. The "
+        f"{num_kept} adversarial images that it kept still break the model; that no other attack breaks the rest is "
+        "what the file says"
+    )
+
+
 def plan_of(results: dict[str, Any]) -> dict[str, Any]:
     """What ran, of a results dictionary or a subject: its attacks by number and name, and the rest of the plan."""
     records = [results.get("baseline"), *results["attacks"]]
