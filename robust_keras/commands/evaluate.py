@@ -125,13 +125,17 @@ def _claim(of: "folder.Folder", subject: dict, config: str, load_images, writes:
 
 def _checked(evaluate, of: "folder.Folder", results: dict, subject: dict, load_images, within) -> str:
     """Refuses finished results that do not hold; what to say of others."""
+    from robust_keras.data import sources
     from robust_keras.evaluation import examples, folder, kept_verdicts, plan
     from robust_keras.evaluation import results as evaluation
     from robust_keras.saved_models import load
 
     model = subject["model"]
     reading = {name: value for name, value in model.items() if name not in ("path", "sha256")}
-    given = examples.first(load_images(), subject["dataset"]["num_examples"])
+    try:
+        given = examples.first(load_images(), subject["dataset"]["num_examples"])
+    except sources.DataUnavailable:  # What has finished can be read wherever it is.
+        return f"{folder.told_of_finished(of, None)}\n{evaluation.summary(results)}"
     settings = {name: evaluate.keywords.get(name) for name in ("attacks", "baseline", "threat")}
     planned = plan.make(**settings, search_dtype=evaluate.keywords.get("search_dtype", "float32"))
     with within.scope():

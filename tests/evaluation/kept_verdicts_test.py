@@ -137,7 +137,7 @@ def test_what_holds_is_said_to_be_read(network, labels, folder, monkeypatch, cap
     said = capsys.readouterr().out
     assert "results.json; these numbers are read from this file, no attack was run" in said
     num_broken = int((found.examples["broken_by"] > 0).sum())
-    assert f"The {num_broken} adversarial images that it kept still break the model" in said
+    assert f"The {num_broken} adversarial images that were kept still break the model" in said
 
 
 class Interrupted(Exception):
