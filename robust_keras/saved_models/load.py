@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from robust_keras import bounds, ownership, storage
+from robust_keras import bounds, foreign_files, ownership, storage
 from robust_keras.models import any_network
 from robust_keras.models import weights as named_weights
+from robust_keras.saved_models import safety
 from robust_keras.saved_models.opening import CARD, UNFINISHED, load_keras, open_model
 
 gfile = tf.io.gfile
@@ -128,20 +129,20 @@ def fingerprint(path: str | os.PathLike) -> str:
     file's own name is.
 
     Raises:
-        ValueError: where there is nothing.
+        ValueError: where there is nothing, or anything but regular files; links count as what they point to where
+            models are trusted.
     """
     path = str(path)
     if not gfile.exists(path):
         raise ValueError(f"Expected a SavedModel's folder or a .keras file. Received: {path}")
     if not gfile.isdir(path):
+        foreign_files.check_regular(path, follow=True)
         files = [(posixpath.basename(path), path)]
     else:
         files = [
-            (posixpath.relpath(posixpath.join(folder, name), path), posixpath.join(folder, name))
-            for folder, _, names in gfile.walk(path)
-            for name in names
-            if name not in _NOT_THE_MODEL
-            and posixpath.relpath(posixpath.join(folder, name), path) not in _BESIDE_THE_MODEL
+            (name, file)
+            for name, file in foreign_files.regular_files(path, follow=safety.is_trusted())
+            if name not in _NOT_THE_MODEL | _BESIDE_THE_MODEL
         ]
     manifest = "".join(f"{storage.sha256(file)}  {name}\n" for name, file in sorted(files))
     return hashlib.sha256(manifest.encode()).hexdigest()

@@ -6,9 +6,12 @@ import os
 import sys
 from collections.abc import Iterator
 
+import tensorflow as tf
+
 from robust_keras import foreign_files
 from robust_keras.saved_models.safety import keras_file, saved_model
 
+gfile = tf.io.gfile
 _TRUSTED: contextvars.ContextVar[bool] = contextvars.ContextVar("trusted", default=False)
 
 
@@ -23,7 +26,7 @@ def check(path: str | os.PathLike, *, trusted: bool = False) -> None:
         ValueError: naming the operation, class or file that is refused.
     """
     path = os.fspath(path)
-    of_kind = saved_model if os.path.isdir(path) or not path.endswith(".keras") else keras_file
+    of_kind = keras_file if path.endswith(".keras") and not gfile.isdir(path) else saved_model
     try:
         of_kind.check(path)
     except ValueError as error:
