@@ -63,7 +63,7 @@ def run(
         ValueError: for bad input, before any attack; for a folder of another evaluation, or in use by one.
     """
     from robust_keras.evaluation import folder
-    from robust_keras.saved_models import load
+    from robust_keras.saved_models import load, opening
 
     reading = {
         "input_range": list(input_range),
@@ -72,6 +72,7 @@ def run(
         "logits_output": logits_output,
     }
     model = {"path": saved_model, "sha256": load.fingerprint(saved_model), **reading}
+    opening.check(saved_model)
     data = {"name": dataset, "split": split, "num_examples": num_examples}
     sizes = {"image_size": image_size, "short_side": short_side}
     data |= {name: size for name, size in sizes.items() if size is not None}

@@ -1,4 +1,4 @@
-"""Says what is in a model, without loading it: what it takes and returns, what it is made of, and what is refused of it.
+"""Says what is in a model, without loading it: what it takes and returns, what it is made of, and what is refused.
 
     python scripts/inspect_model.py downloaded/saved_model
     python scripts/inspect_model.py downloaded/saved_model --json
@@ -39,7 +39,9 @@ def run(path: str, *, as_json: bool = False) -> bool:
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the command's flags."""
-    flags.DEFINE_string("model", None, "A SavedModel's folder or a .keras file; --model= may be left out.", flag_values=values)
+    flags.DEFINE_string(
+        "model", None, "A SavedModel's folder or a .keras file; --model= may be left out.", flag_values=values
+    )
     flags.DEFINE_bool("json", False, "Print JSON.", flag_values=values)
 
 

@@ -18,11 +18,11 @@ def describe(path: str | os.PathLike) -> dict[str, Any]:
     """What is in a SavedModel's folder or a `.keras` file; nothing of it is loaded or run.
 
     Returns:
-        JSON: `path`, `kind`, `files` (`name`, `bytes`, `sha256`), `refused`, a list of lines, empty for a model that only
-        computes, and of a SavedModel `tensorflow_version`, `signatures`, `operations` (how often each is in the graph and
-        all functions), `functions` (number of operations, by name), `variables` (`name`, `dtype`, `shape`, `bytes`) and
-        `assets`. What cannot be read is left out, and `refused` says why. Names are as in the model: nothing is
-        escaped.
+        JSON: `path`, `kind`, `files` (`name`, `bytes`, `sha256`), `refused`, a list of lines, empty for a model that
+        only computes, and of a SavedModel `tensorflow_version`, `signatures`, `operations` (how often each is in the
+        graph and all functions), `functions` (number of operations, by name), `variables` (`name`, `dtype`, `shape`,
+        `bytes`) and `assets`. What cannot be read is left out, and `refused` says why. Names are as in the model:
+        nothing is escaped.
 
     Raises:
         ValueError: where there is nothing.
