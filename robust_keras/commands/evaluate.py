@@ -63,7 +63,7 @@ def run(
         ValueError: for bad input, before any attack; for a folder of another evaluation, or in use by one.
     """
     from robust_keras.evaluation import folder
-    from robust_keras.saved_models import load, opening
+    from robust_keras.saved_models import load
 
     reading = {
         "input_range": list(input_range),
@@ -72,7 +72,6 @@ def run(
         "logits_output": logits_output,
     }
     model = {"path": saved_model, "sha256": load.fingerprint(saved_model), **reading}
-    opening.check(saved_model)
     data = {"name": dataset, "split": split, "num_examples": num_examples}
     sizes = {"image_size": image_size, "short_side": short_side}
     data |= {name: size for name, size in sizes.items() if size is not None}
@@ -93,7 +92,9 @@ def _run(subject: dict, of: "folder.Folder", gin_files, gin_params, load_images,
     from robust_keras import failures, ownership
     from robust_keras.commands import configuration, model_cards
     from robust_keras.engines import replicas, strategies
+    from robust_keras.saved_models import opening
 
+    opening.check(subject["model"]["path"])
     within = strategies.strategy(strategy, tpu=tpu)  # Processes meet before anything else.
     with within.scope():
         process = replicas.process_index()

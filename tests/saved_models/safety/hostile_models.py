@@ -35,7 +35,7 @@ def change(refused):
 
 def inner(meta_graph):
     """The function behind the signature."""
-    return meta_graph.graph_def.library.function[0]
+    return function_of(meta_graph, "signature_wrapper")
 
 
 def constant(nodes, name, text):
