@@ -120,6 +120,16 @@ def printable(text: object, *, most: int = 200) -> str:
     return shown if len(str(text)) <= most else f"{shown}..."
 
 
+def as_code(text: object, *, most: int = 200) -> str:
+    """Text of a file in Markdown, as code: no markup, HTML or link in it means anything, and it stays on one line.
+
+    Args:
+        text: see `printable`, like `most`.
+    """
+    shown = printable(text, most=most).replace("`", "'")
+    return f"`{shown or ' '}`"
+
+
 def _is_plain(character: str) -> bool:
     return character == " " or unicodedata.category(character)[0] not in "CZ"
 

@@ -167,6 +167,17 @@ def test_evaluate_export_and_report(monkeypatch, capsys, images, finished, tmp_p
     export_again = [f"--workdir={finished}", "--weights=last", f"--output={tmp_path}/last.keras"]
     assert "last.keras" in refused(monkeypatch, capsys, export, *export_again)
 
+    released = [f"--workdir={finished}", f"--evaluation={tmp_path}/eval", f"--output={tmp_path}/released"]
+    refusal = refused(monkeypatch, capsys, export, *released, "--weights=last")
+    assert "Expected an evaluation of the weights that are exported." in refusal
+    call(monkeypatch, export, *released, "--licence=CC BY 4.0", "--class_names=a,b,c,d", "--gradient")
+    card = json.loads((tmp_path / "released" / "model_card.json").read_text())
+    assert card["evaluation"]["robust_accuracy"] == results["robust_accuracy"]
+    assert card["licence"] == "CC BY 4.0" and card["class_names"] == list("abcd") and "gradient" in card["inputs"]
+    assert card["threat_model"] == {"norm": "Linf", "epsilon": 8 / 255, "epsilon_fraction": "8/255"}
+    as_file = [f"--workdir={finished}", "--licence=MIT", "--format=onnx", f"--output={tmp_path}/model"]
+    assert "Expected --licence with a SavedModel alone" in refused(monkeypatch, capsys, export, *as_file)
+
 
 def test_without_averaging_the_raw_weights_are_the_best(monkeypatch, images, tmp_path):
     changes = {"TAU": "None", "TRAIN_STEPS": "2", "train.attack_batch_norm": "'moving'"}
