@@ -18,6 +18,7 @@ COMMANDS = (
     "pseudo_label",
     "check_tpu",
     "self_test",
+    "verify",
 )
 
 setuptools.setup(

@@ -43,6 +43,7 @@ COMMANDS = (
     "pseudo_label",
     "check_tpu",
     "self_test",
+    "verify",
 )
 
 
