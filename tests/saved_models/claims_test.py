@@ -398,5 +398,7 @@ def test_projections_are_those_of_the_package(norm):
         ball.length(delta).ravel(), threat.distance(tf.constant(delta), tf.zeros_like(delta)), rtol=1e-5
     )
     if norm != "L1":  # There the package finds the nearest point of the box too.
-        np.testing.assert_allclose(ball.project(x + delta, x), threat.project(x + delta, x), atol=1e-6)
+        np.testing.assert_allclose(
+            ball.project(x + delta, x), threat.project(tf.constant(x + delta), tf.constant(x)), atol=1e-6
+        )
     assert not ball.is_inside(x + 2 * delta, x).any()
