@@ -20,20 +20,40 @@ def open_model(path: str) -> Opened:
     """Opens a SavedModel's folder or a `.keras` file, after a look at what is in there, see `safety.check`.
 
     Raises:
-        ValueError: for a path that holds no model, half of one, one that takes anything but one batch of images, or one
-            that would do more than compute.
+        ValueError: see `check`, and for a model that takes anything but one batch of images.
     """
-    if path.endswith(".keras") and gfile.exists(path) and not gfile.isdir(path):
-        return open_keras(load_keras(path), path)
+    _check_is_model(path)
+    return open_keras(load_keras(path), path) if _is_keras(path) else _open_saved_model(path)
+
+
+def check(path: str) -> None:
+    """Refuses what `open_model` would not open, without loading it.
+
+    Raises:
+        ValueError: for a path that holds no model, half of one, or one that would do more than compute.
+    """
+    _check_is_model(path)
+    safety.check(path, trusted=safety.is_trusted())
+
+
+def _check_is_model(path: str) -> None:
+    if _is_keras(path):
+        return
     if gfile.exists(posixpath.join(path, UNFINISHED)):
         raise ValueError(f"Expected a finished export. Received: {path}, which is under way or was interrupted")
-    if gfile.exists(posixpath.join(path, "saved_model.pb")):
-        return _open_saved_model(path)
+    if not gfile.exists(posixpath.join(path, "saved_model.pb")):
+        raise ValueError(f"Expected a SavedModel's folder or a .keras file. Received: {path}{_hint(path)}")
+
+
+def _is_keras(path: str) -> bool:
+    return path.endswith(".keras") and gfile.exists(path) and not gfile.isdir(path)
+
+
+def _hint(path: str) -> str:
     if not gfile.exists(path):
-        raise ValueError(f"Expected a SavedModel's folder or a .keras file. Received: {path}, which does not exist")
+        return ", which does not exist"
     inner = posixpath.join(path, "saved_model")
-    hint = f"; did you mean {inner}?" if gfile.exists(posixpath.join(inner, "saved_model.pb")) else ""
-    raise ValueError(f"Expected a SavedModel's folder or a .keras file. Received: {path}{hint}")
+    return f"; did you mean {inner}?" if gfile.exists(posixpath.join(inner, "saved_model.pb")) else ""
 
 
 def load_keras(path: str) -> keras.Model:
