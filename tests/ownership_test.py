@@ -1,7 +1,6 @@
 import functools
 import json
 import os
-import pathlib
 import subprocess
 import sys
 import threading
@@ -11,8 +10,8 @@ import pytest
 import tensorflow as tf
 
 from robust_keras import ownership
+from tests import warm_processes
 
-ROOT = pathlib.Path(__file__).parents[1]
 IDENTITY = {"model": {"sha256": "ab", "range": [0, 1]}, "seed": 3, "rate": 0.1, "radius": "8/255"}
 
 
@@ -129,22 +128,17 @@ def assert_refused(folder, **options):
     return str(error.value)
 
 
-HOLD = """
-import sys, time
-from robust_keras import ownership
-with ownership.lock(sys.argv[1], what="a training run"):
-    print("held", flush=True)
-    time.sleep(600)
-"""
+def hold(path):
+    with ownership.lock(path, what="a training run"):
+        print("held", flush=True)
+        time.sleep(600)
 
 
 def test_another_process_is_kept_out_until_the_first_one_is_killed(tmp_path):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, tmp_path / "run"], stdout=subprocess.PIPE, text=True, env=environment
-    )
+    log = tmp_path / "log.txt"
+    process = warm_processes.Popen(hold, log=log, path=str(tmp_path / "run"))
     try:
-        assert process.stdout.readline() == "held\n"
+        warm_processes.wait_for("held\n", process, log)
         line = assert_refused(tmp_path / "run")
         assert f"{tmp_path}/run, in use by process {process.pid} on " in line and "since 20" in line
         assert line.endswith(", a training run")

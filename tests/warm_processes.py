@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import time
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["tensorflow", "robust_keras.commands.configuration"])
@@ -42,6 +43,14 @@ class Popen:
 
     def kill(self):
         self._process.kill()
+
+
+def wait_for(words, process, log):
+    """Until a process has said so, in 300 seconds at most."""
+    deadline = time.monotonic() + 300
+    while not log.exists() or words not in log.read_text():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def _run(target, kwargs, log, env):

@@ -5,15 +5,17 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from robust_keras import attacks
+from robust_keras import attacks, ownership
 from robust_keras.models import activations, normalization, wide_resnet
 from robust_keras.saved_models import claims, export, load, measured
+from tests import warm_processes
 
 pytestmark = pytest.mark.oldest
 
@@ -307,26 +309,26 @@ def test_an_unfinished_export_of_release_0_1_is_replaced(tmp_path, linear):
     assert not (tmp_path / "unfinished").exists() and not (tmp_path / "in_use.json").exists()
 
 
+def hold(directory):
+    with ownership.lock(directory, what="an export"):
+        print("locked", flush=True)
+        time.sleep(300)
+
+
 def test_another_export_at_work_is_refused(tmp_path, linear):
-    program = """
-import sys, time
-from robust_keras import ownership
-with ownership.lock(sys.argv[1], what="an export"):
-    print("locked", flush=True)
-    time.sleep(300)
-"""
-    environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
-    command = [sys.executable, "-c", program, str(tmp_path)]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as other:
-        try:
-            assert other.stdout.readline() == "locked\n"
-            with pytest.raises(ValueError, match="in use by process .* an export"):
-                export.export(linear, tmp_path, card={})
-        finally:
-            other.kill()
+    directory, log = tmp_path / "export", tmp_path / "log.txt"
+    directory.mkdir()
+    other = warm_processes.Popen(hold, log=log, directory=str(directory))
+    try:
+        warm_processes.wait_for("locked\n", other, log)
+        with pytest.raises(ValueError, match="in use by process .* an export"):
+            export.export(linear, directory, card={})
+    finally:
+        other.kill()
+        other.wait()
     # What a killed process has left behind is in nobody's way.
-    export.export(linear, tmp_path, card={})
-    assert export.is_finished(tmp_path)
+    export.export(linear, directory, card={})
+    assert export.is_finished(directory)
 
 
 def test_keras_file(tmp_path, resnet, images):
