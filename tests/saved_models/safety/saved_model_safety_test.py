@@ -132,6 +132,8 @@ def test_links_and_pipes(copy, name):
         file.unlink()
         os.mkfifo(file)
         assert f"Received: {name}, a pipe" in refusal(copy)
+        with safety.trusting(), pytest.raises(ValueError, match="a pipe"):  # It would never answer.
+            load.load_logits_fn(copy)
 
 
 def test_sizes_are_bounded_before_anything_is_parsed(copy):
