@@ -4,18 +4,18 @@ import os
 import platform
 import posixpath
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 import robust_keras
 from robust_keras import ownership, storage
-from robust_keras.models import keras_classes
 from robust_keras.models import weights as named_weights
 from robust_keras.saved_models import cards, claims, measured, signatures
-from robust_keras.saved_models.opening import CARD, UNFINISHED, reason
+from robust_keras.saved_models.opening import CARD, UNFINISHED, network_of
 
 gfile = tf.io.gfile
 # Where a run keeps weights: in which folder's newest snapshot, with which prefix to their names.
@@ -29,6 +29,7 @@ def export(
     card: Mapping[str, Any],
     gradient: bool = False,
     evaluation: str | None = None,
+    load_images: Callable[[dict[str, Any]], tuple[np.ndarray, np.ndarray]] | None = None,
 ) -> None:
     """Writes a network as a SavedModel that checks what it is given, with model cards, a manifest and its checker.
 
@@ -44,6 +45,7 @@ def export(
         gradient: whether to add a signature that returns gradients by the images, see `signatures.gradients`.
         evaluation: folder of a finished evaluation of these weights, whose numbers then stand in the cards and are
             claimed, see `claims.attach`.
+        load_images: of the evaluation, see there.
 
     Raises:
         ValueError: where the folder holds a finished export, or something that is not one, another export is at work
@@ -67,7 +69,7 @@ def export(
         _write_saved_model(network, directory, gradient)
         storage.write_json(posixpath.join(directory, CARD), described)
         storage.write_text(posixpath.join(directory, "MODEL_CARD.md"), cards.readable(described))
-        claims.attach(directory, evaluation=evaluation)
+        claims.attach(directory, evaluation=evaluation, load_images=load_images)
         gfile.remove(unfinished_path)
 
 
@@ -106,15 +108,8 @@ def network_of_run(workdir: str, weights: str = "best") -> tuple[keras.Model, di
     if not isinstance(description, dict) or "architecture" not in description:
         raise ValueError(f"Expected the weights of a run in {posixpath.join(workdir, folder)}. Received: others")
     description = dict(description)
-    try:
-        network = keras.models.model_from_json(
-            description.pop("architecture"), custom_objects=keras_classes.custom_objects()
-        )
-    except (ValueError, TypeError, ImportError) as error:
-        raise ValueError(
-            "Expected a network of classes that are registered, with their module imported. "
-            f"Received: {workdir} ({reason(error)})"
-        ) from error
+    weight_bytes = sum(array.nbytes for array in snapshot.arrays.values())
+    network = network_of(description.pop("architecture"), weight_bytes, workdir)
     arrays = {name.removeprefix(prefix): array for name, array in snapshot.arrays.items() if name.startswith(prefix)}
     named_weights.assign(network, arrays)
     if weights != "best":

@@ -1,15 +1,17 @@
 """Models on disk as functions of what they take: SavedModels of any tool, and `.keras` files."""
 
+import contextlib
 import posixpath
-import zipfile
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from robust_keras import foreign_files
 from robust_keras.models import keras_classes
 from robust_keras.models.any_network import Opened, open_keras, reason
 from robust_keras.saved_models import integer_inputs, safety
+from robust_keras.saved_models.safety import declared_weights, keras_config, keras_file
 
 gfile = tf.io.gfile
 # What an export writes last, and what it writes first and then removes.
@@ -57,21 +59,50 @@ def _hint(path: str) -> str:
 
 
 def load_keras(path: str) -> keras.Model:
-    """Loads a `.keras` file, of Keras' and this package's classes alone; nothing in it is run.
+    """Loads a `.keras` file, of Keras' and this package's classes alone, after a look at what is in there.
 
     Raises:
-        ValueError: for any other file.
+        ValueError: for any other file, see `safety.check`.
     """
-    if gfile.exists(path):
-        safety.check(path, trusted=safety.is_trusted())
+    is_trusted = safety.is_trusted()
+    if not path.endswith(".keras") or gfile.isdir(path) or not gfile.exists(path):
+        raise ValueError(f"Expected a .keras file. Received: {foreign_files.printable(path)}")
+    safety.check(path, trusted=is_trusted)
+    bounded = contextlib.nullcontext() if is_trusted else declared_weights.at_most(keras_file.weight_bytes(path))
     try:
-        return keras.models.load_model(
-            path, custom_objects=keras_classes.custom_objects(), compile=False, safe_mode=True
-        )
-    except (ValueError, TypeError, KeyError, AttributeError, ImportError, zipfile.BadZipFile) as error:
+        with bounded:
+            return keras.models.load_model(
+                path, custom_objects=keras_classes.custom_objects(), compile=False, safe_mode=not is_trusted
+            )
+    except Exception as error:  # What a file says can be wrong in many ways.
         raise ValueError(
             "Expected a .keras file of classes that Keras and this package have; a SavedModel, as model.export() "
             f"writes it, needs none. Received: {path} ({reason(error)})"
+        ) from error
+
+
+def network_of(architecture: Any, weight_bytes: int, where: str) -> keras.Model:
+    """A network of an architecture that a file has as JSON, after a look at it; its weights are new.
+
+    Args:
+        architecture: as `model.to_json()` makes it.
+        weight_bytes: of the weights that the file has for it.
+        where: the file, for messages.
+
+    Raises:
+        ValueError: for other classes than are known, and weights that are larger than those there are.
+    """
+    where, bounded = foreign_files.printable(where), contextlib.ExitStack()
+    try:
+        with bounded:
+            if not safety.is_trusted():
+                keras_config.check(architecture if isinstance(architecture, str) else "")
+                bounded.enter_context(declared_weights.at_most(weight_bytes))
+            return keras.models.model_from_json(architecture, custom_objects=keras_classes.custom_objects())
+    except Exception as error:  # As above.
+        raise ValueError(
+            "Expected a network of classes that are registered, with their module imported. "
+            f"Received: {where} ({reason(error)})"
         ) from error
 
 
