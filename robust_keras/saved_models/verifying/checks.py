@@ -182,7 +182,8 @@ def check_neighbours(case: Case) -> str:
         return "fewer than ten images, which tell nothing"
     _, broken = attack(case.model, case.claim.ball, mixed[right], labels[right], case.rng, steps=(20, 0), num_queries=0)
     told = f"of {len(mixed)} mixtures with other images {right.sum()} are right, {(~broken).sum()} of them under attack"
-    if (~broken).mean() < 0.33:
+    # Of models whose robustness is their own, about four in five.
+    if upper_bound(int((~broken).sum()), int(right.sum())) < 0.6:
         raise ValueError(f"{told}: the model knows the bundled images")
     return told
 
