@@ -229,5 +229,8 @@ def _one_line(error: object) -> str:
 
 
 def _exit(code: int, said: str) -> NoReturn:
-    print(f"error: {said}", file=sys.stderr, flush=True)
+    from robust_keras.foreign_files import printable
+
+    shown = "\n".join(printable(line, most=4000) for line in said.split("\n"))  # It can quote files of strangers.
+    print(f"error: {shown}", file=sys.stderr, flush=True)
     sys.exit(code)

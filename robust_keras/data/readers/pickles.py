@@ -12,11 +12,12 @@ Files of every pickle protocol, from Python 2 or 3 and from NumPy 1 or 2, are un
 import pickle
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import tensorflow as tf
 
+from robust_keras import foreign_files
 from robust_keras.data.readers import pickled_names
 from robust_keras.data.readers.pickled_names import Dtype, Name, checked, shown
 
@@ -42,21 +43,21 @@ def load(path: str) -> Any:
             that it names has been imported or called.
     """
     num_bytes = tf.io.gfile.stat(path).length
-    with tf.io.gfile.GFile(path, "rb") as file:
+    with foreign_files.open_regular(path, follow=True) as file:
         try:
             return _Machine(_BoundedFile(file, num_bytes)).run()
         except Exception as error:  # A damaged or hostile file can fail in any way.
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = foreign_files.printable(" ".join(str(error).split()), most=300) or type(error).__name__
             raise ValueError(
                 "Expected a pickle of dicts, lists, tuples, strings, numbers and numeric NumPy "
-                f"arrays only. Received: {path} ({reason[:300]})"
+                f"arrays only. Received: {path} ({reason})"
             ) from error
 
 
 class _BoundedFile:
     """A file that refuses to read past its end before any memory is set aside for it."""
 
-    def __init__(self, file: tf.io.gfile.GFile, num_bytes: int):
+    def __init__(self, file: BinaryIO, num_bytes: int):
         self._file = file
         self._buffer, self._next = b"", 0
         self._num_ahead = num_bytes  # Bytes after those in the buffer.
