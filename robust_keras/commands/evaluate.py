@@ -92,7 +92,9 @@ def _run(subject: dict, of: "folder.Folder", gin_files, gin_params, load_images,
     from robust_keras import failures, ownership
     from robust_keras.commands import configuration, model_cards
     from robust_keras.engines import replicas, strategies
+    from robust_keras.saved_models import opening
 
+    opening.check(subject["model"]["path"])
     within = strategies.strategy(strategy, tpu=tpu)  # Processes meet before anything else.
     with within.scope():
         process = replicas.process_index()
