@@ -170,6 +170,17 @@ def test_json_that_cannot_be_read_is_one_line(tmp_path, text):
     assert len(str(error.value).splitlines()) == 1 and len(str(error.value)) < 400
 
 
+@pytest.mark.parametrize("depth", [600, 100_000])
+def test_an_identity_of_many_levels_is_one_line(tmp_path, depth):
+    path = tmp_path / "identity.json"
+    path.write_text('{"a":' * depth + "1" + "}" * depth)
+    with pytest.raises(ValueError, match="Received: ") as error:
+        ownership.claim(path, {"a": 1}, what="this run")
+    assert len(str(error.value).splitlines()) == 1
+    (tmp_path / "in_use.json").write_text(path.read_text())
+    locked(tmp_path)  # Nobody holds it.
+
+
 def test_text_of_a_file_stays_as_it_is(tmp_path):
     storage.write_text(tmp_path / "text", "a\r\nb\n\N{GREEK SMALL LETTER EPSILON}")
     assert storage.read_text(tmp_path / "text") == "a\r\nb\n\N{GREEK SMALL LETTER EPSILON}"
