@@ -133,6 +133,13 @@ def test_removal_stays_in_the_folder(tmp_path):
     assert kept(outside) == {"private": b"private"}
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "best"])
+def test_a_link_shows_before_a_run_begins(tmp_path, name):
+    (tmp_path / name).symlink_to(tmp_path)
+    with ownership.lock(tmp_path, what="a run"), pytest.raises(ValueError, match=f"{name}, a symbolic link"):
+        checkpoints.Snapshots(tmp_path, {}, 2).newest()
+
+
 def test_the_folder_that_is_typed_may_be_a_link(tmp_path):
     (tmp_path / "there").mkdir()
     (tmp_path / "typed").symlink_to(tmp_path / "there")
