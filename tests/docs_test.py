@@ -44,6 +44,7 @@ COMMANDS = (
     "pseudo_label",
     "check_tpu",
     "self_test",
+    "verify",
 )
 
 
