@@ -111,6 +111,8 @@ def _difference(network: keras.Model, logits_fn: Callable[[np.ndarray], np.ndarr
 
 
 def _written(content: bytes, path: str | os.PathLike, difference: float) -> float:
+    if folder := os.path.dirname(path):
+        own_folders.make(folder)
     with own_folders.open_file(path, "wb") as file:
         file.write(content)
     return difference
