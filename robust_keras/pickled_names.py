@@ -19,8 +19,20 @@ class Name:
         self.function = function
 
 
-class Dtype:
-    """A dtype in the making: its byte order arrives after the file has first referred to it."""
+class Stateful:
+    """Takes a state that arrives after the file has first referred to it."""
+
+    def set_state(self, state: Any) -> None:
+        """Takes it.
+
+        Raises:
+            ValueError: for another one than it may have.
+        """
+        raise NotImplementedError
+
+
+class Dtype(Stateful):
+    """A dtype in the making: its byte order is its state."""
 
     def __init__(self, dtype: np.dtype):
         self.dtype = dtype
