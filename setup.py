@@ -83,6 +83,8 @@ setuptools.setup(
         "jax": ["tensorflow-cpu>=2.19,<2.22", "jax>=0.6.2"],
         # TensorFlow 2.20 made the gs:// file system an extra.
         "tpu": ["tensorflow-tpu[gcs-filesystem]>=2.18,<2.21"],
+        # The first that works with NumPy 2 and TensorFlow's protobuf.
+        "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "tf2onnx>=1.17"],
         "docs": DOCS,
         "test": [
             "cleverhans>=4",

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
+from robust_keras import own_folders
+
 gfile = tf.io.gfile
 FILE = "error.txt"
 _runs: list["_Run"] = []  # From the outermost to the innermost.
@@ -41,8 +43,8 @@ def running(folder: str | os.PathLike, *, process: int = 0) -> Iterator[None]:
     except Exception as error:
         if run.has_begun and traceback_path(error) is None:
             with contextlib.suppress(OSError, tf.errors.OpError):  # The error itself says more.
-                gfile.makedirs(os.fspath(folder))
-                with gfile.GFile(run.path, "w") as file:
+                own_folders.make(os.fspath(folder))
+                with own_folders.open_file(run.path) as file:
                     file.write("".join(traceback.format_exception(error)))
                 vars(error)["traceback_path"] = run.path
         raise
@@ -54,7 +56,7 @@ def work_begins() -> None:
     """Says that input is checked: from here on, an error is a failed run. What an earlier attempt left is removed."""
     for run in _runs:
         if not run.has_begun and gfile.exists(run.path):
-            gfile.remove(run.path)
+            own_folders.remove(run.path)
         run.has_begun = True
 
 

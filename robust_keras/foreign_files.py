@@ -82,14 +82,18 @@ def open_regular(path: str | os.PathLike, *, follow: bool = False, most_bytes: i
     return os.fdopen(descriptor, "rb")
 
 
-def regular_files(folder: str | os.PathLike) -> Iterator[tuple[str, str]]:
+def regular_files(folder: str | os.PathLike, *, follow: bool = False) -> Iterator[tuple[str, str]]:
     """The files below a folder, sorted, as (relative path with slashes, path).
+
+    Args:
+        folder: any `tf.io.gfile` path.
+        follow: whether links to files and folders count as what they point to.
 
     Raises:
         ValueError: for anything below it that is neither a regular file nor a folder, and for more than `MOST_FILES`.
     """
     folder = os.fspath(folder)
-    found = list(itertools.islice(_below(folder), MOST_FILES + 1))
+    found = list(itertools.islice(_below(folder, follow), MOST_FILES + 1))
     if len(found) > MOST_FILES:
         raise ValueError(f"Expected at most {MOST_FILES:,} files in a folder. Received: more in {folder}")
     for relative in sorted(found):
@@ -116,15 +120,25 @@ def printable(text: object, *, most: int = 200) -> str:
     return shown if len(str(text)) <= most else f"{shown}..."
 
 
+def as_code(text: object, *, most: int = 200) -> str:
+    """Text of a file in Markdown, as code: no markup, HTML or link in it means anything, and it stays on one line.
+
+    Args:
+        text: see `printable`, like `most`.
+    """
+    shown = printable(text, most=most).replace("`", "'")
+    return f"`{shown or ' '}`"
+
+
 def _is_plain(character: str) -> bool:
     return character == " " or unicodedata.category(character)[0] not in "CZ"
 
 
-def _below(folder: str) -> Iterator[str]:
+def _below(folder: str, follow: bool) -> Iterator[str]:
     waiting = [""]
     while waiting:
         inside = waiting.pop()
-        for name, mode in _entries(posixpath.join(folder, inside)):
+        for name, mode in _entries(posixpath.join(folder, inside), follow):
             relative = posixpath.join(inside, name)
             if stat.S_ISDIR(mode):
                 waiting.append(relative)
@@ -135,12 +149,12 @@ def _below(folder: str) -> Iterator[str]:
                 raise ValueError(f"Expected regular files below a folder. Received: {received}")
 
 
-def _entries(folder: str) -> Iterator[tuple[str, int]]:
+def _entries(folder: str, follow: bool) -> Iterator[tuple[str, int]]:
     """Names in a folder, and their modes."""
     if is_local(folder):
         with os.scandir(folder) as entries:
             for entry in entries:
-                yield entry.name, entry.stat(follow_symlinks=False).st_mode
+                yield entry.name, entry.stat(follow_symlinks=follow).st_mode
         return
     for name in gfile.listdir(folder):
         name = name.rstrip("/")

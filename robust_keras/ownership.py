@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 from absl import logging
 
-from robust_keras import storage
+from robust_keras import own_folders, storage
 
 fcntl: Any
 try:
@@ -106,7 +106,7 @@ def claim(
                 f"{'; '.join(shown)}"
             )
     if writes and saved != text:
-        gfile.makedirs(posixpath.dirname(path))
+        own_folders.make(posixpath.dirname(path))
         storage.write_text(path, text)
 
 
@@ -159,17 +159,19 @@ def lock(
 
     Raises:
         FolderInUse: where another process, or another call in this one, holds it.
+        ValueError: for a link in a folder that is locked, see `own_folders`.
     """
     if not writes:
         yield
         return
+    own_folders.check(folder, typed=True)
     path = posixpath.join(_same(folder), lock_name(part))
     me = _myself(what)
     with _guard_in_process(path, me) as is_new:
         if not is_new or path.startswith("ram://"):  # Memory of this process alone.
             yield
             return
-        with _made(posixpath.dirname(path)), _guard_in_system(path, me, patience):
+        with _made(posixpath.dirname(path)), own_folders.within(folder), _guard_in_system(path, me, patience):
             yield
 
 
@@ -221,7 +223,7 @@ def _guard_in_process(path: str, me: _Holder) -> Iterator[bool]:
 @contextlib.contextmanager
 def _made(folder: str) -> Iterator[None]:
     is_new = not gfile.isdir(folder)
-    gfile.makedirs(folder)
+    own_folders.make(folder)
     try:
         yield
     finally:
@@ -256,7 +258,7 @@ def _locked_file(path: str):
     while True:
         is_new = not os.path.exists(path)
         try:
-            file = open(path, "a+b", buffering=0)
+            file = open(path, "a+b", buffering=0, opener=own_folders.opener)
         except FileNotFoundError:  # Another process removed the folder that it had made.
             os.makedirs(os.path.dirname(path), exist_ok=True)
             continue
@@ -320,7 +322,7 @@ def _heartbeat(path: str, me: _Holder, patience: float) -> Iterator[None]:
         thread.join()
         with contextlib.suppress(OSError, tf.errors.OpError):
             if (holder := _read(path)) and holder.token == me.token:
-                gfile.remove(path)
+                own_folders.remove(path)
 
 
 def _beat(path: str, me: _Holder, ended: threading.Event) -> None:

@@ -17,7 +17,10 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
+from robust_keras import array_files, foreign_files, own_folders
+
 gfile = tf.io.gfile
+MOST_TEXT = 1 << 28  # Bytes of a text file.
 _MARKER = re.compile(r"step-(\d{8})\.json")
 _DATA = re.compile(r"step-(\d{8})\.npz")
 # What says that a file is missing or cut off. Others, such as a file system that does not answer, say nothing of it.
@@ -25,6 +28,7 @@ _DAMAGE = (
     ValueError,
     TypeError,
     KeyError,
+    FileNotFoundError,
     tf.errors.NotFoundError,
     tf.errors.OutOfRangeError,
     tf.errors.DataLossError,
@@ -56,7 +60,7 @@ def write(directory: str | os.PathLike, step: int, arrays: dict[str, np.ndarray]
         info: what else to keep, as JSON can hold it.
         keep: how many to keep.
     """
-    gfile.makedirs(directory)
+    own_folders.make(directory)
     commit(_stem(directory, step), arrays, info)
     # Later steps are what a run left behind that was resumed from before them.
     taken = steps(directory)
@@ -66,7 +70,7 @@ def write(directory: str | os.PathLike, step: int, arrays: dict[str, np.ndarray]
     kept = {_data_path(_stem("", s)) for s in steps(directory)}
     for name in gfile.listdir(directory):
         if _DATA.fullmatch(name) and name not in kept:
-            gfile.remove(posixpath.join(str(directory), name))
+            own_folders.remove(posixpath.join(str(directory), name))
 
 
 def commit(stem: str, arrays: dict[str, np.ndarray], info: dict) -> None:
@@ -79,8 +83,7 @@ def commit(stem: str, arrays: dict[str, np.ndarray], info: dict) -> None:
     """
     withdraw(stem)  # An older write, before its data changes.
     marker = {"sha256": write_arrays(_data_path(stem), arrays), "info": info}
-    with gfile.GFile(marker_path(stem), "w") as file:
-        file.write(json.dumps(marker, indent=1))
+    write_text(marker_path(stem), json.dumps(marker, indent=1))
 
 
 def is_committed(stem: str) -> bool:
@@ -94,7 +97,7 @@ def is_committed(stem: str) -> bool:
 def withdraw(stem: str) -> None:
     """Removes the marker, if there is one."""
     if gfile.exists(marker_path(stem)):
-        gfile.remove(marker_path(stem))
+        own_folders.remove(marker_path(stem))
 
 
 def marker_path(stem: str) -> str:
@@ -119,8 +122,8 @@ def read_committed(stem: str) -> tuple[dict[str, np.ndarray], dict]:
             raise ValueError(f"no whole marker in {marker_path(stem)}")
         if sha256(data_path) != marker["sha256"]:
             raise ValueError("its SHA-256 differs from the marker's")
-        with gfile.GFile(data_path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays), marker["info"]
+        with foreign_files.open_regular(data_path) as file:
+            return array_files.arrays(file), marker["info"]
     except _DAMAGE as error:
         raise ValueError(f"Expected an intact snapshot at {data_path}. Received: {why(error)}") from error
 
@@ -133,7 +136,7 @@ def write_arrays(path: str | os.PathLike, arrays: dict[str, np.ndarray], *, comp
     """
     if objects := [name for name, array in arrays.items() if np.asarray(array).dtype.hasobject]:
         raise ValueError(f"Expected arrays of numbers or text. Received: objects in {', '.join(objects)}")
-    with gfile.GFile(path, "wb") as file:
+    with own_folders.open_file(path, "wb") as file:
         stream = _HashingStream(file)
         (np.savez_compressed if compressed else np.savez)(stream, **arrays)  # type: ignore[arg-type]
     return stream.digest()
@@ -172,7 +175,7 @@ def read(directory: str | os.PathLike, step: int) -> Snapshot:
 def sha256(path: str | os.PathLike) -> str:
     """The SHA-256 of a file."""
     digest = hashlib.sha256()
-    with gfile.GFile(path, "rb") as file:
+    with foreign_files.open_regular(path, follow=True) as file:
         while block := file.read(1 << 24):
             digest.update(block)
     return digest.hexdigest()
@@ -185,9 +188,9 @@ def read_text(path: str | os.PathLike) -> str:
         ValueError: where it is no text.
     """
     try:
-        with gfile.GFile(path) as file:
-            return file.read()
-    except tf.errors.NotFoundError:
+        with foreign_files.open_regular(path, most_bytes=MOST_TEXT) as file:
+            return file.read().decode()
+    except (FileNotFoundError, NotADirectoryError, tf.errors.NotFoundError):
         return ""
     except tf.errors.FailedPreconditionError:
         if gfile.isdir(path):
@@ -199,7 +202,7 @@ def read_text(path: str | os.PathLike) -> str:
 
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes a text file."""
-    with gfile.GFile(path, "w") as file:
+    with own_folders.open_file(path) as file:
         file.write(text)
 
 
@@ -212,6 +215,8 @@ def read_json(path: str | os.PathLike) -> Any:
     try:
         text = read_text(path)
         return json.loads(text) if text else None
+    except RecursionError as error:
+        raise ValueError(f"Expected JSON in {os.fspath(path)}. Received: too many levels of it") from error
     except ValueError as error:
         raise ValueError(f"Expected JSON in {os.fspath(path)}. Received: {error}") from error
 

@@ -1,4 +1,4 @@
-"""Exports the weights of a run as a SavedModel or a .keras file, also while the run goes on."""
+"""Exports the weights of a run: as a SavedModel, or a Keras, TFLite or ONNX file."""
 
 from robust_keras.commands import export
 

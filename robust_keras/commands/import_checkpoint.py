@@ -106,6 +106,8 @@ def _card(
     known: "published.Published | None",
 ) -> dict[str, Any]:
     """What the model card says of where the weights are from."""
+    from robust_keras import threats
+    from robust_keras.commands import model_cards
     from robust_keras.foreign_files import printable
 
     card: dict[str, Any] = {
@@ -134,7 +136,9 @@ def _card(
             "num_examples": 10_000,
             "paper": known.paper,
         }
-    return card
+        threat = threats.threat(norm=norm, epsilon=epsilon)
+        card["threat_model"] = {"norm": norm, "epsilon": threat.epsilon, "epsilon_fraction": threat.epsilon_fraction}
+    return model_cards.of_run(card)
 
 
 def _summary(found: "selection.Found", made: "networks.Architecture", dataset: str, output: str) -> str:

@@ -74,7 +74,8 @@ def _run(main: Callable[[flags.FlagValues], None], values: flags.FlagValues) -> 
             from robust_keras.commands import registration
 
             registration.import_modules(values["import"].value)
-        main(values)
+        with _trust(values):
+            main(values)
     except run_state.NonFiniteLoss as error:
         _exit(exit_codes.NON_FINITE_LOSS, _one_line(error))
     except termination.Terminated as error:
@@ -84,6 +85,15 @@ def _run(main: Callable[[flags.FlagValues], None], values: flags.FlagValues) -> 
         if told is None:
             raise
         _exit(*told)
+
+
+def _trust(values: flags.FlagValues) -> contextlib.AbstractContextManager:
+    """Whether models that the command loads are trusted."""
+    if "trust_model" not in values or not values.trust_model:
+        return contextlib.nullcontext()
+    from robust_keras.saved_models import safety
+
+    return safety.trusting()
 
 
 @contextlib.contextmanager
@@ -146,6 +156,17 @@ def define_bindings(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_string("data_dir", None, "Where data sets are, or are to be downloaded to.", flag_values=values)
     define_import(values)
+    define_trust(values)
+
+
+def define_trust(values: flags.FlagValues) -> None:
+    """Defines the flag that lets a command load what it would refuse."""
+    flags.DEFINE_bool(
+        "trust_model",
+        False,
+        "Load models that do more than compute, or have links among their files: you have looked at them.",
+        flag_values=values,
+    )
 
 
 def define_import(values: flags.FlagValues) -> None:

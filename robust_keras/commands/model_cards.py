@@ -1,11 +1,38 @@
-"""What the card beside a SavedModel says of the threat model that it was trained within."""
+"""What the card beside a SavedModel says of the run that made it, and of its threat model."""
 
 import posixpath
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from robust_keras import storage, threats
 from robust_keras.commands import gin_text
 from robust_keras.foreign_files import printable
 from robust_keras.saved_models import opening
+
+_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def of_run(
+    card: Mapping[str, Any], *, licence: str | None = None, class_names: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """What a run says of its network, with the threat model of its recipe.
+
+    Args:
+        card: as `export.network_of_run` gives it.
+        licence: of the weights.
+        class_names: in order; None for those of a data set that the package knows.
+    """
+    threat = _threat_of(card.get("config"), "config")
+    told: dict[str, Any] = {"licence": licence, "class_names": class_names and list(class_names)}
+    if class_names is None and card.get("dataset") == "cifar10":
+        told["class_names"] = list(_CIFAR10)
+    if threat is not None:
+        told["threat_model"] = {
+            "norm": threat.norm,
+            "epsilon": threat.epsilon,
+            "epsilon_fraction": threat.epsilon_fraction,
+        }
+    return {**card, **{name: value for name, value in told.items() if value is not None}}
 
 
 def another_threat(saved_model: str, threat: threats.Threat) -> str | None:
@@ -43,7 +70,10 @@ def published(saved_model: str) -> str | None:
 
 
 def _stated_threat(path: str) -> threats.Threat | None:
-    config = (storage.read_object(path) or {}).get("config")
+    return _threat_of((storage.read_object(path) or {}).get("config"), path)
+
+
+def _threat_of(config: Any, path: str) -> threats.Threat | None:
     bound = gin_text.bindings(config, path) if isinstance(config, str) else {}
 
     def stated(argument):  # What training attacks within comes before what validation does.

@@ -144,13 +144,13 @@ class _Test:
         import tensorflow as tf
 
         from robust_keras.data import sources
-        from robust_keras.saved_models import export
+        from robust_keras.saved_models import export, load
 
         images = tf.constant(sources.load("digits", "test").images[:64], tf.float32) / 255.0
         network, _ = export.network_of_run(self._run_path)
         expected = network(images, training=False).numpy()
-        served = tf.saved_model.load(posixpath.join(self._run_path, "saved_model")).signatures["serving_default"]
-        difference = np.abs(served(image=images)["logits"].numpy() - expected).max()
+        served = load.load_logits_fn(posixpath.join(self._run_path, "saved_model"))
+        difference = np.abs(served(images).numpy() - expected).max()
         _expect(difference < 1e-3 and np.ptp(expected) > 0, "the network's logits", f"a difference of {difference}")
         return f"logits within {difference:.1e}"
 

@@ -89,6 +89,7 @@ def train_and_export(
 
 
 def _export(trained: "training.TrainedModel", workdir: str) -> None:
+    from robust_keras.commands import model_cards
     from robust_keras.saved_models import export
 
     for name, validation in trained.report.items():
@@ -97,7 +98,7 @@ def _export(trained: "training.TrainedModel", workdir: str) -> None:
     saved_model = posixpath.join(workdir, "saved_model")
     if not export.is_finished(saved_model):
         network, card = export.network_of_run(workdir)
-        export.export(network, saved_model, card={**card, "validation": trained.report})
+        export.export(network, saved_model, card=model_cards.of_run({**card, "validation": trained.report}))
     print(f"SavedModel: {saved_model}")
 
 

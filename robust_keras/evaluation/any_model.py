@@ -35,7 +35,7 @@ from robust_keras.evaluation import evaluate as evaluation
 from robust_keras.evaluation import plan as plans
 from robust_keras.evaluation.results import Evaluation
 from robust_keras.models import any_network
-from robust_keras.saved_models import export, load
+from robust_keras.saved_models import export, load, safety
 
 _OPTIONS = ("individual", "allow_chance", "jit_compile", "search_dtype", "diagnose", "progress", "save_every")
 
@@ -54,6 +54,7 @@ def evaluate(
     workdir: str | os.PathLike | None = None,
     batch_size: int = 128,
     seed: int = 0,
+    trust_model: bool = False,
     **options: Any,
 ) -> Evaluation:
     """Clean and robust accuracy of any classifier, as `scripts/evaluate.py` measures that of a saved one.
@@ -77,6 +78,7 @@ def evaluate(
         workdir: where results.json and examples.npz go, and where an interrupted evaluation goes on; None for nowhere.
         batch_size: of every pass, over all replicas of the strategy in scope.
         seed: of the attacks' noise.
+        trust_model: whether the model of a path may do more than compute: you have looked at it.
         **options: of `evaluation.evaluate.evaluate`, such as `individual`, `allow_chance`, `progress`.
 
     Returns:
@@ -88,7 +90,7 @@ def evaluate(
     """
     reading = any_network.read(network, bounds=bounds, from_logits=from_logits)
     threat = reading.against(norm, epsilon)
-    subject = _subject(reading, data, num_examples)
+    subject = _subject(reading, data, num_examples, trust_model)
     plan = _plan(presets.choose(attacks, threat=threat), baseline, threat, seed, options)
     _try_out(subject, plan, batch_size)
     run = functools.partial(evaluation.evaluate, subject.logits_fn, subject.source, attacks=plan.attacks[plan.first :])
@@ -105,6 +107,7 @@ class _Subject(NamedTuple):
     network: Any
     logits_fn: Any
     source: data_forms.Collected
+    is_trusted: bool
 
     def described(self, sha256: str | None = None) -> dict[str, Any]:
         """As results.json has it; `sha256` tells the network from others."""
@@ -115,10 +118,11 @@ class _Subject(NamedTuple):
         }
 
 
-def _subject(reading: any_network.Reading, data: Any, num_examples: int | None) -> _Subject:
+def _subject(reading: any_network.Reading, data: Any, num_examples: int | None, is_trusted: bool) -> _Subject:
     network, bounds, from_logits, _ = reading
-    logits_fn = load.as_logits_fn(network, bounds=bounds, from_logits=from_logits)
-    return _Subject(network, logits_fn, data_forms.collected(data, num_examples, bounds))
+    with safety.trusting(is_trusted):
+        logits_fn = load.as_logits_fn(network, bounds=bounds, from_logits=from_logits)
+    return _Subject(network, logits_fn, data_forms.collected(data, num_examples, bounds), is_trusted)
 
 
 def _plan(chosen: presets.Preset, baseline: bool, threat: threats.Threat, seed: int, options: dict) -> plans.Plan:
@@ -181,7 +185,8 @@ def _described(found: Evaluation, described: dict[str, Any]) -> Evaluation:
 def _digest(subject: _Subject, batch_size: int) -> str:
     """What tells a network from others: of files, of weights and architecture, or of a function its predictions."""
     if isinstance(subject.network, (str, os.PathLike)):
-        return load.fingerprint(subject.network)
+        with safety.trusting(subject.is_trusted):
+            return load.fingerprint(subject.network)
     if isinstance(subject.network, keras.Layer):
         return _digest_of_weights(subject.network)
     logits = verification.predict(replicas.over_replicas(subject.logits_fn), subject.source.images, batch_size)

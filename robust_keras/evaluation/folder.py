@@ -1,7 +1,6 @@
 """The folder of an evaluation: whose it is, and what it leaves there."""
 
 import functools
-import io
 import json
 import posixpath
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from robust_keras import ownership, storage
+from robust_keras import array_files, own_folders, ownership, storage
 from robust_keras.evaluation import report
 
 
@@ -71,7 +70,7 @@ def finished(
         return None
     report.read_results([folder.workdir])  # They are whole.
     if writes and tf.io.gfile.exists(folder.subject):  # Interrupted after its last line but one.
-        tf.io.gfile.rmtree(folder.state)
+        own_folders.remove_folder(folder.state)
     return results
 
 
@@ -84,16 +83,12 @@ def finish(folder: Folder, results: dict[str, Any], examples: dict[str, np.ndarr
     """Writes what came of an evaluation, and removes its state."""
     storage.write_arrays(folder.examples, examples, compressed=True)
     storage.write_json(folder.results, results)  # Written last: it marks a finished evaluation.
-    tf.io.gfile.rmtree(folder.state)
+    own_folders.remove_folder(folder.state)
 
 
 def read_examples(folder: Folder) -> dict[str, np.ndarray]:
     """The arrays of a finished evaluation's examples.npz, by name."""
-    with (
-        tf.io.gfile.GFile(folder.examples, "rb") as file,
-        np.load(io.BytesIO(file.read()), allow_pickle=False) as saved,
-    ):
-        return dict(saved)
+    return array_files.read(folder.examples)
 
 
 def plan_of(results: dict[str, Any]) -> dict[str, Any]:

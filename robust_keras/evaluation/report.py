@@ -1,15 +1,13 @@
 """Tables of evaluations, and how they compare."""
 
-import io
 import posixpath
-import zipfile
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from robust_keras import storage
+from robust_keras import array_files, foreign_files, storage
 from robust_keras.evaluation import comparison
 
 # What every results.json has, and of which kind, as far as it is read here.
@@ -79,9 +77,9 @@ def examples(workdir: str) -> dict[str, np.ndarray]:
     """
     path = posixpath.join(workdir, "examples.npz")
     try:
-        with tf.io.gfile.GFile(path, "rb") as file, np.load(io.BytesIO(file.read()), allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in ("index", "label", "clean_prediction", "robust")}
-    except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile, tf.errors.NotFoundError) as error:
+        with foreign_files.open_regular(path) as file:
+            return array_files.arrays(file, ("index", "label", "clean_prediction", "robust"))
+    except (ValueError, FileNotFoundError, tf.errors.NotFoundError) as error:
         raise ValueError(f"Expected the examples of an evaluation in {path}. Received: {storage.why(error)}") from error
 
 

@@ -3,13 +3,12 @@
 import json
 import posixpath
 import time
-import zipfile
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from robust_keras import storage
+from robust_keras import array_files, foreign_files, own_folders, storage
 from robust_keras.engines import replicas
 from robust_keras.evaluation.examples import as_floats
 
@@ -94,7 +93,7 @@ class Verdicts:
         self._saved_at = time.perf_counter()
 
     def _write(self, work):
-        tf.io.gfile.makedirs(self._directory)
+        own_folders.make(self._directory)
         while self._num_saved < len(self._pieces):
             position, indices, images = self._pieces[self._num_saved]
             arrays = {"position": np.array(position), "indices": indices, "images": images}
@@ -155,12 +154,13 @@ class Verdicts:
     def _read_piece(self, k):
         path = self._piece_path(k)
         try:
-            with tf.io.gfile.GFile(path, "rb") as file, np.load(file, allow_pickle=False) as piece:
-                position, indices, images = int(piece["position"]), piece["indices"], piece["images"]
+            with foreign_files.open_regular(path) as file:
+                piece = array_files.arrays(file, ("position", "indices", "images"))
+            position, indices, images = int(piece["position"]), piece["indices"], piece["images"]
             if len(indices) != len(images) or not np.all((indices >= 0) & (indices < self.broken.shape[1])):
                 raise ValueError("images of other examples")
             return position, indices, images
-        except (KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile, tf.errors.NotFoundError) as error:
+        except (TypeError, ValueError, FileNotFoundError, tf.errors.NotFoundError) as error:
             raise ValueError(
                 f"Expected the images that were found so far in {path}. Received: {storage.why(error)}"
             ) from error

@@ -23,7 +23,9 @@ _UNDERSTOOD = ELEMENTWISE | {
     *("MaxPool", "AvgPool", "Mean", "Sum", "Max", "Min", "Prod", "Softmax", "LogSoftmax", "Log"),
     *("Reshape", "Squeeze", "ExpandDims", "Transpose", "Pad", "PadV2", "MirrorPad", "ConcatV2", "Pack", "AddN"),
     *("EnsureShape", "StridedSlice", "Slice", "Tile", "Cast", "StopGradient", "Split", "SplitV", "Unpack", "GatherV2"),
-    *("Abs", "ClipByValue", "ResizeBilinear", "ResizeNearestNeighbor"),
+    *("Abs", "ClipByValue", "ResizeBilinear", "ResizeNearestNeighbor", "ArgMax"),
+    # Of what a signature checks its images by; nothing reads an Assert, so that it is left out.
+    *("Assert", "All", "Equal", "GreaterEqual", "Less", "LessEqual", "LogicalAnd", "LogicalOr"),
 }
 # How many of the last inputs of an operation with a list of inputs come after the list.
 _LISTS = {"ConcatV2": 1, "Pack": 0, "AddN": 0, "IdentityN": 0}

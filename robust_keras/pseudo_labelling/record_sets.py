@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from robust_keras import ownership, storage
+from robust_keras import own_folders, ownership, storage
 from robust_keras.data.readers.tfds_sets import why
 from robust_keras.pseudo_labelling.recipes import Share
 
@@ -147,12 +147,13 @@ def _description(chosen: Chosen) -> dict[str, Any]:
 def _write_part(path: str, pool: Any, chosen: Chosen) -> None:
     with writing(path):
         if tf.io.gfile.exists(f"{path}.sha256"):
-            tf.io.gfile.remove(f"{path}.sha256")
+            own_folders.remove(f"{path}.sha256")
         _write_records(path, pool, chosen)
         storage.write_text(f"{path}.sha256", f"{storage.sha256(path)}  {posixpath.basename(path)}\n")
 
 
 def _write_records(path, pool, chosen):
+    own_folders.check(path)
     with tf.io.TFRecordWriter(path) as writer:
         for start in range(0, len(chosen.index), 1024):
             block = Chosen(*(part[start : start + 1024] for part in chosen))

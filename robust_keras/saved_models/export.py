@@ -1,7 +1,5 @@
-"""SavedModels that need nothing but TensorFlow to run, with a model card."""
+"""SavedModels that need nothing but TensorFlow to run, with model cards."""
 
-import contextlib
-import io
 import os
 import platform
 import posixpath
@@ -16,6 +14,7 @@ import robust_keras
 from robust_keras import ownership, storage
 from robust_keras.models import keras_classes
 from robust_keras.models import weights as named_weights
+from robust_keras.saved_models import cards, claims, measured, signatures
 from robust_keras.saved_models.opening import CARD, UNFINISHED, reason
 
 gfile = tf.io.gfile
@@ -23,35 +22,52 @@ gfile = tf.io.gfile
 _KEPT = {"best": ("best", ""), "last": ("checkpoints", "weights/"), "last_averaged": ("checkpoints", "averages/")}
 
 
-def export(network: keras.Model, directory: str | os.PathLike, *, card: Mapping[str, Any]) -> None:
-    """Writes a network as a SavedModel with two signatures and a model card.
+def export(
+    network: keras.Model,
+    directory: str | os.PathLike,
+    *,
+    card: Mapping[str, Any],
+    gradient: bool = False,
+    evaluation: str | None = None,
+) -> None:
+    """Writes a network as a SavedModel that checks what it is given, with model cards, a manifest and its checker.
 
     `serving_default` takes `image`, float32 `[batch, height, width, channels]` in [0, 1]; `serving_uint8` takes bytes.
-    Both return `logits`, float32 `[batch, num_classes]`. The batch size is free; gradients flow through the model.
-    The card is written last: a folder without it is what an interrupted export left.
+    Both return `logits` and `probabilities`, float32 `[batch, num_classes]`, and `class`, int64 `[batch]`. The batch
+    size is free; gradients flow through the model. `signatures` has the details.
+    What says that an export is under way is removed last.
 
     Args:
         network: a float32 `keras.Model` outside any strategy.
         directory: any `tf.io.gfile` path; an unfinished export in it is replaced.
-        card: for the model card, as JSON can hold it; what describes the network and the versions is added.
+        card: for the model cards, as JSON can hold it; what describes the network and the versions is added.
+        gradient: whether to add a signature that returns gradients by the images, see `signatures.gradients`.
+        evaluation: folder of a finished evaluation of these weights, whose numbers then stand in the cards and are
+            claimed, see `claims.attach`.
 
     Raises:
-        ValueError: where the folder holds a finished export, or something that is not one, or another export is at work
-            in it.
+        ValueError: where the folder holds a finished export, or something that is not one, another export is at work
+            in it, or the evaluation is not of these weights; see `measured.of`.
     """
     directory = str(directory)
     if is_finished(directory):
         raise ValueError(f"Expected a folder without a finished export. Received: {directory}")
+    described = {**cards.described(network, gradient=gradient), "versions": versions()}
+    described |= cards.completed(card, num_classes=described["num_classes"])
+    if evaluation is not None:
+        described["evaluation"] = measured.of(network, evaluation)
     unfinished_path = posixpath.join(directory, UNFINISHED)
     with ownership.lock(directory, what="an export"):
         if set(gfile.listdir(directory)) - {ownership.lock_name()} and not gfile.exists(unfinished_path):
             raise ValueError(f"Expected an empty or new folder. Received: {directory}")
         storage.write_text(unfinished_path, "This export is under way, or was interrupted.\n")
-        for name in ("variables", "assets"):  # Of an interrupted one.
+        for name in ("variables", "assets", "claims"):  # Of an interrupted one.
             if gfile.isdir(posixpath.join(directory, name)):
                 gfile.rmtree(posixpath.join(directory, name))
-        _write_saved_model(network, directory)
-        storage.write_json(posixpath.join(directory, CARD), _described(network) | dict(card))
+        _write_saved_model(network, directory, gradient)
+        storage.write_json(posixpath.join(directory, CARD), described)
+        storage.write_text(posixpath.join(directory, "MODEL_CARD.md"), cards.readable(described))
+        claims.attach(directory, evaluation=evaluation)
         gfile.remove(unfinished_path)
 
 
@@ -111,7 +127,8 @@ def network_of_run(workdir: str, weights: str = "best") -> tuple[keras.Model, di
 
 def is_finished(directory: str | os.PathLike) -> bool:
     """Whether the folder holds a finished export."""
-    return gfile.exists(posixpath.join(str(directory), CARD))
+    card, unfinished = (posixpath.join(str(directory), name) for name in (CARD, UNFINISHED))
+    return gfile.exists(card) and not gfile.exists(unfinished)
 
 
 def versions() -> dict[str, str]:
@@ -125,35 +142,23 @@ def versions() -> dict[str, str]:
     }
 
 
-def _write_saved_model(network: keras.Model, directory: str) -> None:
-    shape = network.input_shape[1:]
-    archive = keras.export.ExportArchive()
-    archive.track(network)
-    archive.add_endpoint(
-        "serving_default",
-        lambda image: {"logits": network(image, training=False)},
-        input_signature=[tf.TensorSpec((None, *shape), tf.float32, name="image")],
-    )
-    archive.add_endpoint(
-        "serving_uint8",
-        lambda image: {"logits": network(tf.cast(image, tf.float32) / 255.0, training=False)},
-        input_signature=[tf.TensorSpec((None, *shape), tf.uint8, name="image")],
-    )
-    with contextlib.redirect_stdout(io.StringIO()):  # Keras 3.5 has no other way to keep it quiet.
-        archive.write_out(directory)
+def _write_saved_model(network: keras.Model, directory: str, gradient: bool) -> None:
+    """Not by `keras.export`, which writes every weight twice."""
 
+    def images(dtype):
+        return tf.TensorSpec((None, *network.input_shape[1:]), dtype, name="image")
 
-def _described(network: keras.Model) -> dict[str, Any]:
-    """What a model card says of any network."""
-    shape = network.input_shape[1:]
-    return {
-        "name": network.name,
-        "num_parameters": sum(int(tf.size(w.value)) for w in network.trainable_weights),
-        "num_classes": network.output_shape[-1],
-        "inputs": {
-            "serving_default": {"image": f"float32 {['batch', *shape]} in [0, 1]"},
-            "serving_uint8": {"image": f"uint8 {['batch', *shape]}"},
-        },
-        "output": {"logits": f"float32 {['batch', network.output_shape[-1]]}"},
-        "versions": versions(),
+    takes: dict[str, tuple] = {
+        "serving_default": (signatures.floats(network), [images(tf.float32)]),
+        "serving_uint8": (signatures.bytes_(network), [images(tf.uint8)]),
     }
+    if gradient:
+        labels = tf.TensorSpec((None,), tf.int64, name="label")
+        takes["gradient"] = signatures.gradients(network), [images(tf.float32), labels]
+    functions = {
+        name: tf.function(function, input_signature=specs, autograph=False) for name, (function, specs) in takes.items()
+    }
+    saved = tf.Module()
+    saved.weights = [variable.value for variable in network.variables]
+    saved.functions = functions
+    tf.saved_model.save(saved, directory, signatures=functions)

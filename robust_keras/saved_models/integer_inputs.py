@@ -7,6 +7,7 @@ float32, up to the model's own cast to floats: given whole numbers, the copy com
 import posixpath
 import tempfile
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -51,15 +52,16 @@ class _Unsupported(ValueError):
     """An operation that computes with the integers."""
 
 
-def load_with_float_input(path: str, signature: str) -> Any:
+def load_with_float_input(path: str, signature: str, *, load: Callable[[str], Any]) -> Any:
     """Loads a SavedModel whose input in a signature, one integer tensor, has become float32.
 
     Args:
         path: the SavedModel's folder.
         signature: its name.
+        load: loads a folder, as `tf.saved_model.load` does.
 
     Returns:
-        What `tf.saved_model.load` returns; None where the model computes with the integers before it casts them, so
+        What `load` returns; None where the model computes with the integers before it casts them, so
         that no such copy computes the same. Its gradient is then not connected.
     """
     with gfile.GFile(posixpath.join(path, "saved_model.pb"), "rb") as file:
@@ -81,7 +83,7 @@ def load_with_float_input(path: str, signature: str) -> Any:
         with gfile.GFile(posixpath.join(folder, "saved_model.pb"), "wb") as file:
             file.write(model.SerializeToString())
         try:
-            return tf.saved_model.load(folder)
+            return load(folder)
         except (ValueError, TypeError, tf.errors.InvalidArgumentError) as error:  # The original was loaded before.
             logging.warning("No gradient passes the integer input of %s: %s", path, error)
             return None

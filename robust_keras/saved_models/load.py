@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from robust_keras import bounds, ownership, storage
+from robust_keras import bounds, foreign_files, ownership, storage
 from robust_keras.models import any_network
 from robust_keras.models import weights as named_weights
+from robust_keras.saved_models import safety
 from robust_keras.saved_models.opening import CARD, UNFINISHED, load_keras, open_model
 
 gfile = tf.io.gfile
-# Files in a model's folder that are no part of the model.
+# Files in a model's folder that are no part of the model: in any folder of it, and right in it.
 _NOT_THE_MODEL = {CARD, UNFINISHED, ownership.lock_name()}
+_BESIDE_THE_MODEL = {"MODEL_CARD.md", "claims/claims.json", "claims/examples.npz", "manifest.json", "verify.py"}
 # How a command is told which output to take.
 _SAY = {
     "choose": "the logits' name with --logits_output",
@@ -123,22 +125,24 @@ def load_weights(path: str | os.PathLike) -> dict[str, np.ndarray]:
 def fingerprint(path: str | os.PathLike) -> str:
     """SHA-256 of a canonical manifest of a model's files: each line `<sha256>  <relative path>`, sorted by path.
 
-    The model card is no part of it, nor is where a folder lies and how it is named; a file's own name is.
+    The model card and what `claims.attach` adds are no part of it, nor is where a folder lies and how it is named; a
+    file's own name is.
 
     Raises:
-        ValueError: where there is nothing.
+        ValueError: where there is nothing, or anything but regular files; links count as what they point to where
+            models are trusted.
     """
     path = str(path)
     if not gfile.exists(path):
         raise ValueError(f"Expected a SavedModel's folder or a .keras file. Received: {path}")
     if not gfile.isdir(path):
+        foreign_files.check_regular(path, follow=True)
         files = [(posixpath.basename(path), path)]
     else:
         files = [
-            (posixpath.relpath(posixpath.join(folder, name), path), posixpath.join(folder, name))
-            for folder, _, names in gfile.walk(path)
-            for name in names
-            if name not in _NOT_THE_MODEL
+            (name, file)
+            for name, file in foreign_files.regular_files(path, follow=safety.is_trusted())
+            if name not in _NOT_THE_MODEL | _BESIDE_THE_MODEL
         ]
     manifest = "".join(f"{storage.sha256(file)}  {name}\n" for name, file in sorted(files))
     return hashlib.sha256(manifest.encode()).hexdigest()

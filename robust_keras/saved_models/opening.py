@@ -2,13 +2,14 @@
 
 import posixpath
 import zipfile
+from typing import Any
 
 import keras
 import tensorflow as tf
 
 from robust_keras.models import keras_classes
 from robust_keras.models.any_network import Opened, open_keras, reason
-from robust_keras.saved_models import integer_inputs
+from robust_keras.saved_models import integer_inputs, safety
 
 gfile = tf.io.gfile
 # What an export writes last, and what it writes first and then removes.
@@ -16,10 +17,11 @@ CARD, UNFINISHED = "model_card.json", "unfinished"
 
 
 def open_model(path: str) -> Opened:
-    """Opens a SavedModel's folder or a `.keras` file.
+    """Opens a SavedModel's folder or a `.keras` file, after a look at what is in there, see `safety.check`.
 
     Raises:
-        ValueError: for a path that holds no model, half of one, or one that takes anything but one batch of images.
+        ValueError: for a path that holds no model, half of one, one that takes anything but one batch of images, or one
+            that would do more than compute.
     """
     if path.endswith(".keras") and gfile.exists(path) and not gfile.isdir(path):
         return open_keras(load_keras(path), path)
@@ -40,6 +42,8 @@ def load_keras(path: str) -> keras.Model:
     Raises:
         ValueError: for any other file.
     """
+    if gfile.exists(path):
+        safety.check(path, trusted=safety.is_trusted())
     try:
         return keras.models.load_model(
             path, custom_objects=keras_classes.custom_objects(), compile=False, safe_mode=True
@@ -51,8 +55,13 @@ def load_keras(path: str) -> keras.Model:
         ) from error
 
 
+def _load(path: str) -> Any:
+    safety.check(path, trusted=safety.is_trusted())
+    return tf.saved_model.load(path)
+
+
 def _open_saved_model(path: str) -> Opened:
-    loaded = tf.saved_model.load(path)
+    loaded = _load(path)
     if "serving_default" not in loaded.signatures:
         raise ValueError(
             f"Expected a signature serving_default, as tf.saved_model.save(..., signatures=FUNCTION) writes it. "
@@ -65,7 +74,7 @@ def _open_saved_model(path: str) -> Opened:
         )
     ((name, spec),) = inputs.items()
     dtype, is_straight_through = spec.dtype, False
-    if spec.dtype.is_integer and (floats := integer_inputs.load_with_float_input(path, "serving_default")):
+    if spec.dtype.is_integer and (floats := integer_inputs.load_with_float_input(path, "serving_default", load=_load)):
         loaded, is_straight_through, dtype = floats, True, tf.float32
 
     def call(x):  # A SavedModel's variables live as long as the loaded object.

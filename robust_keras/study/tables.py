@@ -8,9 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
-from robust_keras import storage
+from robust_keras import own_folders, storage
 from robust_keras.evaluation import comparison, report
 from robust_keras.study import costs, planning
 from robust_keras.study import rows as study
@@ -84,8 +83,8 @@ def read_measured(evaluation: str, *, seed: int, training: str) -> Measured:
         ValueError: for an evaluation that is not finished.
     """
     (results,) = report.read_results([evaluation])
-    with tf.io.gfile.GFile(posixpath.join(training, "metrics.csv")) as file:
-        lines = [line for line in csv.DictReader(io.StringIO(file.read())) if line["val_robust"]]
+    metrics = storage.read_text(posixpath.join(training, "metrics.csv"))
+    lines = [line for line in csv.DictReader(io.StringIO(metrics)) if line["val_robust"]]
     curve = [{name: float(value) for name, value in line.items() if value} for line in lines]
     pgd40 = results.get("baseline", {}).get("robust_accuracy")
     examples = report.examples(evaluation)
@@ -196,7 +195,7 @@ def write_study(directory: str, table: int, rows: Sequence[StudyRow], *, scale: 
     records = [_record(each) for each in rows]
     base = posixpath.join(directory, f"table{table}")
     paths = [f"{base}.md", f"{base}.csv"]
-    tf.io.gfile.makedirs(directory)
+    own_folders.make(directory)
     note = f"\n{REPORTED}.\n" if any(each.row.is_reported for each in rows) else ""
     storage.write_text(paths[0], f"{title}.\n\n{report.markdown(_lines(rows))}\n{note}")
     text = io.StringIO()
@@ -206,7 +205,7 @@ def write_study(directory: str, table: int, rows: Sequence[StudyRow], *, scale: 
     storage.write_text(paths[1], text.getvalue())
     if table in FIGURES:
         paths.append(f"{base}.png")
-        with tf.io.gfile.GFile(paths[2], "wb") as file:
+        with own_folders.open_file(paths[2], "wb") as file:
             file.write(_plot(rows, f"{FIGURES[table]} ({title})", curves=table == 7))
     return paths
 

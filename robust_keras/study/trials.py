@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 
 import tensorflow as tf
 
-from robust_keras import storage
+from robust_keras import own_folders, storage
 from robust_keras.study import budget, costs, planning, throughput
 from robust_keras.study.configurations import Configuration
 
@@ -124,4 +124,4 @@ def _examples_per_second(workdir: str) -> float:
 
 def _remove(folder: str) -> None:
     if tf.io.gfile.exists(folder):
-        tf.io.gfile.rmtree(folder)
+        own_folders.remove_folder(folder)

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import tensorflow as tf
 
+from robust_keras import own_folders
 from robust_keras.engines import replicas
 
-gfile = tf.io.gfile
 METRICS = (
     "step",
     "loss",
@@ -52,14 +52,15 @@ class MetricsLog:
         self.rows = list(rows)
         if not self._is_writer:
             return
-        gfile.makedirs(posixpath.dirname(self._path))
-        with gfile.GFile(self._path, "w") as file:
+        own_folders.make(posixpath.dirname(self._path))
+        with own_folders.open_file(self._path) as file:
             file.write(",".join(METRICS) + "\n" + _csv(self.rows))
 
     @contextlib.contextmanager
     def events(self) -> Iterator[None]:
         """Inside the context, rows become events too."""
         self._since = None
+        own_folders.check(self._events_path)
         self._events = tf.summary.create_file_writer(self._events_path) if self._is_writer else None
         try:
             yield
@@ -82,7 +83,7 @@ class MetricsLog:
         self.rows.append(row)
         if self._events is None:
             return
-        with gfile.GFile(self._path, "a") as file:
+        with own_folders.open_file(self._path, "a") as file:
             file.write(_csv([row]))
         with self._events.as_default(step=step):
             for name, value in row.items():

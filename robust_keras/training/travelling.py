@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 import robust_keras
-from robust_keras import ownership, storage
+from robust_keras import own_folders, ownership, storage
 from robust_keras.data.training_batches import TrainingData
 from robust_keras.engines import replicas
 from robust_keras.models import weights
@@ -278,9 +278,9 @@ class _Folder:
             "files": self._files,
         }
         storage.write_json(posixpath.join(self._directory, _runner().MANIFEST), manifest)
-        gfile.remove(posixpath.join(self._directory, _UNFINISHED))
+        own_folders.remove(posixpath.join(self._directory, _UNFINISHED))
 
     def _add(self, name: str, content: bytes) -> None:
-        with gfile.GFile(posixpath.join(self._directory, name), "wb") as file:
+        with own_folders.open_file(posixpath.join(self._directory, name), "wb") as file:
             file.write(content)
         self._files[name] = hashlib.sha256(content).hexdigest()

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from robust_keras import storage
+from robust_keras import own_folders, storage
 from robust_keras.engines import replicas, step_counter
 from robust_keras.models import any_network
 from robust_keras.models import weights as named_weights
@@ -145,7 +145,7 @@ class WeightAveraging(keras.callbacks.Callback):
     def on_train_end(self, logs: dict | None = None) -> None:
         """Gives the model its training step back, and removes the averages of a training that is over."""
         if self.backup_dir is not None and tf.io.gfile.exists(self.backup_dir):
-            tf.io.gfile.rmtree(self.backup_dir)
+            own_folders.remove_folder(self.backup_dir)
         if _takes_updates(self.model):
             self.model.after_update.remove(self._update)
             self.model.train_function = None

@@ -2,18 +2,17 @@
 
 import csv
 import functools
+import importlib
 import os
-import pathlib
-import subprocess
 import sys
 
 import pytest
 
 import gin
 from robust_keras.commands import configuration  # noqa: F401  What gin may bind.
+from tests import warm_processes
 from tests.training.train_test import small_network
 
-ROOT = pathlib.Path(__file__).parents[2]
 SMALL = {"train.model": "@small_network()"}
 TINY = {
     **SMALL,
@@ -55,13 +54,14 @@ def call(monkeypatch, script, *args):
     script.command()
 
 
-def start(script, *args, **options):
+def start(script, *args, log=os.devnull):
     """A command in a process of its own, which has the small network too."""
-    name = script.__name__.rpartition(".")[2]
-    program = f"import command_line; from robust_keras.commands import {name}; {name}.command()"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, pathlib.Path(__file__).parent)))}
-    command = [sys.executable, "-u", "-c", program, *map(str, args)]
-    return subprocess.Popen(command, env=environment, text=True, **options)
+    return warm_processes.Popen(_command, log=log, name=script.__name__, args=list(map(str, args)))
+
+
+def _command(name, args):
+    sys.argv = [name, *args]
+    importlib.import_module(name).command()
 
 
 def refused(monkeypatch, capsys, script, *args):

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import time
 
 import keras
@@ -168,6 +167,17 @@ def test_evaluate_export_and_report(monkeypatch, capsys, images, finished, tmp_p
     export_again = [f"--workdir={finished}", "--weights=last", f"--output={tmp_path}/last.keras"]
     assert "last.keras" in refused(monkeypatch, capsys, export, *export_again)
 
+    released = [f"--workdir={finished}", f"--evaluation={tmp_path}/eval", f"--output={tmp_path}/released"]
+    refusal = refused(monkeypatch, capsys, export, *released, "--weights=last")
+    assert "Expected an evaluation of the weights that are exported." in refusal
+    call(monkeypatch, export, *released, "--licence=CC BY 4.0", "--class_names=a,b,c,d", "--gradient")
+    card = json.loads((tmp_path / "released" / "model_card.json").read_text())
+    assert card["evaluation"]["robust_accuracy"] == results["robust_accuracy"]
+    assert card["licence"] == "CC BY 4.0" and card["class_names"] == list("abcd") and "gradient" in card["inputs"]
+    assert card["threat_model"] == {"norm": "Linf", "epsilon": 8 / 255, "epsilon_fraction": "8/255"}
+    as_file = [f"--workdir={finished}", "--licence=MIT", "--format=onnx", f"--output={tmp_path}/model"]
+    assert "Expected --licence with a SavedModel alone" in refused(monkeypatch, capsys, export, *as_file)
+
 
 def test_without_averaging_the_raw_weights_are_the_best(monkeypatch, images, tmp_path):
     changes = {"TAU": "None", "TRAIN_STEPS": "2", "train.attack_batch_norm": "'moving'"}
@@ -208,13 +218,13 @@ def assert_same_run(ours, theirs):
     ],
 )
 def test_a_killed_run_continues_to_the_same_result(monkeypatch, images, finished, tmp_path, signal_sent, code):
-    process = start(train, *arguments(images, tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    log = tmp_path / "log.txt"
+    process = start(train, *arguments(images, tmp_path), log=log)
     deadline = time.monotonic() + 240
     while not storage.steps(tmp_path / "checkpoints") and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal_sent)
-    output = process.communicate(timeout=240)
-    assert process.returncode == code and "Traceback" not in output[1], output
+    assert process.wait(timeout=240) == code and "Traceback" not in log.read_text(), log.read_text()
     call(monkeypatch, train, *arguments(images, tmp_path))
     assert_same_run(tmp_path, finished)
 

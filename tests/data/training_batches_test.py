@@ -1,9 +1,6 @@
 import functools
 import gc
-import os
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -14,6 +11,7 @@ from robust_keras.data import sources, training_batches
 from robust_keras.data.augmentation import crop_and_flip, random_resized_crop
 from robust_keras.data.readers import views
 from robust_keras.pseudo_labelling import record_sets
+from tests import warm_processes
 
 EXTRA_SHADE = 200
 
@@ -233,25 +231,21 @@ def test_crops_of_the_papers_augmentation():
     assert np.any(batch["image"] != chosen)
 
 
-# The images that `IN_FOUR` makes too.
 FOUR_GROUPS = dict(batch_size=128, seed=2, num_steps=3, group_size=32, labelled_fraction=0.3)
-IN_FOUR = """
-import sys
-import numpy as np, tensorflow as tf
-devices = [tf.config.LogicalDeviceConfiguration()] * 4
-tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], devices)
-sys.path.insert(0, {tests!r})
-import training_batches_test as given
-from robust_keras.data import training_batches
-strategy = tf.distribute.MirroredStrategy([f"CPU:{{k}}" for k in range(4)])
-dataset = training_batches.batches(given.training_data(300, 700), **given.FOUR_GROUPS)
-kept = {{}}
-for step, batch in enumerate(strategy.experimental_distribute_dataset(dataset)):
-    for name, value in batch.items():
-        for replica, part in enumerate(strategy.experimental_local_results(value)):
-            kept[f"{{name}}/{{step}}/{{replica}}"] = part.numpy()
-np.savez({path!r}, **kept)
-"""
+
+
+def keep_what_four_get(path):
+    """What four replicas get, from a process which has four devices."""
+    devices = [tf.config.LogicalDeviceConfiguration()] * 4
+    tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], devices)
+    strategy = tf.distribute.MirroredStrategy([f"CPU:{k}" for k in range(4)])
+    dataset = training_batches.batches(training_data(300, 700), **FOUR_GROUPS)
+    kept = {}
+    for step, batch in enumerate(strategy.experimental_distribute_dataset(dataset)):
+        for name, value in batch.items():
+            for replica, part in enumerate(strategy.experimental_local_results(value)):
+                kept[f"{name}/{step}/{replica}"] = part.numpy()
+    np.savez(path, **kept)
 
 
 @pytest.fixture
@@ -264,8 +258,9 @@ def distributed(mirrored):
 def test_every_group_holds_its_share_of_the_same_examples_on_one_two_and_four_replicas(mirrored, distributed, tmp_path):
     full = stream(training_data(300, 700), **FOUR_GROUPS)
     on_two = distributed(training_batches.batches(training_data(300, 700), **FOUR_GROUPS))
-    path, tests = str(tmp_path / "four.npz"), os.path.dirname(__file__)
-    subprocess.run([sys.executable, "-c", IN_FOUR.format(tests=tests, path=path)], check=True, timeout=240)
+    path, log = tmp_path / "four.npz", tmp_path / "log.txt"
+    process = warm_processes.Popen(keep_what_four_get, log=log, path=path)
+    assert process.wait(timeout=240) == 0, log.read_text()
     with np.load(path) as on_four:
         for step, batch in enumerate(on_two):
             for name, value in batch.items():

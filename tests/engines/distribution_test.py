@@ -3,16 +3,15 @@
 import json
 import logging
 import os
-import pathlib
+import signal
 import socket
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from robust_keras.engines import replicas, strategies
+from tests import warm_processes
 
 CLUSTER = {"cluster": {"chief": ["a:1"], "worker": ["b:1", "c:1"]}, "task": {"type": "worker", "index": 0}}
 
@@ -124,24 +123,22 @@ def test_what_is_not_there_is_refused(environment, variables, arguments, message
         strategies.strategy(**arguments)
 
 
-def test_sigterm_is_still_heard_where_processes_met():
+def meet_and_listen():
+    heard = []
+    signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+    strategies.strategy("multi_worker")
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert heard == [1]
+
+
+def test_sigterm_is_still_heard_where_processes_met(tmp_path):
     """TensorFlow's own handler, which it sets as the processes meet, hears it in place of Python's."""
-    program = """if True:
-        import os, signal
-        heard = []
-        signal.signal(signal.SIGTERM, lambda *args: heard.append(1))
-        from robust_keras.engines import strategies
-        strategies.strategy("multi_worker")
-        os.kill(os.getpid(), signal.SIGTERM)
-        print("heard", heard)
-    """
     with socket.create_server(("localhost", 0)) as server:
         address = f"localhost:{server.getsockname()[1]}"
     cluster = {"cluster": {"worker": [address]}, "task": {"type": "worker", "index": 0}}
-    environment = {**os.environ, "TF_CONFIG": json.dumps(cluster), "PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
-    command = [sys.executable, "-c", program]
-    said = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert said.stdout == "heard [1]\n", said.stderr
+    environment, log = {**os.environ, "TF_CONFIG": json.dumps(cluster)}, tmp_path / "log.txt"
+    process = warm_processes.Popen(meet_and_listen, log=log, env=environment)
+    assert process.wait(timeout=120) == 0, log.read_text()
 
 
 def test_one_process_is_the_first_of_one():

@@ -1,7 +1,4 @@
-"""The same run on any layout: engines, devices, processes, steps in an execution, and changes at restarts.
-
-Run as a program, this file is one process of such a run.
-"""
+"""The same run on any layout: engines, devices, processes, steps in an execution, and changes at restarts."""
 
 import csv
 import functools
@@ -13,16 +10,14 @@ import pathlib
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 
 from robust_keras import storage
+from tests import warm_processes
 
-ROOT = pathlib.Path(__file__).parents[2]
 NUM_STEPS = 20
 HAS_JAX = importlib.util.find_spec("jax") is not None
 needs_jax = pytest.mark.skipif(not HAS_JAX, reason="JAX, which needs Python 3.11, is not here")
@@ -31,10 +26,11 @@ MOMENTS = {"before the first snapshot": 2, "between snapshots": 7, "in a snapsho
 
 
 def start(workdir, *, num_devices=1, strategy="one", worker=None, cluster=(), trains_alone=False, dies=None, **changes):
-    """Starts this file as a program, which also looks at its inputs and evaluates unless it `trains_alone`."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_ENABLE_ONEDNN_OPTS": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
-    environment |= {"TF_NUM_INTRAOP_THREADS": "1"}
-    environment |= {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(num_devices)}
+    """A process of a run, which also looks at its inputs and evaluates unless it `trains_alone`.
+
+    Runs of one folder share what XLA compiles.
+    """
+    environment = {**os.environ, "TF_NUM_INTRAOP_THREADS": "1", "JAX_NUM_CPU_DEVICES": str(num_devices)}
     environment["XDG_CACHE_HOME"] = str(pathlib.Path(workdir).parent / "cache")
     environment.pop("TF_CONFIG", None)
     if worker is not None:
@@ -42,10 +38,7 @@ def start(workdir, *, num_devices=1, strategy="one", worker=None, cluster=(), tr
         environment["TF_CONFIG"] = json.dumps({"cluster": {"worker": cluster}, "task": task})
     arguments = {"workdir": str(workdir), "num_devices": num_devices, "strategy": strategy, "changes": changes}
     arguments |= {"trains_alone": trains_alone, "dies": dies}
-    with open(f"{workdir}.{worker or 0}.log", "ab") as log:
-        return subprocess.Popen(
-            [sys.executable, __file__, json.dumps(arguments)], env=environment, stdout=log, stderr=subprocess.STDOUT
-        )
+    return warm_processes.Popen(one_process, log=f"{workdir}.{worker or 0}.log", env=environment, **arguments)
 
 
 def start_workers(workdir, **changes):
@@ -133,12 +126,12 @@ def test_evaluations_find_the_same_on_any_layout(runs):
         np.testing.assert_array_equal(np.load(f"{workdir}.verdicts.npy"), expected)
 
 
-def test_a_run_that_changes_layout_and_engine_at_restarts_keeps_to_the_curve(runs, tmp_path):
+def test_a_run_that_changes_layout_and_engine_at_restarts_keeps_to_the_curve(runs):
     moved = runs["one"]
     elsewhere = {"strategy": "jax" if HAS_JAX else "mirrored", "num_devices": 4}
     for stop, layout in ((5, {"strategy": "mirrored", "num_devices": 2}), (10, elsewhere), (15, {"strategy": "one"})):
         snapshot = storage.read(moved / "checkpoints", stop)
-        moved = tmp_path / f"from {stop}"
+        moved = runs["one"].with_name(f"from {stop}")
         storage.write(moved / "checkpoints", stop, snapshot.arrays, snapshot.info)
         finish(moved, start(moved, trains_alone=True, **layout))
         assert pathlib.Path(f"{moved}.0.log").read_text().count(f"Resuming from step {stop}\n") == 1
@@ -146,8 +139,8 @@ def test_a_run_that_changes_layout_and_engine_at_restarts_keeps_to_the_curve(run
 
 
 @needs_jax
-def test_kills_cost_no_more_than_restarts(runs, tmp_path):
-    workdir = tmp_path / "killed"
+def test_kills_cost_no_more_than_restarts(runs):
+    workdir = runs["jax"].with_name("killed on jax")
     for moment in MOMENTS:
         process = start(workdir, strategy="jax", trains_alone=True, dies=moment)
         assert process.wait(timeout=400) == -signal.SIGKILL, pathlib.Path(f"{workdir}.0.log").read_text()[-3000:]
@@ -159,8 +152,8 @@ def test_kills_cost_no_more_than_restarts(runs, tmp_path):
     assert_same_arrays(ours[1], theirs[1])
 
 
-def test_a_killed_worker_costs_no_more_than_a_restart(runs, tmp_path):
-    workdir = tmp_path / "killed"
+def test_a_killed_worker_costs_no_more_than_a_restart(runs):
+    workdir = runs["two processes"].with_name("killed of two processes")
     processes = start_workers(workdir, trains_alone=True)
     deadline = time.monotonic() + 300
     while storage.steps(workdir / "checkpoints")[:1] != [5]:
@@ -181,8 +174,8 @@ def assert_same_arrays(ours, theirs):
         np.testing.assert_array_equal(ours[name], array, err_msg=name)
 
 
-def main(*, workdir, num_devices, strategy, changes, trains_alone, dies):
-    """One process of a run."""
+def one_process(*, workdir, num_devices, strategy, changes, trains_alone, dies):
+    """What it does."""
     import tensorflow as tf
 
     devices = [tf.config.LogicalDeviceConfiguration()] * (1 if strategy == "jax" else num_devices)
@@ -287,7 +280,3 @@ def evaluate(workdir, trained):
     )
     if replicas.process_index() == 0:
         np.save(f"{workdir}.verdicts.npy", found.examples["broken_by"])
-
-
-if __name__ == "__main__":
-    main(**json.loads(sys.argv[1]))

@@ -1,5 +1,7 @@
+import errno
 import hashlib
 import json
+import os
 import pathlib
 
 import numpy as np
@@ -309,7 +311,10 @@ def test_a_pool_that_changed_since_it_was_scored_is_refused(scored, tmp_path):
 
 
 @pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_full_disk_leaves_what_is_finished(scored, tmp_path):
+def test_a_full_disk_leaves_what_is_finished(scored, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        record_sets.own_folders, "check", lambda path, **options: None
+    )  # A link to the device is the full disk.
     write(scored, tmp_path / "undisturbed")
     folder = tmp_path / "full"
     folder.mkdir()
@@ -323,8 +328,14 @@ def test_a_full_disk_leaves_what_is_finished(scored, tmp_path):
     assert write(scored, folder) and contents(folder) == expected
 
     scores = tmp_path / "scores"
-    scores.mkdir()
-    (scores / "chunk-00000002.npz").symlink_to("/dev/full")
+    write_arrays = storage.write_arrays
+
+    def full(path, arrays):
+        if "chunk-00000002" in path:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+        return write_arrays(path, arrays)
+
+    monkeypatch.setattr(storage, "write_arrays", full)
     with pytest.raises(ValueError, match="Expected room to write .*chunk-00000002.* Received: "):
         score(scores)
     assert chunks.missing(str(scores)) == [2, 3, 4]

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from robust_keras import attacks
 from robust_keras.models import activations, normalization, wide_resnet
-from robust_keras.saved_models import export, load
+from robust_keras.saved_models import claims, export, load, measured
 
 pytestmark = pytest.mark.oldest
 
@@ -33,12 +34,14 @@ results = {}
 
 loaded = tf.saved_model.load(resnet)
 floats, bytes_ = loaded.signatures["serving_default"], loaded.signatures["serving_uint8"]
-assert list(floats.structured_outputs) == list(bytes_.structured_outputs) == ["logits"]
+names = {"logits", "probabilities", "class"}
+assert set(floats.structured_outputs) == set(bytes_.structured_outputs) == names
 for signature, dtype in ((floats, tf.float32), (bytes_, tf.uint8)):
     assert signature.structured_input_signature[1] == {"image": tf.TensorSpec((None, 8, 8, 3), dtype, "image")}
 results["float"] = floats(image=x)["logits"]
 results["uint8"] = bytes_(image=tf.constant(images))["logits"]
 results["in_parts"] = tf.concat([floats(image=part)["logits"] for part in (x[:1], x[1:])], axis=0)
+results["probabilities"], results["class"] = (floats(image=x)[name] for name in ("probabilities", "class"))
 
 other = tf.saved_model.load(branches)
 for name, model, logits in (("resnet", loaded, (0, 4)), ("branches", other, range(6))):
@@ -118,12 +121,34 @@ def test_logits_without_this_package_are_the_live_ones(fresh, resnet, images):
     with normalization.batch_norm_mode("batch"):
         assert np.abs(live[:4] - resnet(images[:4] / np.float32(255))).max() > 1e-2
     assert fresh["float"].dtype == np.float32
-    np.testing.assert_allclose(fresh["float"], live, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(fresh["float"], live, rtol=0, atol=1e-6)
 
 
 def test_both_signatures_agree_whatever_the_batch(fresh):
     np.testing.assert_allclose(fresh["uint8"], fresh["float"], rtol=0, atol=1e-6)
-    np.testing.assert_allclose(fresh["in_parts"], fresh["float"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(fresh["in_parts"], fresh["float"], rtol=0, atol=1e-6)
+
+
+def test_weights_are_written_once(exported, resnet):
+    names = [name for name, _ in tf.train.list_variables(os.path.join(exported, "variables", "variables"))]
+    assert len(names) == len(resnet.weights) + 1  # And what binds them to objects.
+
+
+def test_probabilities_and_classes_are_those_of_the_logits(fresh):
+    odds = np.exp(fresh["float"])
+    np.testing.assert_allclose(fresh["probabilities"], odds / odds.sum(-1, keepdims=True), rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(fresh["class"], fresh["float"].argmax(-1))
+    assert fresh["class"].dtype == np.int64 and len(set(fresh["class"])) > 1
+
+
+def test_pgd_through_a_reloaded_network_is_that_through_the_live_one(exported, resnet, images):
+    x, labels = images / np.float32(255), np.arange(5)
+    ours, reloaded = (
+        attacks.pgd(network, x, labels, norm="Linf", epsilon="8/255", num_steps=5)
+        for network in (resnet, load.load_logits_fn(exported))
+    )
+    assert np.abs(ours - x).max() > 0.01
+    np.testing.assert_allclose(reloaded, ours, rtol=0, atol=1e-6)
 
 
 def test_gradients_through_a_reloaded_resnet(fresh, resnet, images):
@@ -143,7 +168,7 @@ def test_gradients_through_every_activation(fresh, branches, images, activation)
     np.testing.assert_allclose(fresh[f"branches/{k}"], live, rtol=0, atol=1e-5)
 
 
-def test_model_card(exported):
+def test_model_card(exported, resnet):
     with open(os.path.join(exported, "model_card.json")) as file:
         card = json.load(file)
     # Convolutions, then scale and offset of each normalisation, then the classifier.
@@ -151,6 +176,8 @@ def test_model_card(exported):
     for before, width in ((16, 16), (16, 32), (32, 64)):
         num_parameters += before * width + 9 * before * width + 9 * width * width + 2 * before + 2 * width
     num_parameters += 2 * 64 + 64 * NUM_CLASSES + NUM_CLASSES
+    assert card.pop("weights_sha256") == measured.weights_digest(map(np.asarray, resnet.weights))
+    assert "images of the kind" in card.pop("intended_use") and "upper bound" in card.pop("limits")[0]
     assert card == {
         "name": "wide_resnet_10_1",
         "num_parameters": num_parameters,
@@ -159,7 +186,11 @@ def test_model_card(exported):
             "serving_default": {"image": "float32 ['batch', 8, 8, 3] in [0, 1]"},
             "serving_uint8": {"image": "uint8 ['batch', 8, 8, 3]"},
         },
-        "output": {"logits": "float32 ['batch', 5]"},
+        "output": {
+            "logits": "float32 ['batch', 5]",
+            "probabilities": "float32 ['batch', 5]",
+            "class": "int64 ['batch']",
+        },
         "versions": {"robust_keras": "of the run"},
         "dataset": "digits",
         "step": 12,
@@ -211,15 +242,15 @@ def test_a_saved_model_of_other_people_is_refused(linear, tmp_path):
     assert content_of(theirs) == before
 
 
-def interrupted_export(monkeypatch, network, directory, write_out):
-    """An export that ends with `write_out(archive, path)`, where the archive is written."""
+def interrupted_export(monkeypatch, network, directory, save):
+    """An export that ends with `save(module, path, **options)`, where the SavedModel is written."""
 
-    def interrupted(archive, path, **options):
-        write_out(archive, path)
+    def interrupted(module, path, **options):
+        save(module, path, **options)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(keras.export.ExportArchive()), "write_out", interrupted)
+        patch.setattr(tf.saved_model, "save", interrupted)
         with pytest.raises(KeyboardInterrupt):
             export.export(network, directory, card={})
     assert not export.is_finished(directory)
@@ -234,16 +265,31 @@ def assert_exports_over(network, directory):
 
 def test_an_export_interrupted_before_its_card_is_replaced(tmp_path, monkeypatch, linear):
     directory = tmp_path / "new"
-    whole = type(keras.export.ExportArchive()).write_out
-    interrupted_export(monkeypatch, linear, directory, lambda archive, path: whole(archive, path))
+    interrupted_export(monkeypatch, linear, directory, tf.saved_model.save)
     assert (directory / "saved_model.pb").exists()
     assert_exports_over(linear, directory)
+
+
+def test_an_export_interrupted_after_its_card_is_no_finished_one(tmp_path, monkeypatch, linear):
+    def interrupted(directory, **options):
+        pathlib.Path(directory, "claims").mkdir()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(claims, "attach", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            export.export(linear, tmp_path, card={"step": 1})
+    assert (tmp_path / "model_card.json").exists() and not export.is_finished(tmp_path)
+    with pytest.raises(ValueError, match="finished export"):
+        load.load_logits_fn(tmp_path)
+    assert_exports_over(linear, tmp_path)
+    assert json.loads((tmp_path / "model_card.json").read_text())["step"] == 2 and not (tmp_path / "claims").exists()
 
 
 def test_an_export_interrupted_in_its_variables_is_replaced(tmp_path, monkeypatch, linear):
     directory = tmp_path / "new"
 
-    def variables_only(archive, path):
+    def variables_only(module, path, **options):
         os.makedirs(os.path.join(path, "variables"))
         pathlib.Path(path, "variables", "variables.data-00000-of-00001").write_bytes(b"half")
 

@@ -1,12 +1,13 @@
 """The SHA-256 of a model's files: what is the model counts, where it lies does not."""
 
 import hashlib
+import os
 import shutil
 
 import pytest
 import tensorflow as tf
 
-from robust_keras.saved_models import export, load
+from robust_keras.saved_models import export, load, safety
 
 
 @pytest.fixture(scope="module")
@@ -70,21 +71,48 @@ def test_a_model_that_was_moved_is_the_same(exported, tmp_path, monkeypatch):
         assert load.fingerprint(path) == original
 
 
-def test_files_and_folders_that_are_links_count_as_what_they_point_to(exported, tmp_path):
+def test_links_are_refused_and_count_as_what_they_point_to_in_a_trusted_model(exported, tmp_path):
     original = load.fingerprint(exported)
     stored = shutil.copytree(exported, tmp_path / "stored")
     model = tmp_path / "model"
     model.mkdir()
     for path in stored.iterdir():
         (model / path.name).symlink_to(path)
-    assert load.fingerprint(model) == original
+    with pytest.raises(ValueError, match="Expected regular files below a folder. Received: .*, a symbolic link"):
+        load.fingerprint(model)
+    with safety.trusting():
+        assert load.fingerprint(model) == original
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no pipes in folders")
+def test_a_pipe_is_refused_and_not_waited_for(exported, tmp_path):
+    copy = shutil.copytree(exported, tmp_path / "copy")
+    os.mkfifo(copy / "assets" / "pipe")
+    for is_trusted in (False, True):
+        with safety.trusting(is_trusted), pytest.raises(ValueError, match="Received: assets/pipe, a pipe"):
+            load.fingerprint(copy)
+    os.mkfifo(tmp_path / "model.keras")
+    with pytest.raises(ValueError, match=r"model.keras, a pipe"):
+        load.fingerprint(tmp_path / "model.keras")
+
+
+def test_an_asset_is_part_of_the_model_whatever_its_name(exported, tmp_path):
+    copy = shutil.copytree(exported, tmp_path / "copy")
+    (copy / "assets").mkdir(exist_ok=True)
+    (copy / "assets" / "model_card.json").write_text("{}")
+    assert load.fingerprint(copy) != load.fingerprint(exported)
 
 
 def test_what_a_command_leaves_beside_a_model_is_no_part_of_it(exported, tmp_path):
     copy = shutil.copytree(exported, tmp_path / "copy")
-    for name in ("in_use.json", "unfinished"):
+    (copy / "claims").mkdir()
+    for name in ("in_use.json", "unfinished", "MODEL_CARD.md", "manifest.json", "verify.py", "claims/claims.json"):
         (copy / name).write_text("{}")
     assert load.fingerprint(copy) == load.fingerprint(exported)
+    # Further down such a file may be anything.
+    (copy / "assets").mkdir(exist_ok=True)
+    (copy / "assets" / "verify.py").write_text("{}")
+    assert load.fingerprint(copy) != load.fingerprint(exported)
 
 
 def test_the_name_of_a_file_counts_but_not_its_folder(tmp_path):

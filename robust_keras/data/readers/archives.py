@@ -14,14 +14,14 @@ from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
 from tqdm import tqdm
 
+from robust_keras import array_files, zip_files
 from robust_keras.data.readers.mapped import local_path
 from robust_keras.data.readers.tfds_sets import why
+from robust_keras.foreign_files import open_regular
 
 _CHUNK = 1 << 20
-_MAX_HEADER_BYTES = 10_000  # NumPy reads longer ones before it refuses them.
 # So much is checked in a moment; what is larger is checked once.
 _CHECKED_EVERY_TIME = 1 << 28
 
@@ -60,7 +60,7 @@ def members(path: str, keys: Sequence[str]) -> tuple[dict[str, Member], list[str
     Raises:
         ValueError: for a file that is no whole npz file, and for an array of objects, which only a pickle can hold.
     """
-    with _whole(path) as file, zipfile.ZipFile(file) as archive:
+    with _whole(path) as file, zip_files.open_archive(file) as archive:
         entries = {entry.filename.removesuffix(".npy"): entry for entry in archive.infolist()}
         if len(entries) < len(archive.infolist()):
             raise ValueError("it holds several arrays of one name")
@@ -74,8 +74,9 @@ def load(path: str, keys: Sequence[str]) -> list[np.ndarray]:
     Raises:
         ValueError: for a file that is no whole npz file, and for an array of objects.
     """
-    with _whole(path) as file, np.load(file, allow_pickle=False) as arrays:
-        return [arrays[key] for key in keys]
+    with _whole(path) as file:
+        found = array_files.arrays(file, keys)
+        return [found[key] for key in keys]
 
 
 def blocks(
@@ -165,30 +166,14 @@ def _whole(path):
     """The open file; whatever is raised for what is no archive of plain arrays becomes an error of one line."""
     local = local_path(path)
     try:
-        with tf.io.gfile.GFile(path, "rb") if local is None else open(local, "rb") as file:
+        with open_regular(path if local is None else local, follow=True) as file:
             yield file
     except Exception as error:
         raise ValueError(f"Expected a whole npz file. Received: {path} ({why(error)})") from error
 
 
 def _member(file, archive, entry, is_local):
-    with archive.open(entry) as stream:
-        version = np.lib.format.read_magic(stream)
-        if version not in ((1, 0), (2, 0)):
-            raise ValueError(f"{entry.filename} has the version {version}")
-        length = int.from_bytes(stream.read(2 * version[0]), "little")
-        if length > _MAX_HEADER_BYTES:
-            raise ValueError(f"{entry.filename} has a header of {length} bytes")
-    with archive.open(entry) as stream:
-        np.lib.format.read_magic(stream)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, is_fortran, dtype = read_header(stream)
-        header_bytes = stream.tell()
-    if dtype.hasobject:
-        raise ValueError(f"Object arrays cannot be read, such as {entry.filename}")
-    claimed, held = math.prod(shape) * dtype.itemsize, entry.file_size - header_bytes
-    if not all(type(size) is int and size >= 0 for size in shape) or claimed != held:
-        raise ValueError(f"{entry.filename} holds {held} bytes, and {dtype} {shape} is {claimed}")
+    _, shape, dtype, is_fortran, header_bytes = found = array_files.member_header(archive, entry)
     is_fortran = is_fortran and len(shape) > 1
     offset = None
     if is_local and entry.compress_type == zipfile.ZIP_STORED and not is_fortran and dtype.isnative:
@@ -196,15 +181,15 @@ def _member(file, archive, entry, is_local):
         file.seek(entry.header_offset)
         offset = entry.header_offset + 30 + sum(struct.unpack("<26x2H", file.read(30))) + header_bytes
         num_bytes = file.seek(0, os.SEEK_END)
-        if offset + held > num_bytes:
-            raise ValueError(f"{entry.filename} ends at byte {offset + held} of {num_bytes}")
+        if offset + found.array_bytes > num_bytes:
+            raise ValueError(f"{entry.filename} ends at byte {offset + found.array_bytes} of {num_bytes}")
     return Member(entry.filename, shape, dtype, is_fortran, header_bytes, offset)
 
 
 def _numbers(path, member, num_bytes, first=0):
     """The bytes of an array from `first` on, `num_bytes` at a time; before the last, zipfile compares the CRC-32."""
     left = math.prod(member.shape) * member.dtype.itemsize - first
-    with _whole(path) as file, zipfile.ZipFile(file) as archive, archive.open(member.file_name) as stream:
+    with _whole(path) as file, zip_files.open_archive(file) as archive, archive.open(member.file_name) as stream:
 
         def read(size):
             data = stream.read(size)

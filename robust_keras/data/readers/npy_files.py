@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from robust_keras import array_files
 from robust_keras.data.readers.tfds_sets import why
 
 
@@ -36,15 +37,12 @@ def header(path: str) -> Header:
     """
     with open(path, "rb") as file:
         try:
-            version = np.lib.format.read_magic(file)
-            if version != (1, 0):
-                raise ValueError(f"the format {version}")
-            shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(file)
-        except OSError:
-            raise
-        except Exception as error:  # NumPy parses it as Python, which fails in many ways.
+            found = array_files.header(file)
+            if found.version != (1, 0):
+                raise ValueError(f"the format {found.version}")
+        except ValueError as error:
             raise ValueError(f"Expected a whole .npy file. Received: {path} ({why(error)})") from error
-        return Header(shape, dtype, is_fortran, file.tell())
+        return Header(found.shape, found.dtype, found.is_fortran, found.num_bytes)
 
 
 def num_whole_rows(path: str) -> int:

@@ -13,7 +13,6 @@
     images.npz             the images held out
 
 It computes on the first device that JAX drives; JAX_PLATFORMS chooses among kinds.
-
 A program is code, of whoever made the folder. It can compute and nothing else: it is StableHLO, which knows neither
 files nor networks, and is refused if it calls what is outside of it. The rest is JSON, and arrays without pickles.
 Exit codes: 1 files, memory or devices; 2 another folder than the manifest says, or flags; 3 a loss that is not finite.
@@ -184,8 +183,10 @@ def read_arrays(folder: str, manifest: dict, kind: str) -> "dict[str, np.ndarray
     path = _checked_file(folder, manifest, f"{kind}.npz")
     try:
         with np.load(path, allow_pickle=False) as file:
+            if sum(each.file_size for each in file.zip.infolist()) > 100 * os.path.getsize(path) + (1 << 28):
+                raise ValueError("more than a file of its size is believed to hold")
             arrays = dict(file)
-    except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, TypeError, EOFError, MemoryError, RecursionError, zipfile.BadZipFile) as error:
         raise ValueError(f"Expected arrays of numbers in {path}. Received: {error}") from error
     found = {name: [array.dtype.name, *array.shape] for name, array in arrays.items()}
     if found != manifest["arrays"][kind]:

@@ -209,7 +209,6 @@ def forms():
     deflated = zipfile.ZIP_DEFLATED
     return {
         "compressed": lambda path: np.savez_compressed(path, label=_LABELS.astype(np.int8), image=_IMAGES),
-        "lzma": lambda path: write_zip(path, zipfile.ZIP_LZMA, image=npy(_IMAGES), label=npy(_LABELS)),
         "big-endian labels": lambda path: write_zip(path, image=npy(_IMAGES), label=big_endian),
         "Fortran order": lambda path: write_zip(path, image=columns, label=npy(_LABELS)),
         "Fortran order, compressed": lambda path: write_zip(path, deflated, image=columns, label=big_endian),
@@ -297,17 +296,20 @@ def bad_arrays():
             _LABELS,
         ),
         r"holds 1728 bytes, and uint8 \(11, 8, 6, 3\)": (claiming(_IMAGES, shape=(11, 8, 6, 3)), _LABELS),
-        r"uint8 \(-12, -8, 6, 3\)": (claiming(_IMAGES, shape=(-12, -8, 6, 3)), _LABELS),
+        r"image.npy has a header of another form.*-12": (claiming(_IMAGES, shape=(-12, -8, 6, 3)), _LABELS),
         "float64": (claiming(_IMAGES, descr="<f8"), _LABELS),
         r"label.npy holds 96 bytes, and int64 \(13,\)": (_IMAGES, claiming(_LABELS, shape=(13,))),
-        "Object arrays.*image.npy": (claiming(_IMAGES, descr="|O"), _LABELS),
-        "Object arrays.*label.npy": (_IMAGES, np.array([None] * 12)),
+        "image.npy holds objects": (claiming(_IMAGES, descr="|O"), _LABELS),
+        "label.npy holds objects": (_IMAGES, np.array([None] * 12)),
         "image.npy has the version": (b"\x93NUMPY\x03\x00" + npy(_IMAGES)[8:], _LABELS),
         "whole npz file.*a header of 2000000000 bytes": (
             b"\x93NUMPY\x02\x00" + struct.pack("<L", 2_000_000_000) + bytes(100),
             _LABELS,
         ),
-        r"holds 144 bytes, and uint8 \(True, 8, 6, 3\)": (claiming(_IMAGES[:1], shape=(True, 8, 6, 3)), _LABELS[:1]),
+        r"image.npy has a header of another form.*True, 8, 6, 3": (
+            claiming(_IMAGES[:1], shape=(True, 8, 6, 3)),
+            _LABELS[:1],
+        ),
         "whole npz file.*magic": (b"nothing", _LABELS),
         "whole npz file.*EOF": (npy(_IMAGES)[:50], _LABELS),
         r"'label' of shape \(12,\) .*Received: \(11,\)": (_IMAGES, _LABELS[:11]),

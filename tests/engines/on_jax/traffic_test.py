@@ -1,32 +1,27 @@
-"""What crosses between host and devices in a run, and what is compiled when.
-
-Run as a program, this file is such a run.
-"""
+"""What crosses between host and devices in a run, and what is compiled when."""
 
 import json
 import os
 import pathlib
-import subprocess
-import sys
 
 import pytest
 
 from robust_keras import storage
+from tests import warm_processes
 
-ROOT = pathlib.Path(__file__).parents[3]
 NUM_STEPS, NUM_DEVICES = 12, 2
 BATCH = 16 * (8 * 8 * 3 + 4 + 4 * 4 + 2 * 4 + 4)  # Bytes of images, labels, targets, seeds and flags.
 DUE = [4, 6, 8, 12]  # Steps at which a row is due, or a snapshot.
 
 
 def run(workdir, cache):
-    """Runs this file as a program; what it counted."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu"}
-    environment |= {"JAX_NUM_CPU_DEVICES": str(NUM_DEVICES), "XDG_CACHE_HOME": str(cache)}
+    """What a run in a process of its own counted."""
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(NUM_DEVICES), "XDG_CACHE_HOME": str(cache)}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
-    done = subprocess.run([sys.executable, __file__, str(workdir)], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    log = pathlib.Path(f"{workdir}.log")
+    process = warm_processes.Popen(counting_run, log=log, env=environment, workdir=str(workdir))
+    assert process.wait(timeout=400) == 0, log.read_text()[-3000:]
+    return json.loads(log.read_text().splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +67,7 @@ def test_a_second_start_compiles_nothing(first, cache, tmp_path):
     assert [step for step, _ in resumed["steps"]] == list(range(7, NUM_STEPS + 1))
 
 
-def main(workdir):
+def counting_run(workdir):
     """A run that counts."""
     import functools
 
@@ -140,7 +135,3 @@ def main(workdir):
         log_every=4,
     )
     print(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
