@@ -25,7 +25,8 @@ STAMP=$VENV/installed-$(cat setup.py scripts/test.sh | cksum | cut -d" " -f1)
 if [ ! -e "$STAMP" ]; then
   echo "Installing robust_keras[cpu,test] ${PINS[*]} into $VENV"
   "$PYTHON" -m venv "$VENV"
-  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".[cpu,test]" "${PINS[@]}"
+  # Half of its time would go into compiling what nobody imports.
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile --editable ".[cpu,test]" "${PINS[@]}"
   # Tests start a hundred processes. Each would look for garbage among all that TensorFlow imports, and again at its end.
   echo "import atexit, gc; gc.set_threshold(100_000, 20, 50); atexit.register(gc.freeze)" \
     >"$("$VENV/bin/python" -c "import sysconfig; print(sysconfig.get_path('purelib'))")/rarely_collect.pth"

@@ -18,6 +18,7 @@ import tensorflow as tf
 from absl import logging as absl_logging
 
 from robust_keras.attacks import step_rules
+from robust_keras.data.readers import trusted_copies
 from robust_keras.models.normalization import BatchNorm
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -41,6 +42,15 @@ gc.set_threshold(100_000, 20, 50)
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def notes_of_conversions(tmp_path_factory):
+    """They are not the user's who runs the tests."""
+    folder = tmp_path_factory.mktemp("conversions")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trusted_copies, "_folder", lambda: str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="session")

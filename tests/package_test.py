@@ -113,6 +113,7 @@ def test_the_wheel_works_in_an_empty_folder(installed, command, tmp_path):
     assert "--gin_file" in command(train, "--help")
     short = [
         "TRAIN_STEPS = 3",
+        "WIDTH = 1",
         "training/pgd.num_steps = 1",
         "train.validate_every = 3",
         "training_data.num_validation = 32",
@@ -126,6 +127,7 @@ def test_the_wheel_works_in_an_empty_folder(installed, command, tmp_path):
         "--gin_file=gin/eval/pgd40.gin",
         "--gin_param=pgd40/pgd.num_steps = 1",
         "--gin_param=evaluate.allow_chance = True",
+        "--gin_param=evaluate.diagnose = False",
     ]
     where = ["--saved_model=runs/quickstart/saved_model", "--dataset=digits", "--num_examples=20", "--workdir=measured"]
     command(evaluate, *where, *attack)

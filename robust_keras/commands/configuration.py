@@ -7,9 +7,7 @@ with the arguments bound in scope `training`, a plain `functools.partial` that k
 import contextlib
 import functools
 import inspect
-import io
 import os
-import pathlib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -25,7 +23,8 @@ from robust_keras.attacks.fab import fab
 from robust_keras.attacks.multi_targeted import multi_targeted
 from robust_keras.attacks.pgd import pgd
 from robust_keras.attacks.square import square
-from robust_keras.commands import bound_functions, gin_text, label_pool_settings, train_settings
+from robust_keras.commands import bound_functions, gin_text, label_pool_settings, recipe_files, train_settings
+from robust_keras.commands.recipe_files import gin_directory as gin_directory
 from robust_keras.data import augmentation, training_batches
 from robust_keras.engines import strategies
 from robust_keras.evaluation import evaluate as evaluation
@@ -40,12 +39,6 @@ MAY_CHANGE: dict[str, frozenset[str]] = {}
 # Bindings of the present configuration that need not be used: what referred to them was replaced.
 _LEFT_OVER: set[str] = set()
 _AT_DEFAULTS = "# Of these, at the defaults of the version that ran:"
-
-
-def gin_directory() -> pathlib.Path:
-    """The folder of the recipes: in the installed package, or beside it in a checkout."""
-    package = pathlib.Path(__file__).parents[1]
-    return next(path for path in (package / "gin", package.parent / "gin") if path.is_dir())
 
 
 def _register(function, given=(), may_change=()):
@@ -116,7 +109,7 @@ evaluate = _register(
 
 
 def parse(gin_files: Iterable[str | os.PathLike], gin_params: Sequence[str] = ()) -> None:
-    """Replaces the configuration. Files and bindings run nothing: they bind and include, and may not import.
+    """Replaces the configuration. Files and bindings run nothing: they bind and include, see `recipe_files`.
 
     Args:
         gin_files: paths, taken as they are, or relative to the folder of the recipes (with or without `gin/`). What
@@ -139,8 +132,7 @@ def parse(gin_files: Iterable[str | os.PathLike], gin_params: Sequence[str] = ()
 def bind(gin_files: Iterable[str | os.PathLike], gin_params: Sequence[str] = ()) -> None:
     """Replaces the configuration by files and bindings, of which some may be missing; see `parse`."""
     gin.clear_config()
-    texts = [text for path in gin_files for text in _with_includes(_find(path))]
-    texts += _with_includes("the given bindings", "\n".join(gin_params))
+    texts = recipe_files.read(gin_files, gin_params)
     _LEFT_OVER.clear()
     _LEFT_OVER.update(gin_text.left_over([text.getvalue() for text in texts]))
     with _one_line():
@@ -152,40 +144,8 @@ def bind(gin_files: Iterable[str | os.PathLike], gin_params: Sequence[str] = ())
 def _one_line():
     try:
         yield
-    except (ValueError, SyntaxError, OSError, TypeError, AttributeError) as error:
+    except (ValueError, SyntaxError, OSError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"Expected a valid configuration. Received: {' '.join(str(error).split())}") from error
-
-
-class _Part(io.StringIO):
-    """Part of a gin file, with its name and the numbers of its lines."""
-
-    def __init__(self, name: str, lines: list[str], first: int):
-        super().__init__("\n" * first + "\n".join(lines))
-        self.name = name
-
-
-def _with_includes(path: str, text: str | None = None, inside: tuple = ()) -> list[_Part]:
-    """A gin file in parts, each include replaced by the parts of what it includes."""
-    if path in inside:
-        raise ValueError(f"Expected files that do not include themselves. Received: {path}")
-    if text is None:
-        try:
-            text = pathlib.Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"Expected a gin file that can be read. Received: {path}, {error}") from error
-    lines, first, parts = text.splitlines(), 0, []
-    for statement in gin_text.statements(text, path):
-        if isinstance(statement, gin.config_parser.ImportStatement):
-            raise ValueError(
-                f"Expected bindings and includes alone in {path}. Received: {statement.format()}, line "
-                f"{statement.location.line_num}"
-            )
-        if isinstance(statement, gin.config_parser.IncludeStatement):
-            number = statement.location.line_num
-            parts.append(_Part(path, lines[first : number - 1], first))
-            parts += _with_includes(_find(statement.filename, from_recipes=True), None, (*inside, path))
-            first = number
-    return [*parts, _Part(path, lines[first:], first)]
 
 
 def resolve(configurable: Callable, *, is_last: bool = True) -> Any:
@@ -316,16 +276,3 @@ def _default(name: str) -> Any:
     if parameter is None or parameter.default is parameter.empty or callable(parameter.default):
         return _NONE
     return gin_text.plain(parameter.default)
-
-
-def _find(path: str | os.PathLike, *, from_recipes: bool = False) -> str:
-    path = os.fspath(path)
-    recipes = gin_directory()
-    if from_recipes:
-        candidates = [os.path.join(recipes, path)]
-    else:
-        candidates = [path, os.path.join(recipes, path.replace("\\", "/").removeprefix("gin/"))]
-    for candidate in candidates:
-        if os.path.isfile(candidate):
-            return os.path.abspath(candidate)
-    raise ValueError(f"Expected a gin file. Received: {path}, which there is not")

@@ -92,7 +92,9 @@ def _run(subject: dict, of: "folder.Folder", gin_files, gin_params, load_images,
     from robust_keras import failures, ownership
     from robust_keras.commands import configuration, model_cards
     from robust_keras.engines import replicas, strategies
+    from robust_keras.saved_models import opening
 
+    opening.check(subject["model"]["path"])
     within = strategies.strategy(strategy, tpu=tpu)  # Processes meet before anything else.
     with within.scope():
         process = replicas.process_index()
@@ -104,6 +106,9 @@ def _run(subject: dict, of: "folder.Folder", gin_files, gin_params, load_images,
         print(strategies.announcement(strategy, tpu=tpu), file=sys.stderr, flush=True)
     with failures.running(of.workdir, process=process), ownership.lock(of.workdir, what="an evaluation", writes=writes):
         if (finished := _claim(of, subject, configuration.operative_config(), load_images, writes)) is not None:
+            told = _checked(evaluate, of, finished, subject, load_images, within)
+            if writes:
+                print(told)
             return finished
         if line := model_cards.another_threat(subject["model"]["path"], evaluate.keywords["threat"]):
             print(line, flush=True)
@@ -114,14 +119,32 @@ def _claim(of: "folder.Folder", subject: dict, config: str, load_images, writes:
     """Refuses a folder of another evaluation; the results of this one where it has finished."""
     from robust_keras.commands import workdirs
     from robust_keras.evaluation import folder
-    from robust_keras.evaluation import results as evaluation
 
     workdirs.claim(of.workdir, config, holds_results=of.is_begun(), write=writes)
     digest = functools.partial(_digest, load_images, subject["dataset"]["num_examples"])
-    if results := folder.finished(of, subject, writes=writes, digest=digest):
-        print(f"Already finished: {of.results}")
-        print(evaluation.summary(results))
-    return results
+    return folder.finished(of, subject, writes=writes, digest=digest)
+
+
+def _checked(evaluate, of: "folder.Folder", results: dict, subject: dict, load_images, within) -> str:
+    """Refuses finished results that do not hold; what to say of others."""
+    from robust_keras.data import sources
+    from robust_keras.evaluation import examples, folder, kept_verdicts, plan
+    from robust_keras.evaluation import results as evaluation
+    from robust_keras.saved_models import load
+
+    model = subject["model"]
+    reading = {name: value for name, value in model.items() if name not in ("path", "sha256")}
+    try:
+        given = examples.first(load_images(), subject["dataset"]["num_examples"])
+    except sources.DataUnavailable:  # What has finished can be read wherever it is.
+        return f"{folder.told_of_finished(of, None)}\n{evaluation.summary(results)}"
+    settings = {name: evaluate.keywords.get(name) for name in ("attacks", "baseline", "threat")}
+    planned = plan.make(**settings, search_dtype=evaluate.keywords.get("search_dtype", "float32"))
+    with within.scope():
+        logits_fn = load.load_logits_fn(model["path"], **reading)
+        arrays = folder.read_examples(of)
+        num_kept = kept_verdicts.check_finished(of.workdir, results, arrays, given, logits_fn, planned)
+    return f"{folder.told_of_finished(of, num_kept)}\n{evaluation.summary(results)}"
 
 
 def _digest(load_images, num_examples: int | None) -> str:

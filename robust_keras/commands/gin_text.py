@@ -6,6 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gin import config_parser
+from robust_keras.foreign_files import printable
+
+MOST_VALUES = 1_000_000  # That macros of macros come to.
 
 
 class Reference(str):
@@ -53,11 +56,12 @@ def statements(text: str, name: str = "") -> Iterator[NamedTuple]:
     """
     try:
         yield from config_parser.ConfigParser(text, _Delegate())
-    except (SyntaxError, ValueError, tokenize.TokenError, RecursionError) as error:
+    except (SyntaxError, ValueError, TypeError, tokenize.TokenError, RecursionError, MemoryError) as error:
         line = error.lineno if isinstance(error, SyntaxError) else None
-        what = error.msg if isinstance(error, SyntaxError) else str(error.args[0])
+        what = error.msg if isinstance(error, SyntaxError) else str(error) or "something too deep"
+        where = f" in {printable(name)}" if name else ""
         raise ValueError(
-            f"Expected gin bindings{f' in {name}' if name else ''}. Received: {' '.join(what.split())}"
+            f"Expected gin bindings{where}. Received: {printable(' '.join(what.split()))}"
             + (f", line {line}" if line else "")
         ) from error
 
@@ -72,10 +76,13 @@ def bindings(text: str, name: str = "") -> dict[str, Bound]:
     for statement in statements(text, name):
         if isinstance(statement, config_parser.BindingStatement):
             bound[_name(statement)] = statement.value
+    where = f" in {printable(name)}" if name else ""
     try:
+        counts: dict[str, int] = {}
+        if sum(_num_values(value, bound, counts) for value in bound.values()) > MOST_VALUES:
+            raise ValueError(f"Expected at most {MOST_VALUES:,} values{where}. Received: macros that come to more")
         return {key: _bound(value, bound) for key, value in bound.items()}
     except RecursionError:
-        where = f" in {name}" if name else ""
         raise ValueError(f"Expected macros that have values{where}. Received: one that leads to itself") from None
 
 
@@ -123,6 +130,18 @@ def _refers(leaf: Any, name: str) -> bool:
 def _name(statement: config_parser.BindingStatement) -> str:
     scope = f"{statement.scope}/" if statement.scope else ""
     return f"{scope}{_short(statement.selector)}{f'.{statement.arg_name}' if statement.arg_name else ''}"
+
+
+def _num_values(value: Any, macros: Mapping[str, Any], counts: dict[str, int]) -> int:
+    """How many values it comes to with those of macros, whose numbers are kept in `counts`."""
+    if isinstance(value, Macro) and (name := value[1:]) in macros:
+        if name not in counts:
+            counts[name] = _num_values(macros[name], macros, counts)
+        return counts[name]
+    if isinstance(value, (dict, list, tuple)):
+        parts = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        return 1 + sum(_num_values(part, macros, counts) for part in parts)
+    return 1
 
 
 def _bound(value: Any, macros: Mapping[str, Any]) -> Bound:

@@ -22,7 +22,11 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
 def launch(
-    main: Callable[[flags.FlagValues], None], define_flags: Callable[[flags.FlagValues], None], description: str
+    main: Callable[[flags.FlagValues], None],
+    define_flags: Callable[[flags.FlagValues], None],
+    description: str,
+    *,
+    plain: str | None = None,
 ) -> None:
     """Parses the command line, runs `main(values)`, and exits with 0, or with a line on stderr and one of `exit_codes`.
 
@@ -30,6 +34,7 @@ def launch(
         main: takes the `absl.flags.FlagValues`.
         define_flags: takes the `absl.flags.FlagValues` and defines the command's flags in it.
         description: what `--help` says before it lists the flags.
+        plain: name of the flag whose value may stand alone.
     """
     values = flags.FlagValues()
     define_flags(values)
@@ -38,6 +43,8 @@ def launch(
         return
     try:
         rest = values(sys.argv)[1:]
+        if plain and len(rest) == 1:
+            values[plain].value = rest.pop()
         if rest:
             raise flags.Error(f"Expected flags only. Received: {' '.join(rest)}")
     except flags.Error as error:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import gin
-from robust_keras.commands import bound_functions, configuration
+from robust_keras.commands import bound_functions, configuration, recipe_files
 
 Function = TypeVar("Function", bound=Callable)
 
@@ -77,6 +77,7 @@ def import_modules(names: Sequence[str]) -> None:
     for name in names:
         try:
             importlib.import_module(name)
+            recipe_files.let_import([name])
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             hint = f"; a module's name has no ending: {name[:-3]}" if name.endswith(".py") else ""

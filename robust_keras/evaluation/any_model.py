@@ -30,7 +30,7 @@ from robust_keras import failures, losses, ownership, threats
 from robust_keras.attacks import presets
 from robust_keras.attacks.attack import Attack
 from robust_keras.engines import replicas
-from robust_keras.evaluation import data_forms, examples, folder, verification
+from robust_keras.evaluation import data_forms, examples, folder, kept_verdicts, verification
 from robust_keras.evaluation import evaluate as evaluation
 from robust_keras.evaluation import plan as plans
 from robust_keras.evaluation.results import Evaluation
@@ -169,8 +169,11 @@ def _in_folder(
         ownership.lock(of.workdir, what="an evaluation", writes=writes),
     ):
         if results := folder.finished(of, claimed, writes=writes):
-            print(f"Already finished: {of.results}")
-            return Evaluation(results, folder.read_examples(of))
+            found = Evaluation(results, folder.read_examples(of))
+            given = subject.source.pair()
+            num_kept = kept_verdicts.check_finished(of.workdir, *found, given, subject.logits_fn, plan)
+            print(folder.told_of_finished(of, num_kept))
+            return found
         folder.begin(of, claimed, writes=writes)
         found = _described(measure(model_identity=described["model"], save_directory=of.state), described)
         if writes:

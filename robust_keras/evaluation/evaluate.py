@@ -13,7 +13,15 @@ from tqdm import tqdm
 from robust_keras import failures, losses, ownership, threats
 from robust_keras.attacks.attack import Attack, checked
 from robust_keras.engines import replicas
-from robust_keras.evaluation import batching, examples, gradient_masking, results, saved_state, verification
+from robust_keras.evaluation import (
+    batching,
+    examples,
+    gradient_masking,
+    kept_verdicts,
+    results,
+    saved_state,
+    verification,
+)
 from robust_keras.evaluation import plan as plans
 from robust_keras.models import any_network, outputs, searching
 
@@ -155,8 +163,13 @@ def _attack(logits_fn, plan, seen, found, judge, batches, diagnose, progress):
     if any(map(plans.is_low, plan.attacks)):
         searched_in("bfloat16")  # Where nothing computes it, that shows now.
     saved = found.restore()
-    if saved is not None and found.position < len(plan.attacks):
-        print(f"Resuming from attack {found.position + 1} of {len(plan.attacks)}", flush=True)
+    if saved is not None:
+        kept_verdicts.check_state(found, judge)
+        where = f"what came before is read from {found.directory}, and checked as far as it is kept"
+        if found.position < len(plan.attacks):
+            print(f"Resuming from attack {found.position + 1} of {len(plan.attacks)}; {where}", flush=True)
+        else:
+            print(f"No attack is left to run; {where}", flush=True)
     if diagnose and seen.correct.any() and "diagnosis" not in found.notes:
         _diagnose(logits_fn, plan, seen, found, judge, batches)
     for position in range(found.position, len(plan.attacks)):

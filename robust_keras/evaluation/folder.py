@@ -91,6 +91,17 @@ def read_examples(folder: Folder) -> dict[str, np.ndarray]:
     return array_files.read(folder.examples)
 
 
+def told_of_finished(folder: Folder, num_kept: int | None) -> str:
+    """What to say of results that were read, of which `kept_verdicts` has counted what was kept; None for nothing."""
+    checked = (
+        "The images of this evaluation are not here, so nothing of it was checked"
+        if num_kept is None
+        else f"The {num_kept} adversarial images that were kept still break the model; that the rest withstood the "
+        "attacks is what the file says"
+    )
+    return f"Already finished: {folder.results}; these numbers are read from this file, no attack was run. {checked}"
+
+
 def plan_of(results: dict[str, Any]) -> dict[str, Any]:
     """What ran, of a results dictionary or a subject: its attacks by number and name, and the rest of the plan."""
     records = [results.get("baseline"), *results["attacks"]]

@@ -3,6 +3,7 @@
 import json
 import posixpath
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,7 @@ class Verdicts:
         self.seconds = np.zeros(num_attacks)
         self.attacked, self.steps, self.steps_without_packing = np.zeros((3, num_attacks), np.int64)
         self.notes: dict[str, Any] = {}
-        self._directory, self._identity = directory, json.loads(json.dumps(identity or {}))
+        self.directory, self._identity = directory, json.loads(json.dumps(identity or {}))
         self._is_writer = replicas.process_index() == 0
         self._pieces: list[tuple] = []  # (attack, indices, images).
         self._num_saved = 0  # How many of them are in files.
@@ -82,18 +83,22 @@ class Verdicts:
             adversarial[indices[counts]] = found[counts]
         return adversarial
 
+    def kept(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        """The images that broke something: (position of the attack, indices, images `[n, ...]`)."""
+        yield from self._pieces
+
     def is_due(self) -> bool:
         """Whether it is time to save: in all processes where it is in the first one."""
         return replicas.all_processes(time.perf_counter() - self._saved_at)[0] >= self._save_every
 
     def save(self, work: dict[str, np.ndarray]) -> None:
         """Writes everything, and the arrays `work` of the attack at work, to the directory, if there is one."""
-        if self._directory is not None and self._is_writer:
+        if self.directory is not None and self._is_writer:
             self._write(work)
         self._saved_at = time.perf_counter()
 
     def _write(self, work):
-        own_folders.make(self._directory)
+        own_folders.make(self.directory)
         while self._num_saved < len(self._pieces):
             position, indices, images = self._pieces[self._num_saved]
             arrays = {"position": np.array(position), "indices": indices, "images": images}
@@ -103,7 +108,7 @@ class Verdicts:
         arrays = {name: getattr(self, name) for name in _SAVED}
         arrays |= {f"work/{name}": array for name, array in work.items()}
         info = {"position": self.position, "num_pieces": self._num_saved, "identity": self._identity}
-        storage.write(self._directory, self._num_saves, arrays, {**info, "notes": self.notes})
+        storage.write(self.directory, self._num_saves, arrays, {**info, "notes": self.notes})
 
     def restore(self) -> dict[str, np.ndarray] | None:
         """Reads what `save` wrote last.
@@ -114,13 +119,13 @@ class Verdicts:
         Raises:
             ValueError: for the verdicts of another evaluation, or files that hold none.
         """
-        if self._directory is None:
+        if self.directory is None:
             return None
-        saved = storage.read_newest(self._directory)
-        replicas.expect_same(saved.step if saved else 0, self._directory)
+        saved = storage.read_newest(self.directory)
+        replicas.expect_same(saved.step if saved else 0, self.directory)
         if saved is None:
             return None
-        path = posixpath.join(self._directory, f"step-{saved.step:08d}")
+        path = posixpath.join(self.directory, f"step-{saved.step:08d}")
         try:
             info, arrays = saved.info, saved.arrays
             position, notes, num_pieces = int(info["position"]), dict(info["notes"]), int(info["num_pieces"])
@@ -129,12 +134,14 @@ class Verdicts:
             raise ValueError(f"Expected the state of an evaluation. Received: {path}.json, something else") from error
         self._check_identity(info.get("identity") or {})
         for name, array in taken.items():
-            if array.shape != (shape := getattr(self, name).shape):
+            if array.shape != (shape := getattr(self, name).shape) or array.dtype.kind not in "biuf":
                 raise ValueError(
                     f"Expected the state of an evaluation of {self.broken.shape[0]} attacks on {self.broken.shape[1]} "
-                    f"examples. Received: {path}.npz, {name} of shape {array.shape}, not {shape}"
+                    f"examples. Received: {path}.npz, {name} of shape {array.shape}, {array.dtype}, not {shape}"
                 )
-            setattr(self, name, array)
+            setattr(self, name, array.astype(getattr(self, name).dtype))
+        if not 0 <= position <= len(self.broken):
+            raise ValueError(f"Expected the state of an evaluation. Received: {path}.json, of attack {position + 1}")
         self.position, self.notes, self._num_saves = position, notes, saved.step
         self._pieces = [self._read_piece(k) for k in range(num_pieces)]
         self._num_saved = len(self._pieces)
@@ -147,7 +154,7 @@ class Verdicts:
         ]
         if different:
             raise ValueError(
-                f"Expected the state of this evaluation. Received: {self._directory}, that of other "
+                f"Expected the state of this evaluation. Received: {self.directory}, that of other "
                 f"{' and '.join(sorted(different))}"
             )
 
@@ -166,7 +173,7 @@ class Verdicts:
             ) from error
 
     def _piece_path(self, k):
-        return posixpath.join(self._directory, f"adversarial-{k:06d}.npz")
+        return posixpath.join(self.directory, f"adversarial-{k:06d}.npz")
 
 
 def same(one: Any, other: Any) -> bool:

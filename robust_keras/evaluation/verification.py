@@ -12,6 +12,8 @@ from robust_keras.models import any_network
 
 # A float32 subtraction of two pixels is off by at most this much.
 _TOLERANCE = 1e-6
+# Of the largest logit: what another machine, or batches of another size, may compute otherwise.
+_SLACK = 1e-3
 
 
 def predict(predict_fn: Callable, images: np.ndarray, batch_size: int) -> np.ndarray:
@@ -57,6 +59,18 @@ def first_look(predict_fn: Callable, images: np.ndarray, batch_size: int) -> np.
             f"Expected logits [{len(images)}, classes] of at least two classes. Received: shape {logits.shape}"
         )
     return logits
+
+
+def is_wrong_or_nearly(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Which of float32 logits `[n, num_classes]` are wrong, or as near to it as other machines compute: bool `[n]`."""
+    margin, slack = _margin(logits, labels)
+    return losses.is_wrong(logits, labels).numpy() | (margin <= slack)
+
+
+def is_right_or_nearly(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Which are right, or as near to it; see `is_wrong_or_nearly`."""
+    margin, slack = _margin(logits, labels)
+    return margin >= -slack
 
 
 class Judged(NamedTuple):
@@ -119,6 +133,18 @@ class Judge:
                 wrong_uint8[inside] = self._is_wrong(_rounded(proposed, clean, self._threat), labels)
         return Judged(wrong, wrong_uint8, ~finite, finite & ~inside)
 
+    def holds(self, indices: np.ndarray, kept: np.ndarray) -> np.ndarray:
+        """Whether images that were kept lie in the threat model and the model gets them wrong, or nearly: bool `[n]`.
+
+        Args:
+            indices: int `[n]`, the examples.
+            kept: float32 `[n, ...]`.
+        """
+        finite = np.isfinite(kept).all(axis=tuple(range(1, kept.ndim)))
+        inside = finite & self._is_inside(np.where(np.isfinite(kept), kept, 2.0), as_floats(self._images[indices]))
+        logits = predict(self._predict_fn, np.clip(np.nan_to_num(kept), 0.0, 1.0), self.batch_size)
+        return inside & is_wrong_or_nearly(logits, self._labels[indices])
+
     def _is_wrong(self, x, labels):
         logits = predict(self._predict_fn, x, self.batch_size)
         self.non_finite = self.non_finite or not np.isfinite(logits).all()
@@ -128,6 +154,16 @@ class Judge:
         distance = self._threat.distance(tf.constant(proposed), tf.constant(clean)).numpy()
         in_range = ((proposed >= 0.0) & (proposed <= 1.0)).all(axis=tuple(range(1, proposed.ndim)))
         return (distance <= _limit(self._threat)) & in_range
+
+
+def _margin(logits, labels):
+    """How far a label's logit is above the highest other, and what of that rounding may do."""
+    found = np.nan_to_num(logits.astype(np.float64), nan=0.0)
+    rows = np.arange(len(labels))
+    own = found[rows, labels].copy()
+    slack = _SLACK * (1.0 + np.abs(found).max(axis=1))
+    found[rows, labels] = -np.inf
+    return own - found.max(axis=1), slack
 
 
 def _rounded(x_adv, x, threat):

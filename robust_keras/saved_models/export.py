@@ -12,10 +12,9 @@ import tensorflow as tf
 
 import robust_keras
 from robust_keras import ownership, storage
-from robust_keras.models import keras_classes
 from robust_keras.models import weights as named_weights
 from robust_keras.saved_models import cards, claims, measured, signatures
-from robust_keras.saved_models.opening import CARD, UNFINISHED, reason
+from robust_keras.saved_models.opening import CARD, UNFINISHED, network_of
 
 gfile = tf.io.gfile
 # Where a run keeps weights: in which folder's newest snapshot, with which prefix to their names.
@@ -106,15 +105,8 @@ def network_of_run(workdir: str, weights: str = "best") -> tuple[keras.Model, di
     if not isinstance(description, dict) or "architecture" not in description:
         raise ValueError(f"Expected the weights of a run in {posixpath.join(workdir, folder)}. Received: others")
     description = dict(description)
-    try:
-        network = keras.models.model_from_json(
-            description.pop("architecture"), custom_objects=keras_classes.custom_objects()
-        )
-    except (ValueError, TypeError, ImportError) as error:
-        raise ValueError(
-            "Expected a network of classes that are registered, with their module imported. "
-            f"Received: {workdir} ({reason(error)})"
-        ) from error
+    weight_bytes = sum(array.nbytes for array in snapshot.arrays.values())
+    network = network_of(description.pop("architecture"), weight_bytes, workdir)
     arrays = {name.removeprefix(prefix): array for name, array in snapshot.arrays.items() if name.startswith(prefix)}
     named_weights.assign(network, arrays)
     if weights != "best":

@@ -1,15 +1,17 @@
 """Models on disk as functions of what they take: SavedModels of any tool, and `.keras` files."""
 
+import contextlib
 import posixpath
-import zipfile
 from typing import Any
 
 import keras
 import tensorflow as tf
 
+from robust_keras import foreign_files
 from robust_keras.models import keras_classes
 from robust_keras.models.any_network import Opened, open_keras, reason
 from robust_keras.saved_models import integer_inputs, safety
+from robust_keras.saved_models.safety import declared_weights, keras_config, keras_file
 
 gfile = tf.io.gfile
 # What an export writes last, and what it writes first and then removes.
@@ -20,38 +22,87 @@ def open_model(path: str) -> Opened:
     """Opens a SavedModel's folder or a `.keras` file, after a look at what is in there, see `safety.check`.
 
     Raises:
-        ValueError: for a path that holds no model, half of one, one that takes anything but one batch of images, or one
-            that would do more than compute.
+        ValueError: see `check`, and for a model that takes anything but one batch of images.
     """
-    if path.endswith(".keras") and gfile.exists(path) and not gfile.isdir(path):
-        return open_keras(load_keras(path), path)
+    _check_is_model(path)
+    return open_keras(load_keras(path), path) if _is_keras(path) else _open_saved_model(path)
+
+
+def check(path: str) -> None:
+    """Refuses what `open_model` would not open, without loading it.
+
+    Raises:
+        ValueError: for a path that holds no model, half of one, or one that would do more than compute.
+    """
+    _check_is_model(path)
+    safety.check(path, trusted=safety.is_trusted())
+
+
+def _check_is_model(path: str) -> None:
+    if _is_keras(path):
+        return
     if gfile.exists(posixpath.join(path, UNFINISHED)):
         raise ValueError(f"Expected a finished export. Received: {path}, which is under way or was interrupted")
-    if gfile.exists(posixpath.join(path, "saved_model.pb")):
-        return _open_saved_model(path)
+    if not gfile.exists(posixpath.join(path, "saved_model.pb")):
+        raise ValueError(f"Expected a SavedModel's folder or a .keras file. Received: {path}{_hint(path)}")
+
+
+def _is_keras(path: str) -> bool:
+    return path.endswith(".keras") and gfile.exists(path) and not gfile.isdir(path)
+
+
+def _hint(path: str) -> str:
     if not gfile.exists(path):
-        raise ValueError(f"Expected a SavedModel's folder or a .keras file. Received: {path}, which does not exist")
+        return ", which does not exist"
     inner = posixpath.join(path, "saved_model")
-    hint = f"; did you mean {inner}?" if gfile.exists(posixpath.join(inner, "saved_model.pb")) else ""
-    raise ValueError(f"Expected a SavedModel's folder or a .keras file. Received: {path}{hint}")
+    return f"; did you mean {inner}?" if gfile.exists(posixpath.join(inner, "saved_model.pb")) else ""
 
 
 def load_keras(path: str) -> keras.Model:
-    """Loads a `.keras` file, of Keras' and this package's classes alone; nothing in it is run.
+    """Loads a `.keras` file, of Keras' and this package's classes alone, after a look at what is in there.
 
     Raises:
-        ValueError: for any other file.
+        ValueError: for any other file, see `safety.check`.
     """
-    if gfile.exists(path):
-        safety.check(path, trusted=safety.is_trusted())
+    is_trusted = safety.is_trusted()
+    if not path.endswith(".keras") or gfile.isdir(path) or not gfile.exists(path):
+        raise ValueError(f"Expected a .keras file. Received: {foreign_files.printable(path)}")
+    safety.check(path, trusted=is_trusted)
+    bounded = contextlib.nullcontext() if is_trusted else declared_weights.at_most(keras_file.weight_bytes(path))
     try:
-        return keras.models.load_model(
-            path, custom_objects=keras_classes.custom_objects(), compile=False, safe_mode=True
-        )
-    except (ValueError, TypeError, KeyError, AttributeError, ImportError, zipfile.BadZipFile) as error:
+        with bounded:
+            return keras.models.load_model(
+                path, custom_objects=keras_classes.custom_objects(), compile=False, safe_mode=not is_trusted
+            )
+    except Exception as error:  # What a file says can be wrong in many ways.
         raise ValueError(
             "Expected a .keras file of classes that Keras and this package have; a SavedModel, as model.export() "
             f"writes it, needs none. Received: {path} ({reason(error)})"
+        ) from error
+
+
+def network_of(architecture: Any, weight_bytes: int, where: str) -> keras.Model:
+    """A network of an architecture that a file has as JSON, after a look at it; its weights are new.
+
+    Args:
+        architecture: as `model.to_json()` makes it.
+        weight_bytes: of the weights that the file has for it.
+        where: the file, for messages.
+
+    Raises:
+        ValueError: for other classes than are known, and weights that are larger than those there are.
+    """
+    where, bounded = foreign_files.printable(where), contextlib.ExitStack()
+    try:
+        with bounded:
+            if not safety.is_trusted():
+                keras_config.check(architecture if isinstance(architecture, str) else "")
+                bounded.enter_context(declared_weights.at_most(weight_bytes))
+            return keras.models.model_from_json(architecture, custom_objects=keras_classes.custom_objects())
+    except Exception as error:  # As above.
+        raise ValueError(
+            "Expected a network of classes that are registered, with their module imported. "
+            f"Received: {where} ({reason(error)})"
         ) from error
 
 

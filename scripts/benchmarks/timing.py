@@ -133,7 +133,7 @@ class Bench:
             found.append(describe(returned))
             if peer:
                 theirs.append(peer.measure(request))
-        row = {"name": name, "settings": request["settings"], **_spread(ours), "first_seconds": [*first, *ours][0]}
+        row = {"name": name, "settings": request["settings"], **spread(ours), "first_seconds": [*first, *ours][0]}
         row["found"] = [each for each in found if isinstance(each, dict)]
         peak = _peak()
         row |= {"peak_bytes": peak, "peak_bytes_over_before": max(0, peak - before)}
@@ -177,7 +177,8 @@ def _timed(run: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - started, found
 
 
-def _spread(seconds: list[float]) -> dict[str, Any]:
+def spread(seconds: list[float]) -> dict[str, Any]:
+    """The median of some times, the fastest, the slowest, and all of them."""
     return {
         "seconds": statistics.median(seconds),
         "seconds_min": min(seconds),
@@ -199,16 +200,22 @@ def _speeds(seconds: float, work: Work) -> dict[str, Any]:
     return speeds
 
 
-def _against(command: str, ours: list[float], answers: list[dict], first: list[dict]) -> dict[str, Any]:
-    theirs = [answer["seconds"] for answer in answers]
+def paired(ours: list[float], theirs: list[float]) -> dict[str, Any]:
+    """Other times next to ours, and how they compare pair by pair."""
     ratios = [b / a for a, b in zip(ours, theirs)]
     return {
-        "command": command,
-        **_spread(theirs),
+        **spread(theirs),
         "ratio": statistics.median(ratios),
         "ratio_min": min(ratios),
         "ratio_max": max(ratios),
         "ratios": ratios,
+    }
+
+
+def _against(command: str, ours: list[float], answers: list[dict], first: list[dict]) -> dict[str, Any]:
+    return {
+        "command": command,
+        **paired(ours, [answer["seconds"] for answer in answers]),
         "first_seconds": [*first, *answers][0]["seconds"],
         "answers": answers,
     }

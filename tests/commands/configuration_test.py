@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from robust_keras.commands import configuration, gin_text, workdirs
+from robust_keras.commands import configuration, gin_text, recipe_files, workdirs
 
 GIN = configuration.gin_directory()
 
@@ -301,3 +301,92 @@ def test_every_registered_function_is_asked_for_what_it_needs():
             signature = inspect.signature(bound.func).parameters.values()
             needed = {each.name for each in signature if each.kind is each.KEYWORD_ONLY and each.default is each.empty}
             assert needed <= {"seeds", "num_steps"}, selector  # Which their callers give.
+
+
+# Recipes of strangers.
+
+
+def test_a_recipe_may_import_what_the_command_imported(tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe_files, "_imported", {"my_module"})
+    path = tmp_path / "mine.gin"
+    path.write_text("import my_module\ninclude 'at.gin'\nSEED = 3\n")
+    assert "SEED = 3\n" in config_of(files=[path])
+    for statement in ("from my_module import x", "import my_module as m", "import my_module.inner", "import my_modul"):
+        path.write_text(statement)
+        assert "--import of the command imports modules" in refused(path)
+
+
+def secret(folder):
+    path = folder / "secret.gin"
+    path.write_text("hunter2 horse\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    "named",
+    ["{secret}", "../secret.gin", "link.gin", "linked/secret.gin", "notes.txt", "/etc/passwd", "pipe.gin", "x\x00"],
+)
+def test_an_include_opens_no_file_outside_and_quotes_none(tmp_path, named):
+    folder = tmp_path / "recipe"
+    folder.mkdir()
+    (folder / "link.gin").symlink_to(secret(tmp_path))
+    (folder / "linked").symlink_to(tmp_path)
+    (folder / "notes.txt").write_text("hunter2 horse\n")
+    os.mkfifo(folder / "pipe.gin")
+    (folder / "mine.gin").write_text(
+        f"include '{named.format(secret=tmp_path / 'secret.gin')}'\n".replace("\x00", "\\x00")
+    )
+    line = refused(folder / "mine.gin")
+    assert "Expected a .gin file below gin/" in line and "horse" not in line and "hunter2" not in line
+    assert "below gin/" in refused("at.gin", params=[f"include '{tmp_path / 'secret.gin'}'"])
+
+
+def test_an_include_may_be_below_the_folder_of_the_recipe(tmp_path):
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "seed.gin").write_text("SEED = 5\n")
+    (tmp_path / "mine.gin").write_text("include 'at.gin'\ninclude 'parts/seed.gin'\n")
+    assert "SEED = 5\n" in config_of(files=[tmp_path / "mine.gin"])
+    (tmp_path / "link.gin").symlink_to(tmp_path / "mine.gin")  # What is typed may be one.
+    assert "SEED = 5\n" in config_of(files=[tmp_path / "link.gin"])
+
+
+@pytest.mark.parametrize("character", ["\x0b", "\x0c", "\x1c", "\x1d", "\x85", "\N{LINE SEPARATOR}", "\r"])
+@pytest.mark.parametrize("where", ["# a comment{}{}\n", "NOTE = 'a text{}{}'\n", "NOTE = ('{}{}')\n"])
+def test_no_character_hides_a_statement(tmp_path, module, character, where):
+    path = tmp_path / "stranger.gin"
+    text = "SEED = 2\n" + where.format(character, "import stranger_module") + "include 'at.gin'\n"
+    path.write_bytes(text.encode())
+    try:
+        configuration.bind([path])
+    except ValueError as error:
+        assert len(str(error).splitlines()) == 1
+    assert "stranger_module" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SEED = " + "(" * 5000 + ")" * 5000,
+        "SEED = " + "[" * 90 + "]" * 89,
+        "SEED = " + "-" * 50_000 + "1",
+        "SEED = " + "9" * 10_000,
+        "A = [%B, %B, %B, %B, %B, %B, %B, %B]\n"
+        + "".join(f"{one} = [{', '.join([f'%{other}'] * 8)}]\n" for one, other in itertools.pairwise("BCDEFGHIJKLMNOP"))
+        + "P = 1\n",
+        "a" * 2_000_000,
+        "\x00",
+        "include 'mine.gin'\n",
+        "include 'other.gin'\ninclude 'other.gin'\n",
+        "SEED = 1; import os\n",
+        "train:\n  import os\n",
+        "SEED = '\\\nimport os\n'",
+    ],
+)
+def test_a_recipe_made_to_harm_is_one_line(tmp_path, text):
+    names = ["mine", "other", *(f"deep{k}" for k in range(12))]
+    for name, following in itertools.pairwise(names[1:]):
+        (tmp_path / f"{name}.gin").write_text(f"include '{following}.gin'\n" * 2)
+    (tmp_path / f"{names[-1]}.gin").write_text("SEED = 1\n")
+    (tmp_path / "mine.gin").write_text(text)
+    line = refused(tmp_path / "mine.gin")
+    assert len(line) < 1500 and line.isprintable()

@@ -168,7 +168,7 @@ def test_a_module_that_cannot_be_imported_is_one_line(monkeypatch, capsys, tmp_p
 
 
 def test_files_still_import_nothing(tmp_path):
-    (tmp_path / "own.gin").write_text("import squeezing\ninclude 'at.gin'\n")
+    (tmp_path / "own.gin").write_text("import shutil\ninclude 'at.gin'\n")
     with pytest.raises(ValueError, match="Expected bindings and includes alone"):
         configuration.parse([tmp_path / "own.gin"])
 

@@ -73,7 +73,8 @@ def test_a_class_that_nobody_registered(tmp_path):
         for name, content in (members | {"config.json": config}).items():
             archive.writestr(name, content)
     message = refusal(path)
-    assert "'Unknown'" in message and "SavedModel, as model.export() writes it" in message
+    assert "the class None.Unknown" in message or "the class not_installed.Unknown" in message
+    assert "--import=MODULE" in message
 
 
 @pytest.mark.oldest

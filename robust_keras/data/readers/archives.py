@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from robust_keras import array_files, zip_files
+from robust_keras import array_files, own_folders, storage, zip_files
 from robust_keras.data.readers.mapped import local_path
 from robust_keras.data.readers.tfds_sets import why
 from robust_keras.foreign_files import open_regular
@@ -108,7 +108,7 @@ def blocks(
         return
     unpacked = os.path.join(folder, "fortran_order")
     try:
-        with open(unpacked, "w+b") as file:
+        with open(unpacked, "w+b", opener=own_folders.opener) as file:
             for data in _numbers(path, member, _CHUNK):
                 file.write(data)
             file.flush()
@@ -145,8 +145,8 @@ def verify(path: str, arrays: Sequence[Member], note: str) -> None:
     checked = {"num_bytes": status.st_size, "mtime_nsec": status.st_mtime_ns}
     names = [array.file_name for array in arrays]
     if num_bytes > _CHECKED_EVERY_TIME:
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError), open(note) as file:
-            remembered = json.loads(file.read())
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            remembered = storage.read_object(note) or {}
             if set(names) <= set(remembered.pop("arrays")) and remembered == checked:
                 return
         print(f"Checking {path}, {num_bytes / 1e9:.1f} GB", flush=True)
@@ -155,10 +155,10 @@ def verify(path: str, arrays: Sequence[Member], note: str) -> None:
             for data in _numbers(path, array, _CHUNK):
                 bar.update(len(data))
     if num_bytes > _CHECKED_EVERY_TIME:
-        with contextlib.suppress(OSError):
-            os.makedirs(os.path.dirname(note), exist_ok=True)
-            with open(note, "w") as file:
-                file.write(json.dumps({"arrays": names, **checked}))
+        folder = os.path.dirname(os.path.abspath(note))
+        with contextlib.suppress(OSError, ValueError), own_folders.within(os.path.dirname(folder)):
+            own_folders.make(folder)
+            storage.write_text(note, json.dumps({"arrays": names, **checked}))
 
 
 @contextlib.contextmanager

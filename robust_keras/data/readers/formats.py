@@ -78,7 +78,9 @@ def load_tfds(
         return tfds_sets.blocks(found, pictures.block_size(shape), first=first, decode=decode)
 
     path, resized = os.path.join(found.folder, found.split), image_shape is not None
-    opened = _converted(path, found.files, blocks, shape, True, cache_dir, total=found.num_images, resized=resized)
+    opened = _converted(
+        path, shards.identity(found.files), blocks, shape, True, cache_dir, total=found.num_images, resized=resized
+    )
     return opened[0], np.asarray(opened[1]), found.num_classes
 
 
@@ -101,7 +103,7 @@ def npz(path: str, *, image_shape: tuple | None, num_classes: int | None, cache_
             for images, *labels in zip(*streams):
                 yield as_bytes(images, f"'image' in {path}"), labels[0].reshape(-1) if labels else None
 
-    return _converted(path, [path], blocks, image_shape, labelled, cache_dir, total=image.shape[0])
+    return _converted(path, shards.identity([path]), blocks, image_shape, labelled, cache_dir, total=image.shape[0])
 
 
 def tiny_images(path: str, *, image_shape: tuple | None, num_classes: int | None, cache_dir: str | None) -> Opened:
@@ -126,7 +128,7 @@ def tiny_images(path: str, *, image_shape: tuple | None, num_classes: int | None
                 columns = np.frombuffer(data, np.uint8).reshape(-1, *_TINY_SHAPE[::-1])
                 yield np.ascontiguousarray(columns.transpose(0, 3, 2, 1)), None
 
-    return _converted(path, [path], blocks, image_shape, False, cache_dir, total=num_images)
+    return _converted(path, shards.identity([path]), blocks, image_shape, False, cache_dir, total=num_images)
 
 
 def tfrecord(
@@ -145,7 +147,7 @@ def tfrecord(
     def blocks(folder, first):
         return tfrecords.blocks(files, image_shape, labelled=labelled, first=first, resized=resized)
 
-    return _converted(path, files, blocks, image_shape, labelled, cache_dir, resized=resized)
+    return _converted(path, shards.identity(files), blocks, image_shape, labelled, cache_dir, resized=resized)
 
 
 def images(
@@ -159,6 +161,7 @@ def images(
 ) -> Opened:
     """A folder of image files, or of sub-folders, each a class: see `pictures.list_folder`, also for `classes`."""
     labelled = num_classes is not None
+    own_labels = labelled and classes is None  # By other classes the shards may have other labels.
     files, labels = pictures.list_folder(path, classes)
     if num_classes is not None and labels is None:
         raise ValueError(f"Expected a sub-folder of images for each class in {path}; {HOW_TO_LABEL}. Received: none")
@@ -168,8 +171,9 @@ def images(
     def blocks(folder, first):
         return pictures.file_blocks(files, labels, image_shape, first=first, resized=resized)
 
-    opened = _converted(path, files, blocks, image_shape, labelled, cache_dir, total=len(files), resized=resized)
-    return opened if classes is None else (opened[0], labels)  # By other classes the shards may have other labels.
+    identity, sizes = shards.identity(files, most_bytes=pictures.MOST_BYTES), {"total": len(files), "resized": resized}
+    opened = _converted(path, identity, blocks, image_shape, own_labels, cache_dir, **sizes)
+    return opened if classes is None else (opened[0], labels)
 
 
 def carmon(path: str, *, image_shape: tuple | None, num_classes: int | None, cache_dir: str | None) -> Opened:
@@ -283,8 +287,9 @@ def _mapped(path: str, image: archives.Member, label: archives.Member | None, ca
     return images, labels
 
 
-def _converted(path, files, blocks, image_shape, labelled, cache_dir, *, total=None, resized=False):
-    where, identity = shards.place(path, cache_dir), shards.identity(files)
+def _converted(path, identity, blocks, image_shape, labelled, cache_dir, *, total=None, resized=False):
+    where = shards.place(path, cache_dir)
     if resized:  # Each size has a folder of its own.
         where = f"{where.removesuffix('.shards')}.{image_shape[0]}.shards"
-    return shards.converted(path, where, identity, blocks, image_shape=image_shape, labelled=labelled, total=total)
+    options = {"image_shape": image_shape, "labelled": labelled, "total": total, "trusted": cache_dir is not None}
+    return shards.converted(path, where, identity, blocks, **options)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from robust_keras import array_files
+from robust_keras import array_files, own_folders
 from robust_keras.data.readers.tfds_sets import why
 
 
@@ -81,7 +81,7 @@ def appended(path: str, row_shape: tuple, dtype: np.dtype, num_rows: int = 0) ->
         file.flush()  # What another file has to go with is to be there before it.
         num_rows += len(rows)
 
-    with open(path, "r+b" if num_rows else "wb") as file:
+    with open(path, "r+b" if num_rows else "wb", opener=own_folders.opener) as file:
         write_header()
         file.seek(num_rows * math.prod(row_shape) * dtype.itemsize, os.SEEK_CUR)
         file.truncate()

@@ -7,23 +7,25 @@ size, in colour, and the middle square of each is resized.
 import functools
 import math
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from robust_keras import foreign_files
 from robust_keras.data.readers.mapped import local_path
+from robust_keras.data.readers.picture_headers import MOST_PIXELS, PNG, checked, num_pixels
 from robust_keras.data.readers.pipelines import read_ahead
 from robust_keras.data.readers.tfds_sets import why
 
 BLOCK = 256  # Images that are decoded in one call.
 _BLOCK_BYTES = 1 << 22  # Or fewer, where they are large: several calls run at once.
 _FILES_AT_ONCE = 1 << 16  # Whose paths are held twice.
-PNG = b"\x89PNG\r\n\x1a\n"
 _SIGNATURES = (PNG, b"\xff\xd8\xff", b"BM")
 _EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp")
 # The parts that a folder can be divided into.
+MOST_BYTES = 1 << 28  # Of an image's file.
 _PARTS = {"train": ("train",), "test": ("test", "val"), "validation": ("val",)}
 # TensorFlow's messages can hold bytes of a damaged file, and are then no text.
 FAILURES = (tf.errors.OpError, UnicodeDecodeError)
@@ -74,16 +76,15 @@ def list_folder(folder: str, classes: Sequence[str] | None = None) -> tuple[list
 
     Raises:
         ValueError: for a folder without images, with images in it and in sub-folders too, or a sub-folder without or
-            of none of the classes.
+            of none of the classes; for a link in it, or anything else that is called an image and is no file.
     """
-    walk = os.walk if local_path(folder) else tf.io.gfile.walk
     folder = local_path(folder) or folder
     names, files = _listed(folder)
     flat = _images(folder, files)
     paths, counts = [], []
     for name in names:
         at_top = os.path.join(folder, name)
-        visible = ((at, files) for at, _, files in walk(at_top) if "/." not in at[len(at_top) :])
+        visible = ((at, files) for at, _, files in _walk(at_top) if "/." not in at[len(at_top) :])
         found = [path for at, files in visible for path in _images(at, files)]
         paths += sorted(found)
         counts.append(len(found))
@@ -148,13 +149,38 @@ def file_blocks(
 
 def _listed(folder):
     """Sub-folders that are classes, or parts of the set, in the order of their labels, and files."""
-    walk = os.walk if local_path(folder) else tf.io.gfile.walk
-    _, sub_folders, files = next(iter(walk(local_path(folder) or folder)), (folder, [], []))
+    _, sub_folders, files = next(_walk(local_path(folder) or folder), (folder, [], []))
     sub_folders = (name.rstrip("/") for name in sub_folders)
     names = sorted(name for name in sub_folders if not name.startswith(".") and not name.endswith(".shards"))
     if all(name.isdecimal() for name in names):
         names.sort(key=int)  # Labels: 2 comes before 10.
     return names, files
+
+
+def _walk(folder: str) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As `os.walk`, of any file system, where nothing that counts is a link: it could lead to anybody's pictures."""
+    if local_path(folder) is None:
+        yield from tf.io.gfile.walk(folder)
+        return
+    waiting = [folder]
+    while waiting:
+        at = waiting.pop()
+        folders: list[str] = []
+        files: list[str] = []
+        with os.scandir(at) as entries:
+            for entry in entries:
+                is_folder, is_named = entry.is_dir(), entry.name.lower().endswith(_EXTENSIONS)
+                if entry.name.startswith(".") or not (is_folder or is_named):
+                    continue
+                if entry.is_symlink() or not (is_folder or entry.is_file()):
+                    what = "a link" if entry.is_symlink() else foreign_files.kind(entry.stat().st_mode)
+                    raise ValueError(
+                        "Expected files and folders in a folder of images, which alone may be a link; copy what is "
+                        f"linked, or give that folder. Received: {foreign_files.printable(entry.path)}, {what}"
+                    )
+                (folders if is_folder else files).append(entry.name)
+        waiting += [os.path.join(at, name) for name in folders]
+        yield at, folders, files
 
 
 def block_size(shape: tuple) -> int:
@@ -186,6 +212,7 @@ def decoded(block: tf.Tensor, shape: tuple, read: Callable = tf.identity, resize
         is_known = tf.reduce_any(start == [signature[:2] for signature in _SIGNATURES])
         is_deep = (start == PNG[:2]) & (tf.strings.substr(data, 24, 1) == b"\x10")
         with tf.control_dependencies([tf.debugging.Assert(is_known & ~is_deep, [is_deep])]):
+            data = checked(data)
             return (
                 _resized_middle(_decoded_one(data, 3), shape) if resized else tf.ensure_shape(_decoded_one(data), shape)
             )
@@ -211,7 +238,7 @@ def _decoded_one(data, channels=0):
 
 
 def _decoded_file(path, shape=None, resized=False):
-    with tf.io.gfile.GFile(path, "rb") as file:
+    with foreign_files.open_regular(path, follow=True, most_bytes=MOST_BYTES) as file:
         return decoded_or_refused(file.read(), shape, path, resized)
 
 
@@ -222,6 +249,10 @@ def decoded_or_refused(data: bytes, shape: tuple | None, where: str, resized: bo
     if data.startswith(PNG) and data[24:25] == b"\x10":
         raise ValueError(f"Expected an image of 8 bits a channel in {where}. Received: 16 bits")
     try:
+        if (pixels := num_pixels(tf.constant(data)).numpy()) > MOST_PIXELS:
+            raise ValueError(
+                f"Expected an image of at most {MOST_PIXELS:,} pixels in {where}. Received: {pixels:,.0f} by its header"
+            )
         image = _decoded_one(data, 3 if resized else 0).numpy()
     except FAILURES as error:
         raise ValueError(f"Expected a whole image in {where}. Received: {why(error)}") from error

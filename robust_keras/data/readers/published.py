@@ -77,17 +77,15 @@ def _sha256(path, stat):
     """A file's digest, remembered beside it until its size or time of change differ."""
     key = {"num_bytes": stat.length, "mtime_nsec": stat.mtime_nsec}
     try:
-        with tf.io.gfile.GFile(f"{path}.sha256") as file:
-            remembered = json.loads(file.read())
+        remembered = storage.read_object(f"{path}.sha256") or {}
         if {name: remembered[name] for name in key} == key:
             return remembered["sha256"]
-    except (tf.errors.OpError, ValueError, KeyError, TypeError):
+    except (OSError, tf.errors.OpError, ValueError, KeyError, TypeError):
         pass
     digest = storage.sha256(path)
     try:
-        with tf.io.gfile.GFile(f"{path}.sha256", "w") as file:
-            file.write(json.dumps({"sha256": digest, **key}))
-    except tf.errors.OpError:
+        storage.write_text(f"{path}.sha256", json.dumps({"sha256": digest, **key}))
+    except (OSError, ValueError, tf.errors.OpError):
         pass  # In a folder that is read-only the file is hashed at every start.
     return digest
 

@@ -7,7 +7,8 @@
 Every conversion writes to a folder of its own and nothing is renamed, so two at once do not touch each other's files.
 In the folder, `unfinished.json` says what it is a conversion of. One whose process was killed, so that its lock is
 free, is gone on with after its last whole file of images by the same conversion, and removed by another one. No file
-is removed while it is open or mapped, which some systems refuse.
+is removed while it is open or mapped, which some systems refuse. What another user made, or the data brought, is
+compared with the source once, and half of it is left alone; see `trusted_copies`.
 """
 
 import contextlib
@@ -17,6 +18,8 @@ import math
 import os
 import re
 import shutil
+import stat
+import tempfile
 import uuid
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -25,8 +28,8 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from robust_keras import ownership
-from robust_keras.data.readers import npy_files
+from robust_keras import foreign_files, own_folders, ownership, storage
+from robust_keras.data.readers import npy_files, trusted_copies
 from robust_keras.data.readers.mapped import MappedImages, Part, local_path
 from robust_keras.data.readers.tfds_sets import why
 
@@ -56,17 +59,27 @@ class Identity(NamedTuple):
     files: str
 
 
-def identity(paths: Sequence[str]) -> Identity:
-    """The `Identity` of a source that consists of some files; it stays the same where they all move elsewhere."""
+def identity(paths: Sequence[str], *, most_bytes: int | None = None) -> Identity:
+    """The `Identity` of a source that consists of some files; it stays the same where they all move elsewhere.
+
+    Raises:
+        ValueError: for what is no file, such as a pipe, or a link to one; and for a file of more than `most_bytes`.
+    """
     num_bytes = newest = 0
     files, num_common = hashlib.sha256(), len(os.path.commonpath([min(paths), max(paths)]))
     for path in paths:
         if local := local_path(path):
             found = os.stat(local)
+            if not stat.S_ISREG(found.st_mode):
+                received = f"{foreign_files.printable(path)}, {foreign_files.kind(found.st_mode)}"
+                raise ValueError(f"Expected a regular file. Received: {received}")
             size, changed = found.st_size, found.st_mtime_ns
         else:
             found = tf.io.gfile.stat(path)
             size, changed = found.length, found.mtime_nsec
+        if most_bytes is not None and size > most_bytes:
+            shown = foreign_files.printable(path)
+            raise ValueError(f"Expected files of at most {most_bytes:,} bytes. Received: {shown} of {size:,}")
         num_bytes, newest = num_bytes + size, max(newest, changed)
         files.update(f"{path[num_common:]}\0{size}\0{changed}\0".encode())
     return Identity(len(paths), num_bytes, newest, files.hexdigest())
@@ -114,6 +127,7 @@ def converted(
     image_shape: tuple | None = None,
     labelled: bool = False,
     total: int | None = None,
+    trusted: bool = False,
 ) -> tuple[MappedImages, np.ndarray | None]:
     """The images and labels of a source, which are converted now unless they have been.
 
@@ -128,6 +142,7 @@ def converted(
             shape does not count.
         labelled: whether labels are wanted. A conversion without them does then not count.
         total: how many images there are, if that is known.
+        trusted: whether `where` is in a folder that the user named, so that what is there is the user's.
 
     Returns:
         (images, labels): a `MappedImages`, and memory-mapped integers `[N]` or None.
@@ -137,28 +152,57 @@ def converted(
             conversion that fails leaves nothing behind; one that is interrupted goes on when it is called again.
     """
 
-    def existing():
-        return _read(where, identity, image_shape, labelled)
+    wanted = _Wanted(source, where, identity, make_blocks, image_shape, labelled, total, trusted)
+    with own_folders.within(os.path.dirname(os.path.abspath(where))):
+        own_folders.check(where)
+        return _existing(wanted) or _convert(wanted)
 
-    if (found := existing()) is not None:
-        return found
-    source_of = {"version": _VERSION, "source": identity._asdict()}
+
+class _Wanted(NamedTuple):
+    """What `converted` is given."""
+
+    source: str
+    where: str
+    identity: Identity
+    make_blocks: Callable[[str, int], Blocks]
+    image_shape: tuple | None
+    labelled: bool
+    total: int | None
+    trusted: bool
+
+
+def _existing(wanted: _Wanted) -> tuple[MappedImages, np.ndarray | None] | None:
+    """A whole conversion that serves, and that this user made or that holds what the source does."""
+    if (found := _read(wanted)) is None:
+        return None
+    folder, images, labels = found
+    if not wanted.trusted and not trusted_copies.is_trusted(folder):
+        print(f"Comparing {folder}, which was not made here, with {wanted.source}, once", flush=True)
+        with tempfile.TemporaryDirectory() as place, contextlib.closing(wanted.make_blocks(place, 0)) as blocks:
+            trusted_copies.compare(wanted.source, images, labels if wanted.labelled else None, blocks)
+        trusted_copies.trust(folder)
+    return images, labels
+
+
+def _convert(wanted: _Wanted) -> tuple[MappedImages, np.ndarray | None]:
+    source, where = wanted.source, wanted.where
+    source_of = {"version": _VERSION, "source": wanted.identity._asdict()}
     with _advice_where_it_fails(source, where), contextlib.ExitStack() as lock:
-        conversion = {**source_of, "image_shape": image_shape, "labelled": labelled}
-        folder = _unfinished(where, json.loads(json.dumps(conversion)), lock)
+        conversion = {**source_of, "image_shape": wanted.image_shape, "labelled": wanted.labelled}
+        folder = _unfinished(where, json.loads(json.dumps(conversion)), lock, wanted.trusted)
         with _removed_where_it_fails(folder):
-            shape, counts = _whole_shards(folder, labelled)
+            shape, counts = _whole_shards(folder, wanted.labelled)
             _announce(source, folder, sum(counts))
-            with contextlib.closing(make_blocks(folder, sum(counts))) as blocks:
-                written = _write(folder, shape, counts, blocks, source, total)
+            with contextlib.closing(wanted.make_blocks(folder, sum(counts))) as blocks:
+                written = _write(folder, shape, counts, blocks, source, wanted.total)
             marker = {**source_of, "folder": os.path.basename(folder), **written}
-            if (found := existing()) is not None:  # Another process was faster.
+            if (found := _existing(wanted)) is not None:  # Another process was faster.
                 shutil.rmtree(folder, ignore_errors=True)
                 return found
-            with open(os.path.join(where, _MARKER), "w") as file:
-                file.write(json.dumps(marker, indent=1))
+            storage.write_text(os.path.join(where, _MARKER), json.dumps(marker, indent=1))
             os.remove(os.path.join(folder, _UNFINISHED))
-    return _open(where, marker)
+            trusted_copies.trust(folder)
+    return _open(where, marker)[1:]
 
 
 def _announce(source: str, folder: str, num_done: int) -> None:
@@ -178,11 +222,13 @@ def _locked(where: str, name: str) -> contextlib.AbstractContextManager:
     return ownership.lock(where, what="a conversion of images", part=name, patience=0)
 
 
-def _unfinished(where: str, conversion: dict[str, Any], lock: contextlib.ExitStack) -> str:
+def _unfinished(where: str, conversion: dict[str, Any], lock: contextlib.ExitStack, trusted: bool) -> str:
     """The folder of a conversion, locked while the stack `lock` is open: one that was killed, or a new one."""
     for name in sorted(os.listdir(where)) if os.path.isdir(where) else ():
         folder, path = os.path.join(where, name), os.path.join(where, name, _UNFINISHED)
-        if not _NAME.fullmatch(name) or not os.path.exists(path):
+        if not _NAME.fullmatch(name) or not os.path.exists(path) or os.path.islink(folder):
+            continue
+        if not (trusted or trusted_copies.is_begun(folder)):
             continue
         with contextlib.ExitStack() as stack:
             try:
@@ -200,18 +246,17 @@ def _unfinished(where: str, conversion: dict[str, Any], lock: contextlib.ExitSta
     folder = os.path.join(where, name)
     with _removed_where_it_fails(folder):
         os.makedirs(folder)
-        with open(os.path.join(folder, _UNFINISHED), "w") as file:
-            file.write(json.dumps(conversion))
+        trusted_copies.begin(folder)
+        storage.write_text(os.path.join(folder, _UNFINISHED), json.dumps(conversion))
     return folder
 
 
 def _conversion(path: str) -> Any:
     """What a file says a folder is a conversion of; None where it is not whole."""
-    with open(path, "rb") as file:
-        try:
-            return json.loads(file.read())
-        except ValueError:
-            return None
+    try:
+        return storage.read_json(path)
+    except ValueError:
+        return None
 
 
 @contextlib.contextmanager
@@ -261,31 +306,34 @@ def _advice_where_it_fails(source: str, where: str) -> Iterator[None]:
             os.rmdir(where)  # If nothing is in it.
 
 
-def _read(where: str, identity: Identity, image_shape: tuple | None, labelled: bool):
-    """What `converted` returns, or None where there is no whole conversion that serves."""
+def _read(wanted: _Wanted) -> tuple[str, MappedImages, np.ndarray | None] | None:
+    """The folder, images and labels of a whole conversion that serves; None where there is none."""
+    where = wanted.where
     try:
-        with open(os.path.join(where, _MARKER)) as file:
-            marker = json.loads(file.read())
+        if (marker := storage.read_object(os.path.join(where, _MARKER))) is None:
+            return None
         serves = (
-            (marker["version"], Identity(**marker["source"])) == (_VERSION, identity)
-            and (marker["labelled"] or not labelled)
-            and image_shape in (None, tuple(marker["image_shape"]))
+            (marker["version"], Identity(**marker["source"])) == (_VERSION, wanted.identity)
+            and (marker["labelled"] or not wanted.labelled)
+            and wanted.image_shape in (None, tuple(marker["image_shape"]))
         )
         return _open(where, marker) if serves else None
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, OverflowError):
         return None
     except OSError as error:
         raise ValueError(f"Expected to be able to read {where}. Received: {error}") from error
 
 
-def _open(where: str, marker: dict) -> tuple[MappedImages, np.ndarray | None]:
+def _open(where: str, marker: dict) -> tuple[str, MappedImages, np.ndarray | None]:
     if not _NAME.fullmatch(marker["folder"]):
         raise ValueError(f"Expected the name of a folder of shards. Received: {marker['folder']}")
     folder = os.path.join(where, marker["folder"])
+    own_folders.check(folder)
     shape = tuple(marker["image_shape"])
     parts = []
     for k, count in enumerate(marker["num_images"]):
         path = _images_path(folder, k)
+        foreign_files.check_regular(path)
         header = npy_files.header(path)
         if header[:3] != ((count, *shape), np.dtype(np.uint8), False):
             raise ValueError(f"Expected {count} images of shape {shape}. Received: {path}")
@@ -294,11 +342,12 @@ def _open(where: str, marker: dict) -> tuple[MappedImages, np.ndarray | None]:
     labels: np.ndarray | None = None
     if marker["labelled"]:
         path = os.path.join(folder, _LABELS)
+        foreign_files.check_regular(path)
         header = npy_files.header(path)
         if header.shape != (len(images),) or header.dtype.kind not in "iu":
             raise ValueError(f"Expected {len(images)} integers in {path}. Received: {header.dtype} {header.shape}")
         labels = np.memmap(path, header.dtype, "r", header.offset, header.shape)
-    return images, labels
+    return folder, images, labels
 
 
 def _write(folder: str, shape: tuple | None, counts: list[int], blocks: Blocks, source: str, total: int | None) -> dict:

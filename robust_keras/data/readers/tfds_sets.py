@@ -11,6 +11,8 @@ import absl.logging
 import numpy as np
 import tensorflow as tf
 
+from robust_keras.data.readers import picture_headers, record_lengths, tfds_folders
+from robust_keras.data.readers.mapped import local_path
 from robust_keras.data.readers.pipelines import read_ahead
 from robust_keras.data.readers.published import DataUnavailable
 
@@ -75,6 +77,7 @@ def find(name: str, split: str, folder: str, *, any_size: bool = False) -> Split
     """
     import tensorflow_datasets as tfds  # Slow to import, and not needed for other sets.
 
+    tfds_folders.check(name, folder)
     with _quiet():
         try:
             builder = tfds.builder(name, data_dir=folder)
@@ -126,12 +129,22 @@ def blocks(
 
     # One shard after the other.
     config = tfds.ReadConfig(try_autocache=False, interleave_cycle_length=1)
-    options = {"decoders": {"image": tfds.decode.SkipDecoding()}} if decode else {}
-    done = first
+    # Of the features no others are decoded; of an image the header comes first.
+    wanted = tfds.decode.PartialDecoding({"image": True, "label": True}, {"image": tfds.decode.SkipDecoding()})
+    feature, done = found.builder.info.features["image"], first
+
+    def taken(example):
+        data = example["image"]
+        return data if decode else feature.decode_example(picture_headers.checked(data)), example["label"]
+
     try:
+        for path in found.files:
+            if local := local_path(path):
+                record_lengths.check(local)
         with _quiet():
-            dataset = found.builder.as_dataset(split=found.split, shuffle_files=False, read_config=config, **options)
-        dataset = dataset.map(lambda example: (example["image"], example["label"])).skip(first).batch(size)
+            options = {"shuffle_files": False, "read_config": config, "decoders": wanted}
+            dataset = found.builder.as_dataset(split=found.split, **options)
+        dataset = dataset.map(taken).skip(first).batch(size)
         if decode is not None:
             dataset = dataset.map(lambda images, labels: (decode(images), labels), tf.data.AUTOTUNE)
         for images, labels in read_ahead(dataset).as_numpy_iterator():

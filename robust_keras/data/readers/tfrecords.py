@@ -1,7 +1,6 @@
 """Images and labels in TFRecord files."""
 
 import math
-import os
 import re
 import zlib
 from collections.abc import Generator, Sequence
@@ -10,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from robust_keras import foreign_files
+from robust_keras.data.readers import record_lengths
 from robust_keras.data.readers.mapped import local_path
 from robust_keras.data.readers.pictures import FAILURES, PNG, block_size, compiled, decoded, decoded_or_refused
 from robust_keras.data.readers.pipelines import read_ahead
@@ -82,8 +83,8 @@ def blocks(
     layout = None
     for path in paths:
         compression = _compression(path)
-        if not compression and local_path(path):
-            _check_lengths(local_path(path))
+        if not compression and (local := local_path(path)):
+            record_lengths.check(local)
         records = tf.data.TFRecordDataset(path, compression, buffer_size=1 << 23)
         done = 0
         try:
@@ -111,7 +112,7 @@ def blocks(
 
 def _compression(path):
     """How a TFRecord file is compressed, as `tf.data.TFRecordDataset` calls it, by its first bytes."""
-    with tf.io.gfile.GFile(path, "rb") as file:
+    with foreign_files.open_regular(local_path(path) or path, follow=True) as file:
         start = file.read(12)
         # A length and its checksum; a length alone can look like the beginning of a compressed file.
         if len(start) == 12 and _masked_crc32c(start[:8]) == int.from_bytes(start[8:], "little"):
@@ -124,25 +125,10 @@ def _compression(path):
             return ""
         file.seek(0)
         try:
-            _check_compressed(file, compression)
+            record_lengths.check_compressed(file, compression, path)
         except (ValueError, zlib.error) as error:
             raise ValueError(f"Expected a whole {compression} file. Received: {path} ({why(error)})") from error
     return compression
-
-
-def _check_lengths(path):
-    """Raises an error for a record that is longer than the rest of its file: TensorFlow sets aside memory for it."""
-    with open(path, "rb") as file:
-        position, num_bytes = 0, os.fstat(file.fileno()).st_size
-        while len(length := file.read(8)) == 8:
-            # A record is a length and its checksum, then so many bytes and theirs.
-            end = position + 12 + int.from_bytes(length, "little") + 4
-            if end > num_bytes:
-                raise ValueError(
-                    f"Expected a whole TFRecord file. Received: {path} (the record at byte {position} would end "
-                    f"at byte {end} of {num_bytes})"
-                )
-            position = file.seek(end)
 
 
 def _masked_crc32c(data):
@@ -153,21 +139,6 @@ def _masked_crc32c(data):
             crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
     crc ^= 0xFFFFFFFF
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-def _check_compressed(file, compression):
-    """Raises an error for a file that has no end, or, with ZLIB, goes on after it: TensorFlow returns what it sees."""
-    stream = zlib.decompressobj(wbits=47)  # Either kind.
-    while data := file.read(1 << 16):
-        while data:
-            if stream.eof:
-                if compression == "ZLIB":
-                    raise ValueError("it goes on after its end")
-                stream = zlib.decompressobj(wbits=47)
-            stream.decompress(data)
-            data = stream.unused_data
-    if not stream.eof:
-        raise ValueError("it is truncated")
 
 
 def _readable(records):

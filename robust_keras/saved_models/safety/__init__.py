@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import functools
 import os
 import sys
 from collections.abc import Iterator
@@ -33,7 +34,12 @@ def check(path: str | os.PathLike, *, trusted: bool = False) -> None:
         if not trusted:
             hint = "scripts/inspect_model.py shows what is in there, --trust_model loads it all the same"
             raise ValueError(f"{error}; {hint}") from error
-        print(f"Let through as trusted: {foreign_files.printable(error, most=1000)}", file=sys.stderr, flush=True)
+        _tell(f"Let through as trusted: {foreign_files.printable(error, most=1000)}")
+
+
+@functools.cache
+def _tell(line: str) -> None:  # Once, however often a model is looked at.
+    print(line, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

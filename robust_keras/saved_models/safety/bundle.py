@@ -48,13 +48,22 @@ def variables(path: str) -> list[Variable]:
     with foreign_files.open_regular(index, most_bytes=_MOST_BYTES) as file:
         content = file.read()
     try:
-        header, *found = _entries(content)
-        num_shards = _numbers(header[1]).get(1, 0) if header[0] == b"" else 0
-        read = [_variable(name, value) for name, value in found]
+        read, num_shards = parse(content)
         _check(read, _sizes(path, num_shards))
     except ValueError as error:
         raise ValueError(f"Expected an index of variables. Received: {printable(index)}: {error}") from error
     return read
+
+
+def parse(content: bytes) -> tuple[list[Variable], int]:
+    """What the bytes of an index say: variables, and in how many files they are.
+
+    Raises:
+        ValueError: for bytes that are none.
+    """
+    header, *found = _entries(content)
+    num_shards = _numbers(header[1]).get(1, 0) if header[0] == b"" else 0
+    return [_variable(name, value) for name, value in found], num_shards
 
 
 def _sizes(path: str, num_shards: int) -> list[int]:

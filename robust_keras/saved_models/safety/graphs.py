@@ -13,6 +13,7 @@ from robust_keras.saved_models.safety import operations, wire, xla_modules
 MOST_FILLED_BYTES = 4 * 2**30  # Of constants that are one value, written once.
 _MOST_NESTED_BYTES = 16 * 2**20
 _KNOWN = operations.COMPUTE | operations.CHECKPOINT.keys() | operations.ASSET.keys()
+_CAMEL = re.compile(r"_*[A-Z][A-Za-z0-9]*(>\w+)?")
 # A gradient that Python had registered for a function or an operation of one's own.
 _GRADIENT = re.compile(r"(Stateful)?PartitionedCall-\d+|CustomGradient-\d+")
 _NESTED = ("tensorflow.GraphDef", "tensorflow.FunctionDef", "tensorflow.FunctionDefLibrary")
@@ -31,9 +32,9 @@ class Finding(NamedTuple):
         return f"{printable(self.what)} in {printable(self.where)}"
 
 
-def is_operation(name: str) -> bool:
-    """Whether TensorFlow, or a plugin that it has loaded, has an operation of this name."""
-    return (name.startswith("_") and not name.startswith("__")) or hasattr(tf.raw_ops, name)
+def may_be_operation(name: str) -> bool:
+    """Whether a name is one that TensorFlow, or a plugin, may give to an operation, as functions seldom have."""
+    return bool(_CAMEL.fullmatch(name))
 
 
 def bodies(graph_def: Any) -> Iterator[tuple[str, Any]]:
@@ -65,7 +66,7 @@ class _Reader:
         yield from self._of_library(graph_def.library)
         for where, nodes in bodies(graph_def):
             for node in nodes:
-                if node.op not in _KNOWN and node.op not in self.functions:
+                if node.op not in _KNOWN and (node.op not in self.functions or may_be_operation(node.op)):
                     yield Finding(node.op or "an operation without a name", where)
                 yield from self._of_attributes(node.attr, where)
                 if node.op == "XlaCallModule":
@@ -74,7 +75,7 @@ class _Reader:
 
     def _of_library(self, library) -> Iterator[Finding]:
         names = [function.signature.name for function in library.function]
-        for name in {name for name in names if is_operation(name)}:
+        for name in sorted(name for name in self.functions if hasattr(tf.raw_ops, name)):
             yield Finding(f"a function called {name}, as an operation is,", "the functions")
         if len(names) != len(self.functions):
             yield Finding("a name that two functions have", "the functions")
@@ -131,8 +132,8 @@ class _Reader:
         if tensor.tensor_shape.unknown_rank or any(size < 0 for size in sizes):
             yield Finding(f"a constant of shape {sizes}", where)
         elif not tensor.tensor_content:
-            self._filled += math.prod(sizes) * 8
-            if self._filled > MOST_FILLED_BYTES:
+            before, self._filled = self._filled, self._filled + math.prod(sizes) * 8
+            if before <= MOST_FILLED_BYTES < self._filled:
                 yield Finding(f"constants of {self._filled:,} bytes, such as one of shape {sizes}", where)
         yield from self._of_text(tensor.string_val, where)
 
@@ -156,5 +157,5 @@ def nested(text: bytes, where: str) -> Iterator[Finding]:
         if kind.endswith("GraphDef"):
             nodes = [node for _, nodes in bodies(graph) for node in nodes]
         for op in {node.op for node in nodes} - operations.COMPUTE:
-            if op and is_operation(op):
+            if may_be_operation(op):
                 yield Finding(f"{op} of a graph that stands in a text", where)

@@ -61,11 +61,20 @@ def read(path: str) -> Any:
     with foreign_files.open_regular(file, most_bytes=_MOST_BYTES) as stream:
         content = stream.read()
     try:
-        model = wire.parse(content, "tensorflow.SavedModel", most=_MOST_STRUCTURE)
-        if len(model.meta_graphs) != 1:
-            raise ValueError(f"{len(model.meta_graphs)} graphs")
+        return parse(content)
     except ValueError as error:
         raise ValueError(f"Expected a SavedModel of one graph. Received: {printable(file)}: {error}") from error
+
+
+def parse(content: bytes) -> Any:
+    """`read` of the bytes of a program.
+
+    Raises:
+        ValueError: saying what it is instead.
+    """
+    model = wire.parse(content, "tensorflow.SavedModel", most=_MOST_STRUCTURE)
+    if len(model.meta_graphs) != 1:
+        raise ValueError(f"{len(model.meta_graphs)} graphs")
     return model
 
 

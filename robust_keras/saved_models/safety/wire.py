@@ -12,7 +12,7 @@ from google.protobuf.descriptor import FieldDescriptor
 
 MOST_DEPTH = 90  # Parsers stop at 100.
 _LARGE = 4096  # Bytes; what is smaller is not entered.
-_FIELD = 32  # Bytes of memory at least that a field is taken to need.
+_FIELD = 128  # Bytes of memory that a field is taken to need at least.
 _ALWAYS = ("tensorflow.SavedModel", "tensorflow.MetaGraphDef")  # Are entered however small.
 _VALUES = {FieldDescriptor.TYPE_BYTES, FieldDescriptor.TYPE_STRING}
 _FIXED = {
