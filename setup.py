@@ -18,6 +18,7 @@ COMMANDS = (
     "pseudo_label",
     "check_tpu",
     "self_test",
+    "verify",
 )
 
 setuptools.setup(
@@ -85,6 +86,7 @@ setuptools.setup(
         "tpu": ["tensorflow-tpu[gcs-filesystem]>=2.18,<2.21"],
         # The first that works with NumPy 2 and TensorFlow's protobuf.
         "onnx": ["onnx>=1.17", "onnxruntime>=1.20", "tf2onnx>=1.17"],
+        "signing": ["model-signing>=1.1", "pyopenssl>=24"],
         "docs": DOCS,
         "test": [
             "cleverhans>=4",

@@ -45,6 +45,7 @@ COMMANDS = (
     "pseudo_label",
     "check_tpu",
     "self_test",
+    "verify",
 )
 
 

@@ -22,6 +22,7 @@ def run(
     gradient: bool = False,
     licence: str | None = None,
     class_names: Sequence[str] | None = None,
+    data_dir: str | None = None,
 ) -> None:
     """Exports.
 
@@ -30,16 +31,17 @@ def run(
         output: a new folder for a SavedModel, or a new file.
         weights: 'best', 'last' or 'last_averaged'.
         format: one of `FORMATS`; None for the one that the output ends in, as in `.onnx`, else a SavedModel.
-        evaluation: folder of an evaluation of these weights, for the SavedModel's card.
+        evaluation: folder of an evaluation of these weights, for the SavedModel's card and its claims.
         gradient: whether the SavedModel gets a signature `gradient`.
         licence: of the weights, for the card.
         class_names: for the card; None for those of a well-known data set.
+        data_dir: where the evaluation's data set is, see `data.sources.load`.
 
     Raises:
         ValueError: where the run has no such weights yet, the output exists, the evaluation is of other weights, or
             something is asked for that a file has no place for.
     """
-    from robust_keras.commands import model_cards
+    from robust_keras.commands import evaluated_images, model_cards
     from robust_keras.saved_models import converters, export
 
     format = format or _ending(output)
@@ -50,7 +52,8 @@ def run(
     said = ""
     if format == "saved_model":
         card = model_cards.of_run(card, licence=licence, class_names=class_names)
-        export.export(network, output, card=card, gradient=gradient, evaluation=evaluation)
+        load_images = evaluated_images.loader(data_dir=data_dir)
+        export.export(network, output, card=card, gradient=gradient, evaluation=evaluation, load_images=load_images)
     elif format == "keras":
         export.export_keras(network, output)
     else:
@@ -82,8 +85,9 @@ def define_flags(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_enum("format", None, FORMATS, "Of the output; what its name ends in by default.", flag_values=values)
     flags.DEFINE_string(
-        "evaluation", None, "Folder of an evaluation of these weights, for the model card.", flag_values=values
+        "evaluation", None, "Folder of an evaluation of these weights, for card and claims.", flag_values=values
     )
+    flags.DEFINE_string("data_dir", None, "Where the evaluation's data set is.", flag_values=values)
     flags.DEFINE_bool("gradient", False, "Add a signature that returns gradients by the images.", flag_values=values)
     flags.DEFINE_string("licence", None, "Licence of the weights, for the model card.", flag_values=values)
     flags.DEFINE_list("class_names", None, "Names of the classes in order, for the model card.", flag_values=values)
@@ -103,6 +107,7 @@ def main(values: flags.FlagValues) -> None:
         gradient=values.gradient,
         licence=values.licence,
         class_names=values.class_names,
+        data_dir=values.data_dir,
     )
 
 

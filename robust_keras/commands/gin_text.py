@@ -1,5 +1,6 @@
 """What a text in gin's language says, read without touching gin's configuration."""
 
+import functools
 import tokenize
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,7 +44,7 @@ class _Delegate(config_parser.ParserDelegate):
         return Macro(f"%{macro_name}")
 
 
-def statements(text: str, name: str = "") -> Iterator[NamedTuple]:
+def statements(text: str, name: str = "") -> tuple[NamedTuple, ...]:
     """The statements of a text: `config_parser.BindingStatement` and so on, macros and references as `Macro` and
     `Reference`.
 
@@ -55,7 +56,7 @@ def statements(text: str, name: str = "") -> Iterator[NamedTuple]:
         ValueError: naming the file and the line, for what is not in gin's language.
     """
     try:
-        yield from config_parser.ConfigParser(text, _Delegate())
+        return _statements(text)
     except (SyntaxError, ValueError, TypeError, tokenize.TokenError, RecursionError, MemoryError) as error:
         line = error.lineno if isinstance(error, SyntaxError) else None
         what = error.msg if isinstance(error, SyntaxError) else str(error) or "something too deep"
@@ -64,6 +65,11 @@ def statements(text: str, name: str = "") -> Iterator[NamedTuple]:
             f"Expected gin bindings{where}. Received: {printable(' '.join(what.split()))}"
             + (f", line {line}" if line else "")
         ) from error
+
+
+@functools.lru_cache(maxsize=128)  # Recipes share their files, and each text is read for several questions.
+def _statements(text: str) -> tuple[NamedTuple, ...]:
+    return tuple(config_parser.ConfigParser(text, _Delegate()))
 
 
 def bindings(text: str, name: str = "") -> dict[str, Bound]:

@@ -236,5 +236,7 @@ def _one_line(error: object) -> str:
 
 
 def _exit(code: int, said: str) -> NoReturn:
-    print(f"error: {said}", file=sys.stderr, flush=True)
+    # What a model says of itself may be in it, and would steer the terminal.
+    shown = "".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in said)
+    print(f"error: {shown}", file=sys.stderr, flush=True)
     sys.exit(code)

@@ -4,10 +4,11 @@ import os
 import platform
 import posixpath
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 import robust_keras
@@ -28,6 +29,7 @@ def export(
     card: Mapping[str, Any],
     gradient: bool = False,
     evaluation: str | None = None,
+    load_images: Callable[[dict[str, Any]], tuple[np.ndarray, np.ndarray]] | None = None,
 ) -> None:
     """Writes a network as a SavedModel that checks what it is given, with model cards, a manifest and its checker.
 
@@ -43,6 +45,7 @@ def export(
         gradient: whether to add a signature that returns gradients by the images, see `signatures.gradients`.
         evaluation: folder of a finished evaluation of these weights, whose numbers then stand in the cards and are
             claimed, see `claims.attach`.
+        load_images: of the evaluation, see there.
 
     Raises:
         ValueError: where the folder holds a finished export, or something that is not one, another export is at work
@@ -66,7 +69,7 @@ def export(
         _write_saved_model(network, directory, gradient)
         storage.write_json(posixpath.join(directory, CARD), described)
         storage.write_text(posixpath.join(directory, "MODEL_CARD.md"), cards.readable(described))
-        claims.attach(directory, evaluation=evaluation)
+        claims.attach(directory, evaluation=evaluation, load_images=load_images)
         gfile.remove(unfinished_path)
 
 

@@ -1,41 +1,97 @@
-"""What is attached to an export: a manifest of every file, and the program that checks it."""
+"""What is attached to an export: claims with the images that show them, a manifest of every file, and the program that
+checks them."""
 
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
+import keras
+import numpy as np
 import pytest
+import tensorflow as tf
 
-from robust_keras.saved_models import claims, export, load, verify
+import robust_keras as rk
+from robust_keras import threats
+from robust_keras.saved_models import claims, export, verify
+from robust_keras.saved_models.verifying import attacks, checks, claim, files
+
+NUM, EPSILON = 60, 8 / 255
+
+
+@pytest.fixture(scope="module")
+def network():
+    """`[4, 4, 3]` to 3 logits, smooth, of an ordinary spread."""
+    rng = np.random.default_rng(0)
+    image = keras.Input((4, 4, 3))
+    hidden = keras.layers.Dense(16, activation="tanh")(keras.layers.Flatten()(image))
+    network = keras.Model(image, keras.layers.Dense(3)(hidden))
+    for weight in network.weights:
+        weight.assign(rng.normal(0.0, 0.8 if len(weight.shape) == 2 else 0.3, weight.shape))
+    return network
+
+
+@pytest.fixture(scope="module")
+def data(network):
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (NUM, 4, 4, 3)).astype(np.uint8)
+    labels = network(images / np.float32(255)).numpy().argmax(-1).astype(np.int32)
+    labels[:5] = (labels[:5] + 1) % 3  # Some are wrong before any attack.
+    return images, labels
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, network, data):
+    """A folder with an export, `exported`, and its evaluation, `evaluation`."""
+    folder = tmp_path_factory.mktemp("made")
+    export.export(network, folder / "exported", card={})
+    options = {"norm": "Linf", "epsilon": "8/255", "attacks": ["apgd-ce"], "baseline": False}
+    rk.evaluate(str(folder / "exported"), data, workdir=folder / "evaluation", **options)
+    claims.attach(folder / "exported", evaluation=str(folder / "evaluation"), load_images=lambda dataset: data)
+    return folder
 
 
 @pytest.fixture
-def attached(tmp_path, linear):
-    folder = tmp_path / "exported"
-    export.export(linear, folder, card={})
-    claims.attach(folder)
-    return folder
+def attached(made, tmp_path):
+    return pathlib.Path(shutil.copytree(made / "exported", tmp_path / "exported"))
+
+
+def told(folder, **options):
+    """Whether all checks of a folder pass, and the names of those that fail."""
+    lines = []
+    passed = verify.verify(folder, tell=lines.append, **options)
+    failed = [line.split()[1] for line in lines if line.startswith("FAILED")]
+    assert passed == (not failed)
+    return failed
+
+
+def relist(folder):
+    """What anybody can do who edits the folder: a manifest that fits."""
+    (folder / "manifest.json").unlink()
+    listed = [
+        {"name": name, "bytes": path.stat().st_size, "sha256": files.sha256_of(path)}
+        for name, path in files.files_below(folder)
+    ]
+    (folder / "manifest.json").write_text(files.manifest_text(listed))
+
+
+def edit(folder, **changes):
+    """Changes what the claim says, with a manifest that fits."""
+    path = folder / "claims" / "claims.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    relist(folder)
+
+
+def test_a_claim_that_holds(attached):
+    assert told(attached) == []
 
 
 def test_the_manifest_lists_every_file(attached):
     listed = [file["name"] for file in json.loads((attached / "manifest.json").read_text())["files"]]
-    files = sorted(path.relative_to(attached).as_posix() for path in attached.rglob("*") if path.is_file())
-    assert listed == [name for name in files if name != "manifest.json"]
-    assert {"model_card.json", "verify.py", "saved_model.pb"} <= set(listed)
-    before = (attached / "manifest.json").read_bytes()
-    claims.attach(attached)
-    assert (attached / "manifest.json").read_bytes() == before
-
-
-def test_the_model_stays_the_same(attached, tmp_path):
-    (tmp_path / "plain").mkdir()
-    for path in attached.rglob("*"):
-        if path.is_file() and path.name not in ("manifest.json", "verify.py"):
-            copy = tmp_path / "plain" / path.relative_to(attached)
-            copy.parent.mkdir(exist_ok=True, parents=True)
-            copy.write_bytes(path.read_bytes())
-    assert load.fingerprint(attached) == load.fingerprint(tmp_path / "plain")
+    found = sorted(path.relative_to(attached).as_posix() for path in attached.rglob("*") if path.is_file())
+    assert listed == [name for name in found if name != "manifest.json"]
+    assert {"model_card.json", "verify.py", "saved_model.pb", "claims/claims.json"} <= set(listed)
 
 
 def edited_card(folder):
@@ -74,21 +130,275 @@ def no_manifest(folder):
     (folder / "manifest.json").unlink()
 
 
+def code_that_is_listed(folder):
+    (folder / "numpy.py").write_text("raise SystemExit(0)")
+    relist(folder)
+
+
 @pytest.mark.parametrize(
     "tamper",
-    [edited_card, swapped_weights, extra_file, missing_file, linked_file, linked_folder, another_form, no_manifest],
+    [
+        edited_card,
+        swapped_weights,
+        extra_file,
+        missing_file,
+        linked_file,
+        linked_folder,
+        another_form,
+        no_manifest,
+        code_that_is_listed,
+    ],
 )
 def test_the_manifest_shows(tamper, attached):
-    assert verify.check_manifest(pathlib.Path(attached)).endswith("manifest.json")
     tamper(attached)
-    with pytest.raises(ValueError, match="^Expected .* Received: "):
-        verify.check_manifest(pathlib.Path(attached))
+    assert "manifest" in told(attached)
 
 
-def test_the_copy_needs_nothing_of_this_package(attached):
-    command = [sys.executable, "-I", str(attached / "verify.py")]
-    found = subprocess.run(command, cwd=attached.parent, capture_output=True, text=True, timeout=100)
-    assert found.returncode == 0, found.stderr
+# Tampers of those who write the manifest anew.
+
+
+def another_norm(folder):
+    edit(folder, norm="L2")
+
+
+def lowered_epsilon(folder):
+    edit(folder, epsilon=4 / 255, epsilon_fraction="4/255")
+
+
+def other_units(folder):
+    edit(folder, epsilon=8.0, epsilon_fraction="8")
+
+
+def more_images_than_there_are(folder):
+    edit(folder, num_examples=10 * NUM)
+
+
+def a_better_accuracy(folder):
+    edit(folder, robust_accuracy=1.0)
+
+
+def another_attack(folder):
+    edit(folder, attacks=[{"name": "square", "examples_broken": NUM}])
+
+
+def of_another_model(folder):
+    edit(folder, model_sha256="0" * 64)
+
+
+def a_card_with_more(folder):
+    (folder / "model_card.json").write_text('{"evaluation": {"robust_accuracy": 0.99, "norm": "Linf"}}')
+    relist(folder)
+
+
+def a_card_with_more_in_validation(folder):
+    (folder / "model_card.json").write_text('{"validation": {"val_robust": 1.99}}')
+    relist(folder)
+
+
+def a_text_with_more(folder):
+    (folder / "MODEL_CARD.md").write_text("| robust accuracy | 99.00 % |")
+    relist(folder)
+
+
+def no_claim(folder):
+    a_card_with_more(folder)
+    shutil.rmtree(folder / "claims")
+    relist(folder)
+
+
+def rewrite(folder, change):
+    path = folder / "claims" / "examples.npz"
+    with np.load(path) as saved:
+        arrays = dict(saved)
+    change(arrays)
+    np.savez(path, **arrays)
+    relist(folder)
+
+
+def altered_adversarials(folder):
+    rewrite(folder, lambda arrays: arrays.update(adversarial=1 - arrays["adversarial"]))
+
+
+def clean_adversarials(folder):
+    def change(arrays):
+        num = len(arrays["adversarial"])
+        arrays["adversarial"] = arrays["clean"][:num] / np.float32(255)
+
+    rewrite(folder, change)
+
+
+def permuted_labels(folder):
+    rewrite(folder, lambda arrays: arrays.update(labels=(arrays["labels"] + 1) % 3))
+
+
+def chosen_images(folder):
+    def change(arrays):
+        arrays["positions"] = np.sort(arrays["positions"])
+
+    rewrite(folder, change)
+
+
+def other_verdicts(folder):
+    rewrite(folder, lambda arrays: arrays.update(verdicts=np.full(NUM, -1, np.int32)))
+
+
+def a_pickle(folder):
+    rewrite(folder, lambda arrays: arrays.update(labels=np.array([{}])))
+
+
+def one_more_array(folder):
+    rewrite(folder, lambda arrays: arrays.update(more=np.zeros(3)))
+
+
+@pytest.mark.parametrize(
+    "tamper, check",
+    [
+        (another_norm, "replay"),
+        (lowered_epsilon, "replay"),
+        (other_units, "claim"),
+        (more_images_than_there_are, "claim"),
+        (a_better_accuracy, "claim"),
+        (another_attack, "claim"),
+        (of_another_model, "claim"),
+        (a_card_with_more, "cards"),
+        (a_card_with_more_in_validation, "cards"),
+        (a_text_with_more, "cards"),
+        (no_claim, "cards"),
+        (altered_adversarials, "replay"),
+        (clean_adversarials, "replay"),
+        (permuted_labels, "logits"),
+        (chosen_images, "claim"),
+        (other_verdicts, "reading"),
+        (a_pickle, "reading"),
+        (one_more_array, "reading"),
+    ],
+)
+def test_a_tamper_is_caught(tamper, check, attached, monkeypatch):
+    slow = {"attack": None, "neighbours": None, "gradients": None}
+    monkeypatch.setattr(verify, "CHECKS", {k: v for k, v in verify.CHECKS.items() if k not in slow})
+    tamper(attached)
+    assert check in told(attached)
+
+
+# Models whose behaviour belies the claim, whatever was written beside them.
+
+
+@pytest.fixture(scope="module")
+def case(made, network):
+    """`case(change)`: a `Case` of the network with its logits changed by `(logits_of, x) -> logits`."""
+    read = claim.read_claim(made / "exported")
+
+    def build(change=lambda logits_of, x: logits_of(x), read=read):
+        model = attacks.Model(lambda x: change(lambda x: network(x, training=False), x), {})
+        return checks.Case(model, read, np.random.default_rng(0), 20)
+
+    return build
+
+
+@tf.custom_gradient
+def falsely(logits, x):
+    return logits, lambda upstream: (tf.zeros_like(logits), tf.random.stateless_normal(tf.shape(x), (1, 2)))
+
+
+def false_gradients(logits_of, x):
+    return falsely(tf.stop_gradient(logits_of(x)), x)
+
+
+def no_gradients(logits_of, x):
+    return logits_of(tf.round(x * 255.0) / 255.0)
+
+
+def quantised_input(logits_of, x):
+    return logits_of(x + tf.stop_gradient(tf.round(x * 8.0) / 8.0 - x))
+
+
+def quantised_logits(logits_of, x):
+    logits = logits_of(x)
+    return logits + tf.stop_gradient(tf.round(logits) - logits)
+
+
+@pytest.mark.parametrize("change", [false_gradients, no_gradients, quantised_input, quantised_logits])
+def test_gradients_that_are_none_are_caught(change, case):
+    checks.check_gradients(case())
+    with pytest.raises(ValueError, match="gradients at clean images"):
+        checks.check_gradients(case(change))
+
+
+def random_logits(logits_of, x):
+    logits = logits_of(x)
+    return logits + tf.random.normal(tf.shape(logits), 0.0, 0.02)
+
+
+def logits_of_the_batch(logits_of, x):
+    return logits_of(x) + 3.0 * tf.reduce_mean(x)
+
+
+def not_finite(logits_of, x):
+    return logits_of(x) * np.nan
+
+
+@pytest.mark.parametrize(
+    "change, seen",
+    [
+        (random_logits, "differ by"),
+        (logits_of_the_batch, "differ by"),
+        (not_finite, "are wrong"),
+        (lambda logits_of, x: 1e-3 * logits_of(x), "logits recorded differ"),
+        (lambda logits_of, x: -logits_of(x), "are wrong"),
+    ],
+)
+def test_logits_that_are_others_are_caught(change, seen, case):
+    checks.check_logits(case())
+    with pytest.raises(ValueError, match=seen):
+        checks.check_logits(case(change))
+
+
+@pytest.mark.parametrize("change", [lambda logits: 1e-3 * logits, lambda logits: 1e3 * logits])
+def test_logits_that_hide_how_sure_the_model_is_are_caught(change, case):
+    read = case().claim
+    told = read._replace(logits=change(read.logits))
+    with pytest.raises(ValueError, match="hide how sure"):
+        checks.check_logits(case(lambda logits_of, x: change(logits_of(x)), told))
+
+
+def test_images_that_are_not_robust_are_found(case):
+    checks.check_attack(case())
+    read = case().claim
+    everything = read._replace(verdicts=np.full(len(read.verdicts), -1, np.int32))
+    with pytest.raises(ValueError, match=r"\d+ of 20 broken: at most \d+\.\d % at 95 %"):
+        checks.check_attack(case(read=everything))
+
+
+def test_the_copy_beside_a_model_needs_nothing_of_this_package(attached, capsys):
+    command = [sys.executable, "-I", str(attached / "verify.py"), "--num_attacked=5", "--seed=3"]
+    whole = subprocess.run(command, cwd=attached.parent, capture_output=True, text=True, timeout=300)
+    assert whole.returncode == 0, whole.stdout
+    assert "seed 3" in whole.stdout and "0 of 5 broken: at most 45.1 % at 95 %" in whole.stdout
+    assert "all checks passed" in whole.stdout
     edited_card(attached)
-    found = subprocess.run(command, cwd=attached.parent, capture_output=True, text=True, timeout=100)
-    assert found.returncode == 1 and "model_card.json" in found.stderr
+    assert verify.main([str(attached)]) == 1
+    told = capsys.readouterr().out
+    assert "FAILED manifest" in told and "was not run" in told
+
+
+@pytest.mark.parametrize("successes, trials, bound", [(0, 100, 0.0295), (1, 100, 0.0466), (3, 10, 0.6066), (5, 5, 1.0)])
+def test_bounds_by_hand(successes, trials, bound):
+    assert claim.upper_bound(successes, trials) == pytest.approx(bound, abs=1e-4)
+    assert claim.upper_bound(0, trials) == pytest.approx(1 - 0.05 ** (1 / trials))
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_projections_are_those_of_the_package(norm):
+    rng = np.random.default_rng(0)
+    x, delta = rng.random((6, 4, 4, 3), np.float32), rng.normal(0, 0.3, (6, 4, 4, 3)).astype(np.float32)
+    ball, threat = attacks.Ball(norm, 0.5), threats.threat(norm=norm, epsilon=0.5)
+    for moved in (ball.project(x + delta, x), ball.start(x, rng), ball.project(x + ball.direction(delta), x)):
+        assert ball.is_inside(moved, x).all() and (np.abs(moved - x).max() > 0.01)
+    np.testing.assert_allclose(
+        ball.length(delta).ravel(), threat.distance(tf.constant(delta), tf.zeros_like(delta)), rtol=1e-5
+    )
+    if norm != "L1":  # There the package finds the nearest point of the box too.
+        np.testing.assert_allclose(
+            ball.project(x + delta, x), threat.project(tf.constant(x + delta), tf.constant(x)), atol=1e-6
+        )
+    assert not ball.is_inside(x + 2 * delta, x).any()

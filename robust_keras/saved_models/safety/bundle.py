@@ -16,7 +16,9 @@ from robust_keras.foreign_files import printable
 from robust_keras.saved_models.safety import wire
 
 INDEX = "variables/variables.index"
-_MOST_BYTES = 256 * 2**20
+_MOST_BYTES = 2**26
+_ENTRY = 16  # Bytes that an entry is taken to need at least.
+_MOST_DIMENSIONS = 254  # Of a tensor.
 _FOOTER, _MAGIC = 48, (0xDB4775248B80FB57).to_bytes(8, "little")
 _TRAILER = 5  # After each block: how it is compressed, and a checksum.
 
@@ -82,6 +84,8 @@ def _check(read: list[Variable], sizes: list[int]) -> None:
         name = printable(each.name)
         if not 0 <= each.shard < len(sizes) or each.offset + each.size > sizes[each.shard]:
             raise ValueError(f"{name} of {each.size:,} bytes lies outside its file")
+        if len(each.shape) > _MOST_DIMENSIONS:
+            raise ValueError(f"{name} of {len(each.shape):,} dimensions")
         if each.dtype in ("variant", "resource"):
             raise ValueError(f"{name} is a {each.dtype}")
         # Numbers above 2^63 stand for negative ones.
@@ -127,8 +131,9 @@ def _entries(content: bytes) -> Iterator[tuple[bytes, bytes]]:
     _, position = wire.varint(footer, position, _FOOTER)
     num_bytes = 0
     for _, handle in _of_block(content, footer[position:]):
+        num_bytes += _ENTRY
         for key, value in _of_block(content, handle):
-            num_bytes += len(key) + len(value)
+            num_bytes += len(key) + len(value) + _ENTRY
             if num_bytes > _MOST_BYTES:
                 raise ValueError("a table that unpacks to more than it may")
             yield key, value

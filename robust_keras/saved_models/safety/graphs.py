@@ -11,6 +11,7 @@ from robust_keras.foreign_files import printable
 from robust_keras.saved_models.safety import operations, wire, xla_modules
 
 MOST_FILLED_BYTES = 4 * 2**30  # Of constants that are one value, written once.
+_MOST_DIMENSIONS = 254  # Of a tensor.
 _MOST_NESTED_BYTES = 16 * 2**20
 _KNOWN = operations.COMPUTE | operations.CHECKPOINT.keys() | operations.ASSET.keys()
 _CAMEL = re.compile(r"_*[A-Z][A-Za-z0-9]*(>\w+)?")
@@ -129,8 +130,8 @@ class _Reader:
             yield Finding("a constant of handles", where)
             return
         sizes = [dimension.size for dimension in tensor.tensor_shape.dim]
-        if tensor.tensor_shape.unknown_rank or any(size < 0 for size in sizes):
-            yield Finding(f"a constant of shape {sizes}", where)
+        if tensor.tensor_shape.unknown_rank or len(sizes) > _MOST_DIMENSIONS or any(size < 0 for size in sizes):
+            yield Finding(f"a constant of shape {sizes[:_MOST_DIMENSIONS]}", where)
         elif not tensor.tensor_content:
             before, self._filled = self._filled, self._filled + math.prod(sizes) * 8
             if before <= MOST_FILLED_BYTES < self._filled:

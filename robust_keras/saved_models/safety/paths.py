@@ -16,16 +16,17 @@ _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 _PASSED_ON = {"Identity", "StopGradient", "ShardedFilename"}
 # What a saver adds to the name of a checkpoint: '_temp/part', or one of TensorFlow 1 with a number.
 _ADDED = re.compile(rb"[\w.-]*(/[\w-]+)?")
+_MOST_STEPS = 5_000_000  # From node to node, together: some seconds.
 _MAIN = ""
 _SAVER, _ASSET = "the caller of the saver", "an asset"
 
 
 class _Body(NamedTuple):
-    """The main graph, whose name is empty, or a function: its nodes by name, its arguments and what it returns."""
+    """The main graph, whose name is empty, or a function: its nodes, and the places of its arguments, by name."""
 
     name: str
     nodes: dict[str, Any]
-    arguments: list[str]
+    arguments: dict[str, int]
 
     def where(self) -> str:
         return f"function {self.name}" if self.name else "the main graph"
@@ -41,10 +42,11 @@ class Program:
     def __init__(self, meta_graph: Any):
         graph, objects = meta_graph.graph_def, meta_graph.object_graph_def
         self._objects = objects
-        self.bodies = {_MAIN: _Body(_MAIN, {node.name: node for node in graph.node}, [])}
+        self._steps = 0
+        self.bodies = {_MAIN: _Body(_MAIN, {node.name: node for node in graph.node}, {})}
         for function in graph.library.function:
             nodes = {node.name: node for node in function.node_def}
-            arguments = [argument.name for argument in function.signature.input_arg]
+            arguments = {argument.name: k for k, argument in enumerate(function.signature.input_arg)}
             self.bodies[function.signature.name] = _Body(function.signature.name, nodes, arguments)
         self._saver = _name(meta_graph.saver_def.filename_tensor_name)
         self._assets = {_name(asset.tensor_info.name) for asset in assets(meta_graph)}
@@ -75,6 +77,7 @@ class Program:
             name = waiting.pop()
             if name in self.bodies and name not in found:
                 found.add(name)
+                self._step_on(len(self._called[name]) + len(self.bodies[name].nodes))
                 waiting |= self._called[name]
         return found
 
@@ -85,6 +88,7 @@ class Program:
             name = waiting.pop()
             if name in nodes and name not in found:
                 found[name] = nodes[name]
+                self._step_on(len(nodes[name].input))
                 waiting += [_name(each) for each in nodes[name].input]
         names = {*functions, *(function for node in found.values() for function in called(node, self.bodies))}
         inside = {node.op for name in self._reached(names) for node in self.bodies[name].nodes.values()}
@@ -111,10 +115,11 @@ class Program:
         if name == _MAIN and tensor and tensor in (self._saver, *self._assets):
             return {_SAVER if tensor == self._saver else _ASSET}, []
         if tensor in body.arguments and name != _MAIN:
-            return self._of_argument(body, body.arguments.index(tensor))
+            return self._of_argument(body, body.arguments[tensor])
         node = body.nodes.get(tensor)
         if node is None:
             return {"nowhere"}, []
+        self._step_on(len(node.input))
         inputs = [each for each in node.input if not each.startswith("^")]
         if node.op in _PASSED_ON:
             return set(), [(name, each) for each in inputs[:1]]
@@ -133,14 +138,23 @@ class Program:
             return {"a constant"}, []
         return {f"what {node.op} gives"}, []
 
+    def _step_on(self, number: int) -> None:
+        self._steps += number + 1
+        if self._steps > _MOST_STEPS:
+            raise ValueError("Expected a program whose paths can be followed. Received: one with too many ways")
+
     def _is_model(self, body: _Body, node: Any) -> bool:
         """Whether it is what savers of TensorFlow 1 are given where nobody says a name."""
-        default = body.nodes.get(_name(_given(node, 0)))
-        return default is not None and default.op == "Const" and default.attr["value"].tensor.string_val == [b"model"]
+        for _ in range(2):  # Its default may have one itself.
+            node = body.nodes.get(_name(_given(node, 0)))
+            if node is None or node.op != "PlaceholderWithDefault":
+                break
+        return node is not None and node.op == "Const" and node.attr["value"].tensor.string_val == [b"model"]
 
     def _of_variable(self, body: _Body, handle: str) -> tuple[set[str], list[tuple[str, str]]]:
         """What is assigned to a variable of the main graph, as the paths of assets are."""
         found, more = set(), []
+        self._step_on(sum(len(node.input) for node in body.nodes.values()))
         for node in body.nodes.values():
             given = [_name(each) for each in node.input]
             if handle in given and node.op == "AssignVariableOp" and given[0] == handle:
@@ -154,6 +168,7 @@ class Program:
         if body.name in self._is_called_by_gradients:
             found.add("a gradient's input")
         for caller, node, is_plain in self._callers[body.name]:
+            self._step_on(len(node.input))
             if is_plain:
                 more.append((caller.name, _given(node, k)))
             else:
@@ -177,6 +192,7 @@ class Program:
             if tensor in seen:
                 continue
             seen.add(tensor)
+            self._step_on(len(node.input))
             if node.op in ("Select", "SelectV2"):
                 waiting += [_name(each) for each in node.input[1:3]]
             elif node.op != "Const" or not all(map(_ADDED.fullmatch, node.attr["value"].tensor.string_val)):

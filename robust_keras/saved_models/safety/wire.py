@@ -99,7 +99,7 @@ def _check(content: bytes, descriptor: Any, most: int) -> None:
         for number, kind, value, after in fields(content, start, end):
             field = known.get(number)
             inner = field.message_type if field is not None and kind == 2 else None
-            if inner is not None and not field.is_repeated:
+            if inner is not None and field.has_presence:  # Neither repeated nor a map.
                 if number in seen:
                     raise ValueError(f"{of.name}.{field.name} twice")
                 seen.add(number)

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from robust_keras.commands import inspect_model
 from robust_keras.saved_models import load, safety
-from robust_keras.saved_models.safety import inspection, operations, saved_model, wire, xla_modules
+from robust_keras.saved_models.safety import inspection, operations, paths, saved_model, wire, xla_modules
 from tests.saved_models.safety import hostile_models
 
 pytestmark = pytest.mark.oldest
@@ -248,6 +248,7 @@ def test_models_of_tensorflow_1(tmp_path):
         x = v1.placeholder(tf.float32, (None, 4, 4, 3))
         y = tf.reshape(x, (-1, 48)) @ v1.get_variable("w", (48, 3))
         session.run(v1.global_variables_initializer())
+        v1.train.Saver()  # One that nobody uses, as many of that time have.
         builder = v1.saved_model.Builder(str(tmp_path / "model"))
         signature = v1.saved_model.predict_signature_def({"x": x}, {"logits": y})
         signatures = {"serving_default": signature}
@@ -256,8 +257,8 @@ def test_models_of_tensorflow_1(tmp_path):
     assert load.load_logits_fn(tmp_path / "model")(tf.ones((2, 4, 4, 3))).shape == (2, 3)
 
     def restore_reads(meta_graph):
-        meta_graph.graph_def.node.add(name="evil", op="ReadFile", input=["save/Const"])
-        next(n for n in meta_graph.graph_def.node if n.name == "save/restore_all").input.append("^evil")
+        meta_graph.graph_def.node.add(name="evil", op="ReadFile", input=["save_1/Const"])
+        next(n for n in meta_graph.graph_def.node if n.name == "save_1/restore_all").input.append("^evil")
 
     assert "ReadFile in the main graph" in refusal(changed(tmp_path / "model", restore_reads))
 
@@ -328,6 +329,11 @@ def test_models_are_loaded_in_one_place():
         "opening.py": {"tf.saved_model.load", "keras.models.load_model"}
     }
     assert calls_of_loaders("keras.layers.TFSMLayer('m')\ntf.compat.v1.saved_model.loader.load(s)")
+
+
+def test_a_program_that_takes_long_to_follow(monkeypatch, copy):
+    monkeypatch.setattr(paths, "_MOST_STEPS", 10)
+    assert "whose paths can be followed. Received: one with too many ways" in refusal(copy)
 
 
 def test_the_program_is_read_as_it_was_written(honest):

@@ -1,0 +1,33 @@
+"""The images of a finished evaluation, loaded again."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+
+def loader(
+    *, data_dir: str | None = None, cache_dir: str | None = None
+) -> Callable[[dict[str, Any]], tuple[np.ndarray, np.ndarray]]:
+    """A function of the `dataset` in results.json that returns its images and labels, see `evaluation.examples.first`.
+
+    It raises ValueError where they are others than those that were evaluated.
+
+    Args:
+        data_dir: see `data.sources.load`, like `cache_dir`.
+    """
+
+    def load(dataset: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        from robust_keras.data import sources
+        from robust_keras.evaluation import examples
+
+        named = {name: value for name, value in dataset.items() if name not in ("num_examples", "sha256")}
+        source = sources.load(**named, data_dir=data_dir, cache_dir=cache_dir)
+        images, labels = examples.first(source, dataset["num_examples"])
+        if dataset.get("sha256") not in (None, digest := examples.digest(images, labels)):
+            raise ValueError(
+                f"Expected the images that were evaluated, of the digest {dataset['sha256']}. Received: {digest}"
+            )
+        return images, labels
+
+    return load
