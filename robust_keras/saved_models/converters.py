@@ -110,6 +110,8 @@ def _difference(network: keras.Model, logits_fn: Callable[[np.ndarray], np.ndarr
 
 
 def _written(content: bytes, path: str | os.PathLike, difference: float) -> float:
+    if folder := os.path.dirname(path):
+        gfile.makedirs(folder)
     with gfile.GFile(path, "wb") as file:
         file.write(content)
     return difference
