@@ -39,6 +39,7 @@ COMMANDS = (
     "evaluate",
     "export",
     "export_program",
+    "import_checkpoint",
     "report",
     "reproduce",
     "pseudo_label",
