@@ -130,6 +130,14 @@ def as_code(text: object, *, most: int = 200) -> str:
     return f"`{shown or ' '}`"
 
 
+def table_cell(text: object) -> str:
+    """Text of a file as a cell of a Markdown table: it ends no cell, and is no HTML and no link."""
+    shown = printable(text)
+    for mark, written in (("|", "\\|"), ("<", "&lt;"), ("](", "]\\(")):
+        shown = shown.replace(mark, written)
+    return shown
+
+
 def _is_plain(character: str) -> bool:
     return character == " " or unicodedata.category(character)[0] not in "CZ"
 

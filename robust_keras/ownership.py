@@ -94,12 +94,12 @@ def claim(
     # The beginning of the same text, or nothing, is what an interrupted write left behind.
     if not text.startswith(saved):
         try:
-            saved_identity = storage.as_object(parse(saved), path)
-        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            different = (compare or differences)(storage.as_object(parse(saved), path), identity)
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             raise ValueError(
                 f"Expected to read in {path} what its folder is of. Received: {storage.why(error)}"
             ) from error
-        if different := (compare or differences)(saved_identity, identity):
+        if different:
             shown = [*different[:_SHOWN], *([f"and {len(different) - _SHOWN} more"] if different[_SHOWN:] else [])]
             raise ValueError(
                 f"Expected a folder of {what}, or a new one. Received: {posixpath.dirname(path)} of another, with "
@@ -300,7 +300,8 @@ def _try_to_lock(file) -> bool | None:
 def _read(path: str) -> _Holder | None:
     """Who holds the lock of a file; None where it does not say, as while it is written."""
     with contextlib.suppress(ValueError, TypeError, OSError, tf.errors.OpError):
-        return _Holder(**json.loads(storage.read_text(path)))
+        holder = _Holder(**(storage.read_object(path) or {}))
+        return holder if isinstance(holder.pid, int) else None
     return None
 
 

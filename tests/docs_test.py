@@ -39,6 +39,7 @@ COMMANDS = (
     "evaluate",
     "export",
     "export_program",
+    "import_checkpoint",
     "report",
     "reproduce",
     "pseudo_label",
@@ -135,7 +136,8 @@ def test_commands_are_understood(page, script, arguments):
     if script == "benchmark":
         script, *arguments = f"benchmark {arguments[0]}", *arguments[1:]
     values = flag_values(script)
-    assert values([script, *arguments]) == [script]
+    plain = values([script, *arguments])[1:]
+    assert len(plain) == (1 if script == "inspect_model" else 0)
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,13 @@ def test_removal_stays_in_the_folder(tmp_path):
     assert kept(outside) == {"private": b"private"}
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "best"])
+def test_a_link_shows_before_a_run_begins(tmp_path, name):
+    (tmp_path / name).symlink_to(tmp_path)
+    with ownership.lock(tmp_path, what="a run"), pytest.raises(ValueError, match=f"{name}, a symbolic link"):
+        checkpoints.Snapshots(tmp_path, {}, 2).newest()
+
+
 def test_the_folder_that_is_typed_may_be_a_link(tmp_path):
     (tmp_path / "there").mkdir()
     (tmp_path / "typed").symlink_to(tmp_path / "there")
@@ -168,6 +175,17 @@ def test_json_that_cannot_be_read_is_one_line(tmp_path, text):
     with pytest.raises(ValueError, match="in .*some.json. Received: ") as error:
         storage.read_object(tmp_path / "some.json")
     assert len(str(error.value).splitlines()) == 1 and len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("depth", [600, 100_000])
+def test_an_identity_of_many_levels_is_one_line(tmp_path, depth):
+    path = tmp_path / "identity.json"
+    path.write_text('{"a":' * depth + "1" + "}" * depth)
+    with pytest.raises(ValueError, match="Received: ") as error:
+        ownership.claim(path, {"a": 1}, what="this run")
+    assert len(str(error.value).splitlines()) == 1
+    (tmp_path / "in_use.json").write_text(path.read_text())
+    locked(tmp_path)  # Nobody holds it.
 
 
 def test_text_of_a_file_stays_as_it_is(tmp_path):

@@ -154,6 +154,7 @@ def _digest(load_images, num_examples: int | None) -> str:
 
 
 def _evaluate(evaluate, of: "folder.Folder", subject: dict, load_images, within, writes: bool) -> dict[str, Any]:
+    from robust_keras.commands import model_cards
     from robust_keras.evaluation import folder
     from robust_keras.evaluation import results as evaluation
     from robust_keras.saved_models import export, load
@@ -176,6 +177,8 @@ def _evaluate(evaluate, of: "folder.Folder", subject: dict, load_images, within,
     if writes:
         folder.finish(of, results, examples)
         print(evaluation.summary(results))
+        if line := model_cards.published(path):
+            print(line)
         print(f"Results: {of.results}")
     return results
 

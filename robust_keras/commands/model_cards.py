@@ -6,6 +6,7 @@ from typing import Any
 
 from robust_keras import storage, threats
 from robust_keras.commands import gin_text
+from robust_keras.foreign_files import printable
 from robust_keras.saved_models import opening
 
 _CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -51,6 +52,21 @@ def another_threat(saved_model: str, threat: threats.Threat) -> str | None:
         f"The model's card is for {stated.norm} {stated.epsilon_fraction}; the attacks here are of {threat.norm} "
         f"{threat.epsilon_fraction}, as NORM and EPSILON say"
     )
+
+
+def published(saved_model: str) -> str | None:
+    """A line for people where a model's card says which accuracies were published of it.
+
+    Args:
+        saved_model: the path of a model, with or without a card.
+    """
+    try:
+        stated = (storage.read_object(posixpath.join(saved_model, opening.CARD)) or {})["published"]
+        clean, robust = (100 * float(stated[f"{kind}_accuracy"]) for kind in ("clean", "robust"))
+        within = f"{stated['attacks']}, {stated['norm']} {stated['epsilon']}, {int(stated['num_examples']):,} images"
+        return printable(f"Published, {stated['paper']}: clean {clean:.2f} %, robust {robust:.2f} % ({within})")
+    except (ValueError, TypeError, KeyError, OverflowError):  # Of none, or other tools' cards.
+        return None
 
 
 def _stated_threat(path: str) -> threats.Threat | None:

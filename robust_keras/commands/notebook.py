@@ -253,7 +253,7 @@ def _metrics(workdir: str) -> str:
     path = posixpath.join(workdir, "metrics.csv")
     try:
         if "://" not in workdir:  # TensorFlow, which takes seconds to import, is not needed here.
-            return pathlib.Path(path).read_text(encoding="utf-8")
+            return pathlib.Path(path).read_text(encoding="utf-8") if pathlib.Path(path).is_file() else ""
         from robust_keras import storage
 
         return storage.read_text(path)

@@ -124,8 +124,10 @@ def _claim(workdir: str, config: str) -> None:
 def _saved_classifier(saved_model: str, reading: dict[str, Any]) -> Callable:
     """The `classifier` of `label_pool` for one in a file."""
     from robust_keras.saved_models import load as loading
+    from robust_keras.saved_models import opening
 
     sha256 = loading.fingerprint(saved_model)
+    opening.check(saved_model)
 
     def classifier(image_shape):
 

@@ -9,6 +9,7 @@ With several seeds on both sides, in the same order, the intervals speak of othe
 
 from robust_keras.commands import launcher  # isort: skip  Before TensorFlow is imported.
 
+import posixpath
 from collections.abc import Sequence
 
 from absl import flags
@@ -24,10 +25,13 @@ def run(*, workdirs: Sequence[str], baselines: Sequence[str] = ()) -> None:
     Raises:
         ValueError: for a folder without a finished evaluation, or baselines on other images.
     """
+    from robust_keras import foreign_files
     from robust_keras.evaluation import comparison, report
 
     compared = report.compare_evaluations(workdirs, baselines) if baselines else {}
     print(report.table(report.read_results([*workdirs, *baselines])))
+    files = ", ".join(dict.fromkeys(posixpath.join(folder, "results.json") for folder in [*workdirs, *baselines]))
+    print(f"Read from {foreign_files.printable(files, most=4000)}; nothing was measured now.")
     at_chance = report.at_chance([*workdirs, *baselines]) if baselines else []
     for name, found in compared.items():
         told = comparison.summary(found)

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from robust_keras import array_files, own_folders, ownership, storage
 from robust_keras.evaluation import report
+from robust_keras.evaluation import results as evaluation
 
 
 class Folder(NamedTuple):
@@ -69,6 +70,10 @@ def finished(
     if results is None:
         return None
     report.read_results([folder.workdir])  # They are whole.
+    try:
+        evaluation.summary(results)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"Expected the results of an evaluation in {folder.results}. Received: others") from error
     if writes and tf.io.gfile.exists(folder.subject):  # Interrupted after its last line but one.
         own_folders.remove_folder(folder.state)
     return results

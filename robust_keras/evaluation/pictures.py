@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from robust_keras import bounds as pixel_bounds
 from robust_keras import losses, threats
 from robust_keras.evaluation import data_forms, verification
+from robust_keras.foreign_files import printable
 from robust_keras.models import any_network
 from robust_keras.saved_models import load
 
@@ -135,10 +136,12 @@ def chart(results: dict[str, Any]) -> Figure:
     low, high = results["confidence_interval_95"]
     reach = [[max(shares[-1] - 100 * low, 0.0)], [max(100 * high - shares[-1], 0.0)]]
     axes.errorbar(len(names) - 1, shares[-1], reach, fmt="none", color="black", capsize=4)
-    axes.set_xticks(range(len(names)), ["clean", *(f"after\n{name}" for name in names[1:])])
+    shown = ["clean", *(f"after\n{printable(name)}" for name in names[1:])]
+    axes.set_xticks(range(len(names)), shown, parse_math=False)
     axes.set_ylim(0, 105)
     axes.set_ylabel("right, %")
-    axes.set_title(f"{results['num_examples']} images, {results['norm']} {results['epsilon_fraction']}", fontsize=10)
+    title = f"{results['num_examples']} images, {results['norm']} {results['epsilon_fraction']}"
+    axes.set_title(printable(title), fontsize=10, parse_math=False)
     return figure
 
 
@@ -164,7 +167,7 @@ def _drawn(
         )
     clean_logits, logits = _logits(logits_fn, images), _logits(logits_fn, adversarial)
     losses.check_labels(labels, logits.shape[-1])
-    names = [str(k) for k in range(logits.shape[-1])] if class_names is None else [str(name) for name in class_names]
+    names = [printable(name) for name in (range(logits.shape[-1]) if class_names is None else class_names)]
     if len(names) != logits.shape[-1]:
         raise ValueError(f"Expected a name for each of {logits.shape[-1]} classes. Received: {len(names)}")
     true = losses.as_labels(labels).numpy()
@@ -205,5 +208,6 @@ def _laid_out(rows: dict[str, tuple[np.ndarray, np.ndarray | None]], true: np.nd
             if predicted is not None:
                 lines = [f"true: {names[label]}"] * (row == 0) + [f"predicted: {names[predicted[k]]}"]
                 title = "\n".join(textwrap.fill(line, 20) for line in lines)
-                each.set_title(title, fontsize=8, color="black" if predicted[k] == label else _WRONG)
+                color = "black" if predicted[k] == label else _WRONG
+                each.set_title(title, fontsize=8, color=color, parse_math=False)
     return figure

@@ -9,6 +9,7 @@ from robust_keras.evaluation import gradient_masking, warnings
 from robust_keras.evaluation.examples import Examples
 from robust_keras.evaluation.plan import Plan
 from robust_keras.evaluation.saved_state import Verdicts
+from robust_keras.foreign_files import printable
 from robust_keras.models import outputs
 
 if TYPE_CHECKING:
@@ -208,7 +209,7 @@ def summary(results: dict[str, Any]) -> str:
     )
     named = _named(results)
     lines += [f"warning: {name}{f' ({named[name]})' if named.get(name) else ''}" for name in results["warnings"]]
-    return "\n".join(lines)
+    return "\n".join(printable(line, most=1000) for line in lines)
 
 
 def _named(results):

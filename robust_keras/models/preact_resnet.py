@@ -34,6 +34,7 @@ def preact_resnet(
     std: Sequence[float] = (1.0, 1.0, 1.0),
     input_shape: tuple[int, int, int] = (32, 32, 3),
     statistics_group_size: int | None = None,
+    padding: int = 0,
 ) -> keras.Model:
     """PreActResNet-18, -34 or -50 with the stem for small images, one 3 x 3 convolution of stride 1.
 
@@ -54,6 +55,7 @@ def preact_resnet(
         std: per channel, by which pixels are divided.
         input_shape: of one image, (height, width, channels).
         statistics_group_size: examples over which `BatchNorm` takes its statistics; None for the replica's batch.
+        padding: black pixels around the images.
 
     Returns:
         A functional `keras.Model`: images `[batch, *input_shape]` in [0, 1] to float32 logits `[batch, num_classes]`.
@@ -65,7 +67,7 @@ def preact_resnet(
         raise ValueError(f"Expected a depth out of {', '.join(map(str, _KINDS))}. Received: {depth!r}")
     check(num_classes, mean, std, input_shape)
     kind, normalize = _KINDS[depth], functools.partial(norm_act, activation, statistics_group_size)
-    images, x = normalized_images(input_shape, mean, std)
+    images, x = normalized_images(input_shape, mean, std, padding)
     x = convolution(_GROUP_WIDTHS[0], 3, 1, "conv_2d", dtype="float32")(x)
     for group, (width, num_blocks) in enumerate(zip(_GROUP_WIDTHS, kind.num_blocks)):
         for block in range(num_blocks):

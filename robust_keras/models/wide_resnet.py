@@ -23,6 +23,8 @@ def wide_resnet(
     std: Sequence[float] = (1.0, 1.0, 1.0),
     input_shape: tuple[int, int, int] = (32, 32, 3),
     statistics_group_size: int | None = None,
+    padding: int = 0,
+    projects_equal_widths: bool = True,
 ) -> keras.Model:
     """A pre-activation Wide ResNet, WRN-depth-width.
 
@@ -42,6 +44,9 @@ def wide_resnet(
         std: per channel, by which pixels are divided.
         input_shape: of one image, (height, width, channels).
         statistics_group_size: examples over which `BatchNorm` takes its statistics; None for the replica's batch.
+        padding: black pixels around the images, as the paper's networks have 2 around those of MNIST.
+        projects_equal_widths: whether the first block of the first group projects its shortcut at width 1 too, where
+            both ends have 16 channels. The authors' JAX code does, their PyTorch port does not.
 
     Returns:
         A functional `keras.Model`: images `[batch, *input_shape]` in [0, 1] to float32 logits `[batch, num_classes]`.
@@ -51,13 +56,14 @@ def wide_resnet(
     """
     _check(depth, width)
     check(num_classes, mean, std, input_shape)
-    images, x = normalized_images(input_shape, mean, std)
+    images, x = normalized_images(input_shape, mean, std, padding)
     x = convolution(16, 3, 1, "init_conv", dtype="float32")(x)
     normalize = functools.partial(norm_act, activation, statistics_group_size)
     for group, base_width in enumerate(_GROUP_WIDTHS):
         for block in range((depth - 4) // 6):
             stride = 2 if group > 0 and block == 0 else 1
-            x = _block(x, base_width * width, stride, normalize, f"layer.{group}.block.{block}", projects=block == 0)
+            projects = block == 0 and (projects_equal_widths or x.shape[-1] != base_width * width)
+            x = _block(x, base_width * width, stride, normalize, f"layer.{group}.block.{block}", projects=projects)
     return keras.Model(images, classifier(normalize(x, "batchnorm"), num_classes), name=f"wide_resnet_{depth}_{width}")
 
 
@@ -76,14 +82,21 @@ def check(num_classes: int, mean: Sequence[float], std: Sequence[float], input_s
         raise ValueError(f"Expected one mean and std for each of {input_shape[-1]} channels. Received: {mean}, {std}")
 
 
-def normalized_images(input_shape: Sequence[int], mean: Sequence[float], std: Sequence[float]) -> tuple[Any, Any]:
-    """A network's input, images in [0, 1], and the same with `mean` taken off and divided by `std`, in float32."""
-    images = keras.Input(input_shape, name="image")
+def normalized_images(
+    input_shape: Sequence[int], mean: Sequence[float], std: Sequence[float], padding: int = 0
+) -> tuple[Any, Any]:
+    """A network's input, images in [0, 1], and the same with `mean` taken off and divided by `std`, in float32.
+
+    With `padding`, so many black pixels are put around the images before that.
+    """
+    images = x = keras.Input(input_shape, name="image")
+    if padding:
+        x = keras.layers.ZeroPadding2D(padding, dtype="float32", name="padding")(x)
     # Keras' Normalization takes the variance.
     normalize = keras.layers.Normalization(
         mean=mean, variance=[s**2 for s in std], dtype="float32", name="normalization"
     )
-    return images, normalize(images)
+    return images, normalize(x)
 
 
 def norm_act(activation: str, statistics_group_size: int | None, x: Any, name: str) -> Any:

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from robust_keras import own_folders
 from robust_keras.saved_models import signatures
 
 gfile = tf.io.gfile
@@ -110,7 +111,9 @@ def _difference(network: keras.Model, logits_fn: Callable[[np.ndarray], np.ndarr
 
 
 def _written(content: bytes, path: str | os.PathLike, difference: float) -> float:
-    with gfile.GFile(path, "wb") as file:
+    if folder := os.path.dirname(path):
+        own_folders.make(folder)
+    with own_folders.open_file(path, "wb") as file:
         file.write(content)
     return difference
 

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 import robust_keras
-from robust_keras import ownership, storage
+from robust_keras import own_folders, ownership, storage
 from robust_keras.models import weights as named_weights
 from robust_keras.saved_models import cards, claims, measured, signatures
 from robust_keras.saved_models.opening import CARD, UNFINISHED, network_of
@@ -65,12 +65,14 @@ def export(
         storage.write_text(unfinished_path, "This export is under way, or was interrupted.\n")
         for name in ("variables", "assets", "claims"):  # Of an interrupted one.
             if gfile.isdir(posixpath.join(directory, name)):
-                gfile.rmtree(posixpath.join(directory, name))
+                own_folders.remove_folder(posixpath.join(directory, name))
+        for name in gfile.listdir(directory):
+            own_folders.check(posixpath.join(directory, name))  # TensorFlow would write through a link.
         _write_saved_model(network, directory, gradient)
         storage.write_json(posixpath.join(directory, CARD), described)
         storage.write_text(posixpath.join(directory, "MODEL_CARD.md"), cards.readable(described))
         claims.attach(directory, evaluation=evaluation, load_images=load_images)
-        gfile.remove(unfinished_path)
+        own_folders.remove(unfinished_path)
 
 
 def export_keras(network: keras.Model, path: str) -> None:
@@ -81,6 +83,7 @@ def export_keras(network: keras.Model, path: str) -> None:
     """
     if gfile.exists(path):
         raise ValueError(f"Expected a new file. Received: {path}")
+    own_folders.check(path)
     network.save(path)
 
 

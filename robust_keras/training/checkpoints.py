@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from robust_keras import storage
+from robust_keras import own_folders, storage
 from robust_keras.engines import replicas
 
 
@@ -34,8 +34,11 @@ class Snapshots:
         """The newest intact snapshot, or None for a new run.
 
         Raises:
-            ValueError: where other processes see another one, or there are snapshots and none is intact.
+            ValueError: where other processes see another one, or there are snapshots and none is intact; for links in
+                the place of the folders, which then could not be written.
         """
+        own_folders.check(self.path, typed=True)
+        own_folders.check(self.best_path, typed=True)
         snapshot = storage.read_newest(self.path)
         if snapshot is None and (damaged := storage.steps(self.path)):
             raise ValueError(

@@ -48,8 +48,14 @@ class MetricsLog:
         self.rows: list[dict] = []
 
     def begin(self, rows: Sequence[dict]) -> None:
-        """Replaces metrics.csv by the rows that a snapshot holds."""
+        """Replaces metrics.csv by the rows that a snapshot holds.
+
+        Raises:
+            ValueError: for what is no number, or of no column: a spreadsheet would run a formula.
+        """
         self.rows = list(rows)
+        if not all(name in METRICS and isinstance(value, (int, float)) for row in rows for name, value in row.items()):
+            raise ValueError(f"Expected numbers of {', '.join(METRICS)} in a snapshot. Received: something else")
         if not self._is_writer:
             return
         own_folders.make(posixpath.dirname(self._path))

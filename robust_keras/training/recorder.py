@@ -5,6 +5,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import keras
 import numpy as np
@@ -75,11 +76,12 @@ class RunRecorder(keras.callbacks.Callback):
             self._log.begin([])
             return 0
         state, best = _told_apart(snapshot.arrays)
+        info = _checked(snapshot, self._snapshots.path)
         self._state.restore(state, self._snapshots.path)
-        self._best.begin(snapshot.info["best"], snapshot.info["last_validation"], best)
-        self._unfinished = snapshot.info.get("unfinished")
+        self._best.begin(info["best"], info["last_validation"], best)
+        self._unfinished = info.get("unfinished")
         self._start_step = snapshot.step
-        self._log.begin(snapshot.info["rows"])
+        self._log.begin(info["rows"])
         if self._is_writer:
             kept = storage.read_newest(self._snapshots.best_path)
             if self._best.best and (kept is None or kept.step != self._best.best["step"]):
@@ -233,3 +235,26 @@ def _told_apart(arrays):
     """The arrays of a snapshot: (the run's state, the best weights), each by name."""
     best = {name.removeprefix("best/"): array for name, array in arrays.items() if name.startswith("best/")}
     return {name: array for name, array in arrays.items() if not name.startswith("best/")}, best
+
+
+def _checked(snapshot: storage.Snapshot, directory: str) -> dict[str, Any]:
+    """What a snapshot knows of its run, where that is of the right kinds.
+
+    Raises:
+        ValueError: where it is not.
+    """
+    info = snapshot.info
+
+    def is_validation(value):
+        metrics = value.get("metrics") if isinstance(value, dict) else None
+        is_whole = isinstance(metrics, dict) and isinstance(value.get("step"), int)
+        return value is None or (is_whole and all(isinstance(each, (int, float)) for each in metrics.values()))
+
+    rows = info.get("rows")
+    are_rows = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+    unfinished = info.get("unfinished")
+    are_logs = unfinished is None or (isinstance(unfinished, dict) and isinstance(unfinished.get("logs"), dict))
+    whole = {"best", "last_validation"} <= info.keys() and are_rows and are_logs
+    if not whole or not is_validation(info["best"]) or not is_validation(info["last_validation"]):
+        raise ValueError(f"Expected the snapshots of a run in {directory}. Received: something else, {snapshot.step}")
+    return info

@@ -109,6 +109,11 @@ FORGERIES = {
     ),
     "interval": (change(confidence_interval_95=[0.9, 0.99]), "confidence_interval_95"),
     "number of images": (change(num_examples=10_000), "num_examples = 10000"),
+    "nothing to tell": (
+        lambda results, arrays: results.pop("warnings"),
+        "results of an evaluation in .*Received: others",
+    ),
+    "no words": (change(warnings=7), "results of an evaluation in .*Received: others"),
     "no places": (lambda results, arrays: arrays.pop("index"), "examples of an evaluation in .*none named index"),
     "other labels": (array("label", np.zeros(24, np.int64)), "of another label, place, or attack"),
     "fewer": (array("robust", np.ones(3, bool)), r"examples of this evaluation in .*robust, bool \(3,\)"),

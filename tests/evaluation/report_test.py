@@ -1,11 +1,13 @@
+import io
 import json
 
 import numpy as np
 import pytest
 
 from robust_keras.commands import report
-from robust_keras.evaluation import comparison
+from robust_keras.evaluation import comparison, pictures
 from robust_keras.evaluation import report as reporting
+from robust_keras.evaluation import results as evaluation
 
 FIRST = {
     "num_examples": 1000,
@@ -145,3 +147,34 @@ def test_nothing_is_told_of_a_model_at_chance(monkeypatch, capsys, tmp_path):
     said = capsys.readouterr().out
     assert f"robust: no difference can be told: at chance on clean images {others[0]}\n" in said
     assert "clean: +56.3 points" in said
+
+
+# Text of files that somebody else wrote.
+
+_HARM = "a|b\n<img src=x onerror=alert(1)>\x1b]0;title\x07 [link](javascript:x) \N{RIGHT-TO-LEFT OVERRIDE} $\\frac{$"
+
+
+@pytest.mark.parametrize("text", [_HARM, "|" * 500, "\r", "\N{LINE SEPARATOR}", "\x00", "\ud800"])
+def test_a_table_holds_text_as_text(text):
+    table = reporting.markdown([["model", "attacks"], [text, "pgd"]])
+    assert len(table.splitlines()) == 3 and all(line.isprintable() for line in table.splitlines())
+    assert "<" not in table and "](" not in table
+    header, _, row = table.splitlines()
+    assert row.replace("\\|", "").count("|") == header.count("|") == 3
+
+
+def test_a_summary_and_a_picture_hold_names_as_text():
+    results = {
+        "num_examples": 3,
+        "norm": f"Linf{_HARM}",
+        "epsilon_fraction": "$8/255",
+        "clean_accuracy": 1.0,
+        "robust_accuracy": 0.5,
+        "robust_accuracy_after": [{"attack": _HARM, "robust_accuracy": 0.5}],
+        "confidence_interval_95": [0.1, 0.9],
+        "attacks": [{"name": _HARM}],
+        "warnings": ["\x1b[2J"],
+    }
+    lines = evaluation.summary(results).split("\n")
+    assert len(lines) == 5 and all(line.isprintable() for line in lines)
+    pictures.chart(results).savefig(io.BytesIO())  # matplotlib would take what is between dollars for a formula.

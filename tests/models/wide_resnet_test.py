@@ -190,6 +190,31 @@ def test_grey_images():
     assert model(tf.zeros((2, 8, 8, 1))).shape == (2, 5)
 
 
+def test_padding_is_black_and_comes_before_the_normalisation():
+    inside = tiny(padding=2, mean=(0.5,) * 3, std=(0.5,) * 3)
+    outside = tiny(input_shape=(12, 12, 3), mean=(0.5,) * 3, std=(0.5,) * 3)
+    for network in (inside, outside):
+        randomize(network)
+    x = images()
+    padded = np.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    np.testing.assert_allclose(inside(x), outside(padded), rtol=1e-6)
+    assert np.abs(inside(x) - tiny(padding=0)(x)).max() > 0.01
+
+
+def test_a_shortcut_of_equal_widths_need_not_be_projected():
+    randomize(plain := tiny(projects_equal_widths=False))
+    randomize(projected := tiny())
+    first = "layer.0.block.0"
+    assert f"{first}.shortcut" not in [layer.name for layer in plain.layers]
+    assert f"{first}.shortcut" in [layer.name for layer in projected.layers]
+    # It is then what the block is given, before its normalisation.
+    layers = [plain.get_layer(name).output for name in (f"{first}.add", f"{first}.conv_1", "init_conv")]
+    total, convolved, given = keras.Model(plain.input, layers)(images())
+    np.testing.assert_allclose(total, convolved + given, rtol=1e-6)
+    wider = [tiny(width=2, projects_equal_widths=projects) for projects in (True, False)]
+    assert [w.path for w in wider[0].weights] == [w.path for w in wider[1].weights]
+
+
 def test_statistics_group_size_reaches_the_layers():
     model = tiny(statistics_group_size=2)
     randomize(model)

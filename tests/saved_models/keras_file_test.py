@@ -418,6 +418,8 @@ def wide(config):
 
 
 def with_a_metric(config):
+    layer("Sequential", "keras", {"layers": []})(config)
+    del config["config"]["layers"][1]["build_config"]
     compiled(optimizer="sgd", loss="mse", metrics=[named("MeanIoU", "keras.metrics", {"num_classes": 4096})])(config)
 
 
@@ -431,6 +433,31 @@ def test_weights_that_the_file_does_not_hold(tmp_path):
         opening.load_keras(str(path))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
     assert L.Layer.add_weight is add_weight
+
+
+def test_constants_that_a_layer_makes(tmp_path):
+    """A mean that is given is repeated over the axes: of a few bytes, 2 ** 28 numbers."""
+    config = json.loads(good()["config.json"])
+    layers = config["config"]["layers"]
+    shape = [None, 1 << 14, 1 << 14]
+    layers[0]["config"]["batch_shape"] = shape
+    layers[1] |= named("Normalization", config={"axis": [1, 2], "mean": 0.0, "variance": 1.0})
+    layers[1]["build_config"] = {"input_shape": shape}
+    layers[1]["inbound_nodes"][0]["args"][0]["config"]["shape"] = shape
+    path = tmp_path / "some.keras"
+    path.write_bytes(packed({**good(), "config.json": json.dumps(config)}))
+    keras_file.check(str(path))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=r"d with one of shape \(16384, 16384\)"):
+        opening.load_keras(str(path))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
+
+
+def test_metrics_of_a_layer_count_too(tmp_path):
+    path = tmp_path / "some.keras"
+    path.write_bytes(with_architecture(with_a_metric))
+    with pytest.raises(ValueError, match=r"one of shape \(4096, 4096\)"):
+        opening.load_keras(str(path))
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from robust_keras.data.readers import archives, pickles, pictures, shards, tfds_sets, tfrecords
+from robust_keras import pickles
+from robust_keras.data.readers import archives, pictures, shards, tfds_sets, tfrecords
 from robust_keras.data.readers.mapped import MappedImages, Part, local_path
 from robust_keras.data.readers.published import HOW_TO_LABEL
 

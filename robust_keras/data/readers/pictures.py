@@ -206,18 +206,19 @@ def decoded(block: tf.Tensor, shape: tuple, read: Callable = tf.identity, resize
     Resized images are of any size; the middle square of each, in colour, is resized bilinearly, with antialiasing.
     """
 
+    if read is not tf.identity:
+        block = tf.map_fn(read, block)
+
     def decoded_if_it_fits(data):
-        data = read(data)
         start = tf.strings.substr(data, 0, 2)
         is_known = tf.reduce_any(start == [signature[:2] for signature in _SIGNATURES])
         is_deep = (start == PNG[:2]) & (tf.strings.substr(data, 24, 1) == b"\x10")
         with tf.control_dependencies([tf.debugging.Assert(is_known & ~is_deep, [is_deep])]):
-            data = checked(data)
             return (
                 _resized_middle(_decoded_one(data, 3), shape) if resized else tf.ensure_shape(_decoded_one(data), shape)
             )
 
-    return tf.map_fn(decoded_if_it_fits, block, fn_output_signature=tf.TensorSpec(shape, tf.uint8))
+    return tf.map_fn(decoded_if_it_fits, checked(block), fn_output_signature=tf.TensorSpec(shape, tf.uint8))
 
 
 def _resized_middle(image, shape):
@@ -249,7 +250,7 @@ def decoded_or_refused(data: bytes, shape: tuple | None, where: str, resized: bo
     if data.startswith(PNG) and data[24:25] == b"\x10":
         raise ValueError(f"Expected an image of 8 bits a channel in {where}. Received: 16 bits")
     try:
-        if (pixels := num_pixels(tf.constant(data)).numpy()) > MOST_PIXELS:
+        if (pixels := num_pixels(tf.constant([data])).numpy()[0]) > MOST_PIXELS:
             raise ValueError(
                 f"Expected an image of at most {MOST_PIXELS:,} pixels in {where}. Received: {pixels:,.0f} by its header"
             )

@@ -135,7 +135,7 @@ def blocks(
 
     def taken(example):
         data = example["image"]
-        return data if decode else feature.decode_example(picture_headers.checked(data)), example["label"]
+        return data if decode else feature.decode_example(picture_headers.checked(data[None])[0]), example["label"]
 
     try:
         for path in found.files:

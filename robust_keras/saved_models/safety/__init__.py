@@ -27,7 +27,12 @@ def check(path: str | os.PathLike, *, trusted: bool = False) -> None:
         ValueError: naming the operation, class or file that is refused.
     """
     path = os.fspath(path)
-    of_kind = keras_file if path.endswith(".keras") and not gfile.isdir(path) else saved_model
+    is_folder = gfile.isdir(path)
+    of_kind = keras_file if path.endswith(".keras") and not is_folder else saved_model
+    if trusted and is_folder:  # Nobody's trust makes a pipe answer.
+        list(foreign_files.regular_files(path, follow=True))
+    elif trusted:
+        foreign_files.check_regular(path, follow=True)
     try:
         of_kind.check(path)
     except ValueError as error:

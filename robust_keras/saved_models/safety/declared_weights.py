@@ -51,20 +51,27 @@ def at_most(num_bytes: int) -> Iterator[None]:
         raise ValueError(refused)
 
 
-def _shape(*args: Any, shape: Any = (), **_: Any) -> Any:
+def _shape(_: Any, *args: Any, shape: Any = (), **__: Any) -> Any:
     found = args[0] if args else shape
     return (found,) if isinstance(found, int) else found or ()
 
 
-def _shape_of_reference(*args: Any, reference_variable: Any = None, **_: Any) -> Any:
+def _shape_of_reference(_: Any, *args: Any, reference_variable: Any = None, **__: Any) -> Any:
     return (args[0] if args else reference_variable).shape
 
 
-# What Keras makes variables with: by class, the function and what finds the shape among its arguments.
+def _shape_of_statistics(layer: Any, *args: Any, input_shape: Any = (), **_: Any) -> Any:
+    """Of a mean that was given, which is repeated over the axes."""
+    axes = (layer.axis,) if isinstance(layer.axis, int) else layer.axis or ()
+    return [(args[0] if args else input_shape)[axis] for axis in axes]
+
+
+# What Keras makes variables and constants with: by class, the function and what finds the shape among its arguments.
 _MAKERS = (
     (keras.layers.Layer, "add_weight", _shape),
     (keras.metrics.Metric, "add_variable", _shape),
     (keras.optimizers.Optimizer, "add_variable_from_reference", _shape_of_reference),
+    (keras.layers.Normalization, "build", _shape_of_statistics),
 )
 
 
@@ -75,7 +82,7 @@ def _watched(kind: Any, name: str, shape_of: Any, count: Any) -> Iterator[None]:
 
     @functools.wraps(whole)
     def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
-        count(self, shape_of(*args, **kwargs), kwargs.get("dtype") or getattr(self, "variable_dtype", None))
+        count(self, shape_of(self, *args, **kwargs), kwargs.get("dtype") or getattr(self, "variable_dtype", None))
         return whole(self, *args, **kwargs)
 
     setattr(kind, name, watched)

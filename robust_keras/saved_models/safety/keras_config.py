@@ -26,7 +26,7 @@ _MOST_VALUES = 2_000_000
 _MOST_AXES = 32
 # Of a number that is no axis of a weight. Layers take such sizes for lists and tables that they make of them.
 _MOST_SIZE = 1 << 24
-_MOST_INPUT = 1 << 31
+_MOST_INPUT = 1 << 28
 _MOST = {"num_classes": 4096, "num_thresholds": 100_000, "num_oov_indices": 100_000, "num_labels": 100_000}
 # Under these keys are numbers that are no sizes.
 _NO_SIZES = frozenset(

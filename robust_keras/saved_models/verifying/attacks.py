@@ -139,6 +139,7 @@ def open_model(folder: str | os.PathLike) -> Model:
     """
     import tensorflow as tf
 
+    tf.config.experimental.enable_tensor_float_32_execution(False)  # GPUs would round to ten bits.
     loaded = tf.saved_model.load(os.fspath(folder))
     if "serving_default" not in loaded.signatures:
         raise ValueError("no signature serving_default")

@@ -172,7 +172,7 @@ def check_attack(case: Case) -> str:
 
 def check_neighbours(case: Case) -> str:
     """Mixtures of these images with others, outside of the ball, withstand attacks too where they are right."""
-    chosen = case.robust[: case.num_attacked]
+    chosen = case.robust[: max(case.num_attacked, 32)]  # Of fewer, too few may be right.
     x, labels = case.claim.images[chosen], case.claim.labels[chosen]
     weights = case.rng.uniform(0.1, 0.3, (len(chosen), 1, 1, 1))
     others = case.claim.images[case.rng.permutation(len(case.claim.positions))[: len(chosen)]]
@@ -182,7 +182,8 @@ def check_neighbours(case: Case) -> str:
         return "fewer than ten images, which tell nothing"
     _, broken = attack(case.model, case.claim.ball, mixed[right], labels[right], case.rng, steps=(20, 0), num_queries=0)
     told = f"of {len(mixed)} mixtures with other images {right.sum()} are right, {(~broken).sum()} of them under attack"
-    if (~broken).mean() < 0.33:
+    # Of models whose robustness is their own, about four in five.
+    if upper_bound(int((~broken).sum()), int(right.sum())) < 0.6:
         raise ValueError(f"{told}: the model knows the bundled images")
     return told
 

@@ -144,7 +144,7 @@ def test_more_pixels_than_the_header_says_are_not_unpacked(tmp_path, little_memo
     ],
 )
 def test_how_large_an_image_is_by_its_header(data, expected):
-    assert picture_headers.num_pixels(tf.constant(data)).numpy() == expected
+    assert picture_headers.num_pixels(tf.constant([data, data])).numpy().tolist() == [expected] * 2
 
 
 # Conversions that come with the data.

@@ -19,8 +19,20 @@ class Name:
         self.function = function
 
 
-class Dtype:
-    """A dtype in the making: its byte order arrives after the file has first referred to it."""
+class Stateful:
+    """Takes a state that arrives after the file has first referred to it."""
+
+    def set_state(self, state: Any) -> None:
+        """Takes it.
+
+        Raises:
+            ValueError: for another one than it may have.
+        """
+        raise NotImplementedError
+
+
+class Dtype(Stateful):
+    """A dtype in the making: its byte order is its state."""
 
     def __init__(self, dtype: np.dtype):
         self.dtype = dtype
@@ -50,7 +62,7 @@ def fill(array: np.ndarray, state: Any) -> None:
     _version, shape, dtype, is_fortran, data = checked(state, tuple)
     if type(data) is str:  # As Python 2 wrote it.
         data = data.encode("latin1")
-    _check_data(data, bytes, dtype, shape)
+    check_data(data, bytes, dtype, shape)
     array.__setstate__((1, shape, dtype.dtype, bool(is_fortran), data))  # type: ignore[arg-type]
 
 
@@ -67,8 +79,8 @@ def checked(value: Any, expected_type: type) -> Any:
 
 def shown(value: Any) -> str:
     """A value as a message may show it: short, on one line."""
-    if type(value) is Name:
-        return next(".".join(key) for key, name in _NAMES.items() if name is value)
+    if isinstance(value, Name):
+        return next((".".join(key) for key, name in _NAMES.items() if name is value), "a name")
     return type(value).__name__ if type(value) is Dtype else reprlib.repr(value)
 
 
@@ -83,7 +95,8 @@ def _no_bytes():
     return b""
 
 
-def _make_dtype(code, align=False, copy=True):
+def make_dtype(code: Any, align: Any = False, copy: Any = True) -> Dtype:
+    """A dtype of numbers or text, of its code, such as 'f4'."""
     del align, copy  # They change structures and identity alone.
     if type(code) is not str or not _DTYPE.fullmatch(code):
         raise ValueError(f"the dtype {shown(code)} is not allowed")
@@ -92,13 +105,13 @@ def _make_dtype(code, align=False, copy=True):
 
 def _reconstruct(array_type, shape, code):
     del shape, code  # The state that follows has the real ones.
-    if array_type is not _NDARRAY:
+    if array_type is not NDARRAY:
         raise ValueError(f"an array of the type {shown(array_type)} is not allowed")
     return np.ndarray((0,), np.uint8)
 
 
 def _from_buffer(data, dtype, shape, order):
-    _check_data(data, (bytes, bytearray), dtype, shape)
+    check_data(data, (bytes, bytearray), dtype, shape)
     if order not in ("C", "F"):
         raise ValueError(f"an array of the order {shown(order)} is not allowed")
     return np.frombuffer(data, dtype.dtype).reshape(shape, order=order)
@@ -108,12 +121,15 @@ def _scalar(dtype, data):
     # NumPy's own would unpickle `data` where the dtype is object.
     if type(data) is str:
         data = data.encode("latin1")
-    _check_data(data, bytes, dtype, ())
+    check_data(data, bytes, dtype, ())
     return np.frombuffer(data, dtype.dtype)[0]
 
 
-def _check_data(data, types, dtype, shape):
-    """Checks that an array has as many bytes as its shape says, before any memory is set aside."""
+def check_data(data: Any, types: Any, dtype: Any, shape: Any) -> None:
+    """Raises ValueError unless data of one of the types has as many bytes as a shape says.
+
+    No memory has been set aside before that.
+    """
     checked(dtype, Dtype)
     if not all(type(size) is int and 0 <= size < 2**48 for size in checked(shape, tuple)):
         raise ValueError(f"an array of the shape {shown(shape)} is not allowed")
@@ -121,11 +137,11 @@ def _check_data(data, types, dtype, shape):
         raise ValueError(f"an array of {dtype.dtype} {shown(shape)} holds {shown(data)}")
 
 
-_NDARRAY = Name(None)
+NDARRAY = Name(None)
 RECONSTRUCT = Name(_reconstruct)
 _NAMES = {
-    ("numpy", "ndarray"): _NDARRAY,
-    ("numpy", "dtype"): Name(_make_dtype),
+    ("numpy", "ndarray"): NDARRAY,
+    ("numpy", "dtype"): Name(make_dtype),
     ("numpy.core.multiarray", "_reconstruct"): RECONSTRUCT,
     ("numpy.core.multiarray", "scalar"): Name(_scalar),
     ("numpy.core.numeric", "_frombuffer"): Name(_from_buffer),

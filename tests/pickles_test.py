@@ -9,7 +9,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from robust_keras.data.readers import pickles
+from robust_keras import pickles
 
 _scalar = np.float32(0).__reduce__()[0]
 
@@ -223,7 +223,7 @@ def test_refuses_subclasses_of_arrays(tmp_path):
         b"copy_reg\n_reconstructor",
         b"__builtin__\ngetattr",
         b"builtins\nbytearray",
-        b"robust_keras.data.readers.pickles\nload",
+        b"robust_keras.pickles\nload",
     ],
     ids=lambda name: name.decode().replace("\n", "."),
 )
@@ -267,6 +267,15 @@ def test_keys_are_text_bytes_or_numbers(tmp_path):
         _refused(tmp_path, b"}" + key + b"Ns.", "stands where a key should")
         _refused(tmp_path, b"}(" + key + b"Nu.", "stands where a key should")
         _refused(tmp_path, b"(" + key + b"Nd.", "stands where a key should")
+
+
+def test_no_dictionary_is_made_slow_by_chosen_keys(tmp_path):
+    # Numbers that all have one hash: each of them would be compared with all before it.
+    equal = [k * (2**61 - 1) for k in range(9, 20)] + [complex(-1000003.0 * k, k) for k in range(2, 9)]
+    assert len({hash(key) for key in equal[:11]}) == len({hash(np.complex128(key)) for key in equal[11:]}) == 1
+    for key in (equal[0], np.complex128(equal[-1])):
+        _refused(tmp_path, pickle.dumps({key: 1}, 4), "stands where a key should")
+    _refused(tmp_path, b"Np%d\n." % 2**61, "numbers an object too high")
 
 
 def test_refuses_other_instructions(tmp_path):

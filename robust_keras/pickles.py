@@ -6,25 +6,27 @@ refers to with stand-ins of its own (`pickled_names`), so nothing that the file 
 
     arrays = pickles.load("ti_500K_pseudo_labeled.pickle")
 
-Files of every pickle protocol, from Python 2 or 3 and from NumPy 1 or 2, are understood.
+Files of every pickle protocol, from Python 2 or 3 and from NumPy 1 or 2, are understood. Readers of files that hold
+pickles among other things, such as checkpoints, run `interpret` with further names.
 """
 
 import pickle
 import struct
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO
 
 import numpy as np
 import tensorflow as tf
 
-from robust_keras.data.readers import pickled_names
-from robust_keras.data.readers.pickled_names import Dtype, Name, checked, shown
+from robust_keras import foreign_files, pickled_names
+from robust_keras.pickled_names import Name, Stateful, checked, shown
 
 # A list of five million numbers has as many instructions; arrays, which are what is wanted, have a handful.
 _MAX_INSTRUCTIONS = 10_000_000
 _BUFFER_BYTES = 1 << 16
 _TRUNCATED = "the file is truncated, or no pickle"
-_KEYS = (str, bytes, int, float, bool, type(None), np.generic)
+# Complex numbers can be chosen so that all of them have one hash.
+_KEYS = (str, bytes, int, float, bool, type(None), np.integer, np.floating, np.bool_, np.character)
 
 
 def load(path: str) -> Any:
@@ -42,27 +44,42 @@ def load(path: str) -> Any:
             that it names has been imported or called.
     """
     num_bytes = tf.io.gfile.stat(path).length
-    with tf.io.gfile.GFile(path, "rb") as file:
+    with foreign_files.open_regular(path, follow=True) as file:
         try:
-            return _Machine(_BoundedFile(file, num_bytes)).run()
+            return interpret(BoundedFile(file, num_bytes))
         except Exception as error:  # A damaged or hostile file can fail in any way.
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = foreign_files.printable(" ".join(str(error).split()), most=300) or type(error).__name__
             raise ValueError(
                 "Expected a pickle of dicts, lists, tuples, strings, numbers and numeric NumPy "
-                f"arrays only. Received: {path} ({reason[:300]})"
+                f"arrays only. Received: {path} ({reason})"
             ) from error
 
 
-class _BoundedFile:
-    """A file that refuses to read past its end before any memory is set aside for it."""
+class BoundedFile:
+    """A file that refuses to read past its end before any memory is set aside for it.
 
-    def __init__(self, file: tf.io.gfile.GFile, num_bytes: int):
+    Args:
+        file: can seek and read; at its start.
+        num_bytes: how many it has.
+    """
+
+    def __init__(self, file: BinaryIO | tf.io.gfile.GFile, num_bytes: int) -> None:
         self._file = file
         self._buffer, self._next = b"", 0
         self._num_ahead = num_bytes  # Bytes after those in the buffer.
         self.num_bytes = num_bytes
 
+    @property
+    def position(self) -> int:
+        """How many bytes of it have been read."""
+        return self.num_bytes - self._num_ahead - len(self._buffer) + self._next
+
     def read(self, num_bytes: int) -> bytes:
+        """So many bytes.
+
+        Raises:
+            ValueError: where there are fewer.
+        """
         end = self._next + num_bytes
         if self._next <= end <= len(self._buffer):
             data = self._buffer[self._next : end]
@@ -102,11 +119,30 @@ class _BoundedFile:
         return data
 
 
+def interpret(
+    file: BoundedFile,
+    *,
+    names: Mapping[tuple[str, str], Name] | None = None,
+    persistent: Callable[[Any], Any] | None = None,
+) -> Any:
+    """The object that a pickle makes, which begins where the file is; the file is then behind it.
+
+    Args:
+        file: the pickle, or what holds it.
+        names: what else may be named, by (module, name), also to make a new object of it.
+        persistent: makes an object of what the file refers to it by; None where it may not.
+
+    Raises:
+        Exception: of any kind, for anything that is not allowed, and for what is damaged.
+    """
+    return _Machine(file, names or {}, persistent).run()
+
+
 class _Machine:
     """What a pickle's instructions work on: a stack, which marks cut into pieces, and a memo of numbered objects."""
 
-    def __init__(self, file: _BoundedFile):
-        self.file = file
+    def __init__(self, file: BoundedFile, names: Mapping[tuple[str, str], Name], persistent: Callable | None):
+        self.file, self.names, self.persistent = file, names, persistent
         self.stack: list = []
         self.below: list[list] = []  # The pieces of the stack under each mark.
         self.memo: dict[int, Any] = {}
@@ -116,7 +152,7 @@ class _Machine:
 
     def run(self) -> Any:
         """What the instructions make, each of which `_ACTIONS` has to know."""
-        read, actions = self.file.read, _ACTIONS
+        read, actions = self.file.read, _ACTIONS | (_FURTHER_ACTIONS if self.names else {})
         for _ in range(_MAX_INSTRUCTIONS):
             code = read(1)
             if code == pickle.STOP:
@@ -145,6 +181,8 @@ class _Machine:
         return items
 
     def put(self, index: int) -> None:
+        if not 0 <= index < 2**32:  # Of larger ones, many can have one hash.
+            raise ValueError("it numbers an object too high")
         self.memo[index] = self.stack[-1]
 
     def get(self, index: int) -> None:
@@ -159,7 +197,8 @@ class _Machine:
         checked(self.stack[-1], list).extend(items)
 
     def set_items(self, items: list) -> None:
-        checked(self.stack[-1], dict).update(_dict(items))
+        target = self.stack[-1]
+        checked(target, type(target) if isinstance(target, dict) else dict).update(_dict(items))
 
     def call(self) -> None:
         """Calls what a name stands for."""
@@ -174,11 +213,17 @@ class _Machine:
             self._count(len(result))
         self.stack.append(result)
 
+    def refer(self) -> None:
+        """Puts what lies elsewhere on the stack."""
+        if self.persistent is None:
+            raise ValueError("a reference to what lies elsewhere is not allowed")
+        self.stack.append(self.persistent(self.stack.pop()))
+
     def set_state(self) -> None:
         """Gives a dtype its byte order, or an empty array what it holds; each once."""
         state = self.stack.pop()
         target = self.stack[-1]
-        if type(target) is Dtype:
+        if isinstance(target, Stateful):
             target.set_state(state)
             return
         for i, array in enumerate(self._empty_arrays):
@@ -199,6 +244,8 @@ def _dict(items: list) -> dict:
     for key in items[::2]:
         if not isinstance(key, _KEYS):  # The hash of tuples in tuples could take more than the processor's stack.
             raise ValueError(f"{shown(key)} stands where a key should")
+        if type(key) is int and abs(key) >= 2**64:  # Of larger ones, many can have one hash.
+            raise ValueError("a number of more than 64 bits stands where a key should")
     return dict(zip(items[::2], items[1::2], strict=True))
 
 
@@ -225,7 +272,8 @@ def _check_frame(machine: _Machine, num_bytes: int) -> None:
 
 
 def _find(machine: _Machine, module: Any, name: Any) -> None:
-    machine.push(pickled_names.find(checked(module, str), checked(name, str)))
+    key = checked(module, str), checked(name, str)
+    machine.push(machine.names[key] if key in machine.names else pickled_names.find(*key))
 
 
 # An instruction is one byte and what follows it in the file; each of these returns what one does.
@@ -271,7 +319,7 @@ def _text(data: bytes) -> str:
     return data.decode("utf-8", "surrogatepass")
 
 
-# Left out, and so refused: persistent ids, the extension registry, instances, sets, buffers.
+# Left out, and so refused: persistent ids as text, the extension registry, instances, sets, buffers.
 _ACTIONS: dict[bytes, _Action] = {
     pickle.PROTO: _with_number("B", _check_protocol),
     pickle.FRAME: _with_number("<Q", _check_frame),
@@ -326,3 +374,5 @@ _ACTIONS: dict[bytes, _Action] = {
     pickle.REDUCE: _Machine.call,
     pickle.BUILD: _Machine.set_state,
 }
+# With names of other libraries.
+_FURTHER_ACTIONS: dict[bytes, _Action] = {pickle.NEWOBJ: _Machine.call, pickle.BINPERSID: _Machine.refer}
