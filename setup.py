@@ -18,6 +18,8 @@ COMMANDS = (
     "pseudo_label",
     "check_tpu",
     "self_test",
+    "import_checkpoint",
+    "inspect_model",
     "verify",
 )
 

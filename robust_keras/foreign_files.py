@@ -8,6 +8,7 @@ that the user typed may not. On file systems other than the local one, such as g
 import itertools
 import os
 import posixpath
+import re
 import stat
 import unicodedata
 from collections.abc import Iterator
@@ -26,9 +27,10 @@ _KINDS = {
 }
 
 
-def is_local(path: str | os.PathLike) -> bool:
-    """Whether a path is one of this machine's file system."""
-    return "://" not in os.fspath(path)
+def local_path(path: str | os.PathLike) -> str | None:
+    """The path as `open` takes it, or None for one on another file system, such as 'gs://bucket/file'."""
+    path = os.fspath(path).removeprefix("file://")
+    return None if re.match(r"[a-zA-Z][\w+.\-]*://", path) else path
 
 
 def check_regular(path: str | os.PathLike, *, follow: bool = False, most_bytes: int | None = None) -> None:
@@ -42,19 +44,19 @@ def check_regular(path: str | os.PathLike, *, follow: bool = False, most_bytes: 
     Raises:
         ValueError: for a folder, a link, a pipe, a socket, a device, or a larger file; nothing is opened.
     """
-    path = os.fspath(path)
-    if not is_local(path):
+    if (local := local_path(path)) is None:
+        path = os.fspath(path)
         if most_bytes is not None and gfile.exists(path) and gfile.stat(path).length > most_bytes:
             raise ValueError(_too_large(path, gfile.stat(path).length, most_bytes))
         return
     try:
-        status = os.stat(path) if follow else os.lstat(path)
+        status = os.stat(local) if follow else os.lstat(local)
     except FileNotFoundError:
         return
     if not stat.S_ISREG(status.st_mode):
-        raise ValueError(f"Expected a regular file. Received: {printable(path)}, {kind(status.st_mode)}")
+        raise ValueError(f"Expected a regular file. Received: {printable(local)}, {kind(status.st_mode)}")
     if most_bytes is not None and status.st_size > most_bytes:
-        raise ValueError(_too_large(path, status.st_size, most_bytes))
+        raise ValueError(_too_large(local, status.st_size, most_bytes))
 
 
 def open_regular(path: str | os.PathLike, *, follow: bool = False, most_bytes: int | None = None) -> BinaryIO:
@@ -68,17 +70,16 @@ def open_regular(path: str | os.PathLike, *, follow: bool = False, most_bytes: i
         ValueError: see `check_regular`.
         OSError, tf.errors.OpError: where there is none, or it cannot be read.
     """
-    path = os.fspath(path)
-    if not is_local(path):
+    if (local := local_path(path)) is None:
         check_regular(path, most_bytes=most_bytes)
         return gfile.GFile(path, "rb")
     check_regular(path, follow=follow, most_bytes=most_bytes)
     flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
-    descriptor = os.open(path, flags if follow else flags | getattr(os, "O_NOFOLLOW", 0))
+    descriptor = os.open(local, flags if follow else flags | getattr(os, "O_NOFOLLOW", 0))
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
-        raise ValueError(f"Expected a regular file. Received: {printable(path)}, {kind(status.st_mode)}")
+        raise ValueError(f"Expected a regular file. Received: {printable(local)}, {kind(status.st_mode)}")
     return os.fdopen(descriptor, "rb")
 
 
@@ -159,8 +160,8 @@ def _below(folder: str, follow: bool) -> Iterator[str]:
 
 def _entries(folder: str, follow: bool) -> Iterator[tuple[str, int]]:
     """Names in a folder, and their modes."""
-    if is_local(folder):
-        with os.scandir(folder) as entries:
+    if (local := local_path(folder)) is not None:
+        with os.scandir(local) as entries:
             for entry in entries:
                 yield entry.name, entry.stat(follow_symlinks=follow).st_mode
         return

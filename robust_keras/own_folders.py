@@ -30,7 +30,7 @@ def within(folder: str | os.PathLike) -> Iterator[None]:
     """Inside the context, no part of a path below a folder may be a link, while the folder itself may; elsewhere only
     the last part may not.
     """
-    real = os.path.realpath(folder)
+    real = os.path.realpath(foreign_files.local_path(folder) or folder)
     with _typed_guard:
         _typed[real] += 1
     try:
@@ -52,9 +52,9 @@ def check(path: str | os.PathLike, *, typed: bool = False) -> None:
     Raises:
         ValueError: for a link, or anything else but files and folders.
     """
-    if not foreign_files.is_local(path):
+    if (local := foreign_files.local_path(path)) is None:
         return
-    parts = [pathlib.Path(os.path.abspath(path)), *pathlib.Path(os.path.abspath(path)).parents]
+    parts = [pathlib.Path(os.path.abspath(local)), *pathlib.Path(os.path.abspath(local)).parents]
     with _typed_guard:
         folders = set(_typed)
     found = (k for k in reversed(range(len(parts))) if folders and os.path.realpath(parts[k]) in folders)
@@ -81,11 +81,10 @@ def open_file(path: str | os.PathLike, mode: str = "w") -> IO:
         ValueError: see `check`.
         OSError, tf.errors.OpError: where it cannot be written.
     """
-    path = os.fspath(path)
-    if not foreign_files.is_local(path):
+    if (local := foreign_files.local_path(path)) is None:
         return gfile.GFile(path, mode)
     options = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
-    return open(path, mode, opener=opener, **options)  # type: ignore[call-overload]
+    return open(local, mode, opener=opener, **options)  # type: ignore[call-overload]
 
 
 def opener(path: str, flags: int) -> int:
@@ -129,7 +128,7 @@ def remove_folder(folder: str | os.PathLike) -> None:
         ValueError: see `check`.
     """
     check(folder)
-    if foreign_files.is_local(folder):
-        shutil.rmtree(folder)
+    if (local := foreign_files.local_path(folder)) is not None:
+        shutil.rmtree(local)
     else:
         gfile.rmtree(folder)

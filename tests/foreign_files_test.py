@@ -73,3 +73,28 @@ def test_text_of_files_stays_on_its_line_and_steers_nothing():
     assert foreign_files.printable("a name, ein Name, 名前") == "a name, ein Name, 名前"
     assert foreign_files.printable("a\nb\x1b[31m\u202ec\u2028d\u200b") == "a\\nb\\x1b[31m\\u202ec\\u2028d\\u200b"
     assert foreign_files.printable("x" * 300, most=3) == "xxx..."
+
+
+@pytest.mark.parametrize(
+    "path, local",
+    [
+        ("/data/x.npz", "/data/x.npz"),
+        ("x", "x"),
+        ("file:///data/x", "/data/x"),
+        ("gs://bucket/x", None),
+        ("ram://x", None),
+        ("s3+https://x", None),
+        ("/data/a://b", "/data/a://b"),
+    ],
+)
+def test_local_path(path, local):
+    assert foreign_files.local_path(path) == local
+
+
+def test_a_link_is_one_by_its_other_name_too(tmp_path):
+    make("link", tmp_path / "file")
+    for function in (foreign_files.check_regular, foreign_files.open_regular):
+        with pytest.raises(ValueError, match="a symbolic link"):
+            function(f"file://{tmp_path}/file")
+    with pytest.raises(ValueError, match="a symbolic link"):
+        list(foreign_files.regular_files(f"file://{tmp_path}"))

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from robust_keras import failures, ownership, storage
+from robust_keras import failures, own_folders, ownership, storage
 from robust_keras.evaluation import folder as evaluations
 from robust_keras.evaluation import saved_state
 from robust_keras.pseudo_labelling import chunks, record_sets
@@ -192,3 +192,15 @@ def test_text_of_a_file_stays_as_it_is(tmp_path):
     storage.write_text(tmp_path / "text", "a\r\nb\n\N{GREEK SMALL LETTER EPSILON}")
     assert storage.read_text(tmp_path / "text") == "a\r\nb\n\N{GREEK SMALL LETTER EPSILON}"
     assert storage.read_text(tmp_path / "text" / "inner") == ""
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_path_by_its_other_name_is_the_same_path(tmp_path, scheme):
+    (tmp_path / "private").write_text("private")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "file").symlink_to(tmp_path / "private")
+    for function in (own_folders.open_file, own_folders.remove, own_folders.check):
+        with pytest.raises(ValueError, match="a symbolic link"):
+            function(f"{scheme}{tmp_path}/run/file")
+    own_folders.remove_folder(f"{scheme}{tmp_path}/run")
+    assert not (tmp_path / "run").exists() and (tmp_path / "private").read_text() == "private"

@@ -11,6 +11,7 @@ import numpy as np
 from robust_keras import foreign_files
 from robust_keras.saved_models import measured, signatures
 
+_ACCURACIES = ("clean_accuracy", "robust_accuracy")
 INTENDED_USE = (
     "To classify images of the kind that it was trained on, where somebody may change each a little on purpose, and to "
     "study attacks and defences. It was not made for decisions about people, nor for images of another kind: nothing "
@@ -83,6 +84,7 @@ def _paragraphs(card: Mapping[str, Any]) -> Iterator[str]:
             ("Trained against", _threat(card.get("threat_model"))),
             ("Weights", _code(card.get("weights"))),
             ("After step", _code(card.get("step"))),
+            *_source(card.get("source"), card.get("published")),
             ("SHA-256 of the weights", _code(card["weights_sha256"])),
             ("SHA-256 of the recipe", _code(card.get("config_sha256"))),
             ("Licence", _code(card.get("licence"))),
@@ -105,6 +107,15 @@ def _paragraphs(card: Mapping[str, Any]) -> Iterator[str]:
     yield "`model_card.json` has all of this for programs, and the recipe. `manifest.json` lists the files; " + (
         "`python verify.py` checks them, and what is claimed here."
     )
+
+
+def _source(source: Any, published: Any) -> Iterator[tuple[str, str]]:
+    """Where imported weights are from, and what others have measured of them."""
+    if isinstance(source, Mapping):
+        yield "Imported from", f"{_code(source.get('file'))}, SHA-256 {_code(source.get('sha256'))}"
+    if isinstance(published, Mapping):
+        clean, robust = (_percent(published.get(name)) for name in _ACCURACIES)
+        yield "Published by others", f"{clean} clean, {robust} robust under {_code(published.get('attacks'))}"
 
 
 def _items(card):

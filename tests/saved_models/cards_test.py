@@ -17,6 +17,7 @@ def test_text_of_others_stays_code_on_its_line(linear):
     told = {"attacks": [{"name": HOSTILE}], "warnings": [{"name": HOSTILE}, HOSTILE], "seed": HOSTILE}
     digests = {"model_sha256": HOSTILE, "results_sha256": HOSTILE}
     card["evaluation"] = numbers | threat | told | digests | {"dataset": {"name": HOSTILE, "split": HOSTILE}}
+    card["source"], card["published"] = {"file": HOSTILE, "sha256": HOSTILE}, {"attacks": HOSTILE}
     card["validation"] = {HOSTILE: {"step": HOSTILE, "metrics": {HOSTILE: HOSTILE}}}
     text = cards.readable(card)
     assert text.count("script") > 40 and text.isprintable() is False and "\x1b" not in text and "‮" not in text
@@ -31,6 +32,14 @@ def test_text_of_others_stays_code_on_its_line(linear):
 def test_as_many_class_names_as_classes():
     with pytest.raises(ValueError, match="3 class names, one for each output. Received: 2"):
         cards.completed({"class_names": ["a", "b"]}, num_classes=3)
+
+
+def test_what_was_imported_says_from_where_and_what_others_measured(linear):
+    given = {"clean_accuracy": 0.8948, "robust_accuracy": 0.628, "attacks": "AutoAttack"}
+    card = {**cards.described(linear, gradient=False), "versions": {}, "published": given}
+    text = cards.readable(card | {"source": {"file": "a.pt", "sha256": "ab"}})
+    assert "- Imported from: `a.pt`, SHA-256 `ab`" in text
+    assert "- Published by others: 89.48 % clean, 62.80 % robust under `AutoAttack`" in text
 
 
 @pytest.mark.parametrize("validation", [None, {}, [], {"best": 3}, {"best": {"metrics": None}}])

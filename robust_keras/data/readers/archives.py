@@ -17,9 +17,8 @@ import numpy as np
 from tqdm import tqdm
 
 from robust_keras import array_files, own_folders, storage, zip_files
-from robust_keras.data.readers.mapped import local_path
 from robust_keras.data.readers.tfds_sets import why
-from robust_keras.foreign_files import open_regular
+from robust_keras.foreign_files import local_path, open_regular
 
 _CHUNK = 1 << 20
 # So much is checked in a moment; what is larger is checked once.

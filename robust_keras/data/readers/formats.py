@@ -29,8 +29,9 @@ import tensorflow as tf
 
 from robust_keras import pickles
 from robust_keras.data.readers import archives, pictures, shards, tfds_sets, tfrecords
-from robust_keras.data.readers.mapped import MappedImages, Part, local_path
+from robust_keras.data.readers.mapped import MappedImages, Part
 from robust_keras.data.readers.published import HOW_TO_LABEL
+from robust_keras.foreign_files import local_path
 
 Opened = tuple[np.ndarray | MappedImages, np.ndarray | None]
 

@@ -9,8 +9,6 @@ An image array is anything with `shape` (N, height, width, channels), `dtype` ui
 
 import math
 import mmap
-import os
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,12 +16,6 @@ import numpy as np
 
 # The kernel reads this much ahead of time at one request, and drops the rest of a longer one.
 _READ_AHEAD = 1 << 17
-
-
-def local_path(path: str | os.PathLike) -> str | None:
-    """The path as `open` takes it, or None for one on another file system, such as 'gs://bucket/file'."""
-    path = str(path).removeprefix("file://")
-    return None if re.match(r"[a-zA-Z][\w+.\-]*://", path) else path
 
 
 class Part(NamedTuple):

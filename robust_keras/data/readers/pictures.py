@@ -14,7 +14,6 @@ import numpy as np
 import tensorflow as tf
 
 from robust_keras import foreign_files
-from robust_keras.data.readers.mapped import local_path
 from robust_keras.data.readers.picture_headers import MOST_PIXELS, PNG, checked, num_pixels
 from robust_keras.data.readers.pipelines import read_ahead
 from robust_keras.data.readers.tfds_sets import why
@@ -78,7 +77,7 @@ def list_folder(folder: str, classes: Sequence[str] | None = None) -> tuple[list
         ValueError: for a folder without images, with images in it and in sub-folders too, or a sub-folder without or
             of none of the classes; for a link in it, or anything else that is called an image and is no file.
     """
-    folder = local_path(folder) or folder
+    folder = foreign_files.local_path(folder) or folder
     names, files = _listed(folder)
     flat = _images(folder, files)
     paths, counts = [], []
@@ -149,7 +148,7 @@ def file_blocks(
 
 def _listed(folder):
     """Sub-folders that are classes, or parts of the set, in the order of their labels, and files."""
-    _, sub_folders, files = next(_walk(local_path(folder) or folder), (folder, [], []))
+    _, sub_folders, files = next(_walk(foreign_files.local_path(folder) or folder), (folder, [], []))
     sub_folders = (name.rstrip("/") for name in sub_folders)
     names = sorted(name for name in sub_folders if not name.startswith(".") and not name.endswith(".shards"))
     if all(name.isdecimal() for name in names):
@@ -159,7 +158,7 @@ def _listed(folder):
 
 def _walk(folder: str) -> Iterator[tuple[str, list[str], list[str]]]:
     """As `os.walk`, of any file system, where nothing that counts is a link: it could lead to anybody's pictures."""
-    if local_path(folder) is None:
+    if foreign_files.local_path(folder) is None:
         yield from tf.io.gfile.walk(folder)
         return
     waiting = [folder]

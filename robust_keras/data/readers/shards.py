@@ -30,8 +30,9 @@ from tqdm import tqdm
 
 from robust_keras import foreign_files, own_folders, ownership, storage
 from robust_keras.data.readers import npy_files, trusted_copies
-from robust_keras.data.readers.mapped import MappedImages, Part, local_path
+from robust_keras.data.readers.mapped import MappedImages, Part
 from robust_keras.data.readers.tfds_sets import why
+from robust_keras.foreign_files import local_path
 
 SHARD_BYTES = 1 << 30
 _VERSION = 2

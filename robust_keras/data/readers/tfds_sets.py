@@ -12,9 +12,9 @@ import numpy as np
 import tensorflow as tf
 
 from robust_keras.data.readers import picture_headers, record_lengths, tfds_folders
-from robust_keras.data.readers.mapped import local_path
 from robust_keras.data.readers.pipelines import read_ahead
 from robust_keras.data.readers.published import DataUnavailable
+from robust_keras.foreign_files import local_path
 
 # What a set can be called, these and others.
 KNOWN = (

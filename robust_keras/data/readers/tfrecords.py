@@ -11,7 +11,6 @@ import tensorflow as tf
 
 from robust_keras import foreign_files
 from robust_keras.data.readers import record_lengths
-from robust_keras.data.readers.mapped import local_path
 from robust_keras.data.readers.pictures import FAILURES, PNG, block_size, compiled, decoded, decoded_or_refused
 from robust_keras.data.readers.pipelines import read_ahead
 from robust_keras.data.readers.published import HOW_TO_LABEL
@@ -83,7 +82,7 @@ def blocks(
     layout = None
     for path in paths:
         compression = _compression(path)
-        if not compression and (local := local_path(path)):
+        if not compression and (local := foreign_files.local_path(path)):
             record_lengths.check(local)
         records = tf.data.TFRecordDataset(path, compression, buffer_size=1 << 23)
         done = 0
@@ -112,7 +111,7 @@ def blocks(
 
 def _compression(path):
     """How a TFRecord file is compressed, as `tf.data.TFRecordDataset` calls it, by its first bytes."""
-    with foreign_files.open_regular(local_path(path) or path, follow=True) as file:
+    with foreign_files.open_regular(path, follow=True) as file:
         start = file.read(12)
         # A length and its checksum; a length alone can look like the beginning of a compressed file.
         if len(start) == 12 and _masked_crc32c(start[:8]) == int.from_bytes(start[8:], "little"):

@@ -52,7 +52,7 @@ def fetch(url: str, folder: str) -> Downloaded:
     """
     if not url.startswith(("https://", "http://")):
         raise ValueError(f"Expected an address of http or https. Received: {printable(url)}")
-    if not foreign_files.is_local(folder):
+    if foreign_files.local_path(folder) is None:
         raise ValueError(f"Expected a folder of this machine to download to. Received: {printable(folder)}")
     path = os.path.join(folder, url.rsplit("/", 1)[-1])
     foreign_files.check_regular(path, follow=True)

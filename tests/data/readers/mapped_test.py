@@ -157,19 +157,3 @@ def test_the_disk_is_told_of_what_is_asked_for(tmp_path, monkeypatch, index, wid
         elif width == 200_000:  # But for a page where the next one begins.
             assert not any(first + width // 2 in part for part in told)
     assert sum(map(len, told)) <= len(asked) * (width + 2 * mmap.PAGESIZE)
-
-
-@pytest.mark.parametrize(
-    "path, local",
-    [
-        ("/data/x.npz", "/data/x.npz"),
-        ("x", "x"),
-        ("file:///data/x", "/data/x"),
-        ("gs://bucket/x", None),
-        ("ram://x", None),
-        ("s3+https://x", None),
-        ("/data/a://b", "/data/a://b"),
-    ],
-)
-def test_local_path(path, local):
-    assert mapped.local_path(path) == local
