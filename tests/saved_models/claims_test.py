@@ -324,6 +324,15 @@ def test_gradients_that_are_none_are_caught(change, case):
         checks.check_gradients(case(change))
 
 
+def test_who_is_hardly_right_may_be_hardly_sure(case):
+    read = case().claim
+    softened = read._replace(logits=read.logits * np.float32(0.1))
+    with pytest.raises(ValueError, match="logits hide how sure the model is"):
+        checks.check_logits(case(lambda logits_of, x: 0.1 * logits_of(x), softened))
+    weak = softened._replace(verdicts=np.where(np.arange(NUM) % 2, 0, softened.verdicts))  # Right of less than half.
+    checks.check_logits(case(lambda logits_of, x: 0.1 * logits_of(x), weak))
+
+
 def random_logits(logits_of, x):
     logits = logits_of(x)
     return logits + tf.random.normal(tf.shape(logits), 0.0, 0.02)
