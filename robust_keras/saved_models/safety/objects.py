@@ -46,8 +46,12 @@ def findings(meta_graph: Any, program: Program) -> Iterator[Finding]:
     yield from _of_collections(meta_graph)
     yield from _of_assets(meta_graph)
     functions, tensors = _run_at_load(meta_graph)
-    refused = _LOOPS | operations.CHECKPOINT.keys()
-    for op in sorted(program.operations_behind(tensors, functions) & refused):
+    restored = [name for name in (meta_graph.saver_def.restore_op_name,) if name]
+    refused = (program.operations_behind(tensors, functions) & operations.CHECKPOINT.keys()) | (
+        program.operations_behind(restored) & operations.CHECKPOINT.keys() - operations.READS
+    )
+    refused |= program.operations_behind([*tensors, *restored], functions) & _LOOPS
+    for op in sorted(refused):
         yield Finding(op, "what runs as the model is loaded")
     for name, signature in meta_graph.signature_def.items():
         given = [*signature.outputs.values(), *signature.inputs.values()]

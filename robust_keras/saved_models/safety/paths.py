@@ -9,6 +9,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+import tensorflow as tf
+
 from robust_keras.saved_models.safety import operations, wire
 from robust_keras.saved_models.safety.graphs import Finding
 
@@ -67,7 +69,8 @@ class Program:
             for node in body.nodes.values():
                 for inputs, allowed in ((operations.CHECKPOINT, _SAVER), (operations.ASSET, _ASSET)):
                     for k in inputs.get(node.op, ()):
-                        for origin in sorted(self._origins(body, node, k) - {allowed}):
+                        is_read = node.op in operations.READS
+                        for origin in sorted(self._origins(body, node, k, is_read) - {allowed}):
                             yield Finding(f"{node.op} of {origin}", body.where())
 
     def _reached(self, names: set[str]) -> set[str]:
@@ -94,8 +97,8 @@ class Program:
         inside = {node.op for name in self._reached(names) for node in self.bodies[name].nodes.values()}
         return inside | {node.op for node in found.values()}
 
-    def _origins(self, body: _Body, node: Any, k: int) -> set[str]:
-        """Where the `k`-th input of a node comes from, in words."""
+    def _origins(self, body: _Body, node: Any, k: int, is_read: bool) -> set[str]:
+        """Where the `k`-th input of a node comes from, in words; what is read is the path itself, nothing beside it."""
         found: set[str] = set()
         seen: set[tuple[str, str]] = set()
         waiting = [(body.name, _given(node, k))]
@@ -104,12 +107,12 @@ class Program:
             if each in seen:
                 continue
             seen.add(each)
-            origin, more = self._step(*each)
+            origin, more = self._step(*each, is_read)
             found |= origin
             waiting += more
         return found
 
-    def _step(self, name: str, reference: str) -> tuple[set[str], list[tuple[str, str]]]:
+    def _step(self, name: str, reference: str, is_read: bool) -> tuple[set[str], list[tuple[str, str]]]:
         """Where a tensor of a body comes from, as far as one node says: words, or further tensors."""
         body, tensor = self.bodies[name], _name(reference)
         if name == _MAIN and tensor and tensor in (self._saver, *self._assets):
@@ -121,6 +124,8 @@ class Program:
             return {"nowhere"}, []
         self._step_on(len(node.input))
         inputs = [each for each in node.input if not each.startswith("^")]
+        if node.op == "ShardedFilename" and is_read:
+            return {"a text joined to a path"}, []
         if node.op in _PASSED_ON:
             return set(), [(name, each) for each in inputs[:1]]
         if node.op == "Pack":
@@ -128,7 +133,9 @@ class Program:
         if node.op in ("Select", "SelectV2"):
             return set(), [(name, each) for each in inputs[1:]]
         if node.op == "StringJoin" and inputs:
-            is_plain = not node.attr["separator"].s and all(self._is_added(body, each) for each in inputs[1:])
+            is_plain = (
+                not is_read and not node.attr["separator"].s and all(self._is_added(body, each) for each in inputs[1:])
+            )
             return set() if is_plain else {"a text joined to a path"}, [(name, inputs[0])]
         if node.op == "PlaceholderWithDefault" and name == _MAIN and self._is_model(body, node):
             return {_SAVER}, []
@@ -149,7 +156,7 @@ class Program:
             node = body.nodes.get(_name(_given(node, 0)))
             if node is None or node.op != "PlaceholderWithDefault":
                 break
-        return node is not None and node.op == "Const" and node.attr["value"].tensor.string_val == [b"model"]
+        return node is not None and _text(node) == b"model"
 
     def _of_variable(self, body: _Body, handle: str) -> tuple[set[str], list[tuple[str, str]]]:
         """What is assigned to a variable of the main graph, as the paths of assets are."""
@@ -195,7 +202,7 @@ class Program:
             self._step_on(len(node.input))
             if node.op in ("Select", "SelectV2"):
                 waiting += [_name(each) for each in node.input[1:3]]
-            elif node.op != "Const" or not all(map(_ADDED.fullmatch, node.attr["value"].tensor.string_val)):
+            elif not _ADDED.fullmatch(_text(node) or b"/"):
                 return False
         return True
 
@@ -224,6 +231,15 @@ def called(node: Any, functions: Any) -> set[str]:
             names |= {function.name} - {""}
             waiting += function.attr.values()
     return names
+
+
+def _text(node: Any) -> bytes | None:
+    """The text that a constant is, or None of one that is not one text in the one field that everybody reads."""
+    tensor = node.attr["value"].tensor
+    sizes = [dimension.size for dimension in tensor.tensor_shape.dim]
+    is_one = len(tensor.string_val) == 1 and all(size == 1 for size in sizes) and not tensor.tensor_shape.unknown_rank
+    is_text = {node.attr["dtype"].type, tensor.dtype} == {tf.string.as_datatype_enum} and not tensor.tensor_content
+    return tensor.string_val[0] if node.op == "Const" and is_one and is_text else None
 
 
 def _given(node: Any, k: int) -> str:

@@ -177,6 +177,67 @@ def signature_that_restores(meta_graph):
     meta_graph.signature_def["serving_default"].outputs[name].name = meta_graph.saver_def.restore_op_name
 
 
+@change("a constant of type 7 in string_val and tensor_content")
+def text_that_tensorflow_reads_elsewhere(meta_graph):
+    constant(meta_graph.graph_def.node, "text", b"model").attr["value"].tensor.tensor_content = b"\x04/tmp"
+
+
+@change("a constant of type 7 in tensor_content")
+def text_in_bytes(meta_graph):
+    tensor = constant(meta_graph.graph_def.node, "text", b"").attr["value"].tensor
+    del tensor.string_val[:]
+    tensor.tensor_content = b"\x04/tmp"
+
+
+@change("a constant of type 1 in int_val")
+def numbers_in_the_field_of_others(meta_graph):
+    tensor = inner(meta_graph).node_def.add(name="one", op="Const").attr["value"].tensor
+    tensor.dtype = FLOAT
+    tensor.int_val.append(1)
+
+
+@change("a function without a name")
+def function_in_the_place_of_the_main_graph(meta_graph):
+    meta_graph.graph_def.library.function.add()
+
+
+@change("a name that two nodes have in function __inference_")
+def two_nodes_of_a_name(meta_graph):
+    for _ in range(2):
+        inner(meta_graph).node_def.add(name="twice", op="NoOp")
+
+
+@change("SaveV2 in what runs as the model is loaded")
+def restoring_that_saves(meta_graph):
+    path = meta_graph.saver_def.filename_tensor_name
+    meta_graph.graph_def.node.add(name="evil", op="SaveV2", input=[path])
+    restore = meta_graph.saver_def.restore_op_name.split(":")[0]
+    next(node for node in meta_graph.graph_def.node if node.name == restore).input.append("^evil")
+
+
+@change("RestoreV2 of a text joined to a path in the main graph")
+def restoring_from_beside(meta_graph):
+    nodes, path = meta_graph.graph_def.node, meta_graph.saver_def.filename_tensor_name
+    constant(nodes, "added", b"_other")
+    nodes.add(name="joined", op="StringJoin", input=[path, "added"])
+    nodes.add(name="evil", op="RestoreV2", input=["joined"])
+
+
+@change("SaveV2 of what PlaceholderWithDefault gives in the main graph")
+def names_that_are_not_one_text(meta_graph):
+    nodes = meta_graph.graph_def.node
+    constant(nodes, "several", b"model").attr["value"].tensor.tensor_shape.dim.add(size=2)
+    nodes.add(name="given", op="PlaceholderWithDefault", input=["several"])
+    nodes.add(name="evil", op="SaveV2", input=["given"])
+
+
+@change("While in what runs as the model is loaded")
+def loop_as_variables_are_restored(meta_graph):
+    meta_graph.graph_def.node.add(name="loop", op="While")
+    restore = meta_graph.saver_def.restore_op_name.split(":")[0]
+    next(node for node in meta_graph.graph_def.node if node.name == restore).input.append("^loop")
+
+
 @change("While in what runs as the model is loaded")
 def loop_as_it_is_loaded(meta_graph):
     meta_graph.graph_def.node.add(name="loop", op="While")
