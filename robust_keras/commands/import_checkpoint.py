@@ -30,6 +30,8 @@ def run(
     architecture: str | None = None,
     key: str | None = None,
     download_dir: str = DOWNLOADS,
+    evaluation: str | None = None,
+    data_dir: str | None = None,
 ) -> None:
     """Imports.
 
@@ -42,10 +44,13 @@ def run(
         architecture: such as WRN-28-10, which is then checked.
         key: where in the file the weights are, if there are several.
         download_dir: where downloads go.
+        evaluation: folder of an evaluation of the same weights, imported before, whose numbers the SavedModel claims.
+        data_dir: where the evaluated images are, see `data.sources.load`.
 
     Raises:
         ValueError: for bad input, and a file that is not what it should be; nothing has been written then.
     """
+    from robust_keras.commands import evaluated_images
     from robust_keras.saved_models import export
     from robust_keras.saved_models.weights_in import checkpoint as checkpoints
     from robust_keras.saved_models.weights_in import download, networks, selection
@@ -58,6 +63,8 @@ def run(
     activation = _agreed("activation", activation, known and known.activation)
     architecture = _agreed("architecture", architecture, known and known.architecture, is_needed=False)
     _check_output(output)
+    if evaluation and output.endswith(".keras"):
+        raise ValueError(f"Expected --evaluation with a SavedModel alone. Received: {output}, a Keras file")
     if not checkpoint and known:
         downloaded = download.fetch(known.url, download_dir)
         checkpoint = downloaded.path
@@ -74,7 +81,8 @@ def run(
     if output.endswith(".keras"):
         export.export_keras(network, output)
     else:
-        export.export(network, output, card=card)
+        load_images = evaluated_images.loader(data_dir=data_dir)
+        export.export(network, output, card=card, evaluation=evaluation, load_images=load_images)
     print(_summary(found, made, str(dataset), output))
     print(_how_to_measure(output, str(dataset), known))
 
@@ -181,6 +189,10 @@ def define_flags(values: flags.FlagValues) -> None:
         "output", None, "A new folder for a SavedModel, or a path that ends in .keras.", flag_values=values
     )
     flags.DEFINE_string("download_dir", DOWNLOADS, "Where downloads go.", flag_values=values)
+    flags.DEFINE_string(
+        "evaluation", None, "Folder of an evaluation of an earlier import, which is then claimed.", flag_values=values
+    )
+    flags.DEFINE_string("data_dir", None, "Where the evaluated images are.", flag_values=values)
     flags.mark_flag_as_required("output", flag_values=values)
 
 
@@ -195,6 +207,8 @@ def main(values: flags.FlagValues) -> None:
         architecture=values.architecture,
         key=values.key,
         download_dir=values.download_dir,
+        evaluation=values.evaluation,
+        data_dir=values.data_dir,
     )
 
 
