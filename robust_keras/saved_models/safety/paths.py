@@ -109,7 +109,8 @@ class Program:
         for node in self._nodes_behind(references):
             first.update(called(node, self.bodies))
         calls: dict[str, float] = {}
-        entered, waiting = set(), [(name, False) for name in first]
+        entered: set[str] = set()
+        waiting = [(name, False) for name in first]
         while waiting:
             name, is_left = waiting.pop()
             if is_left:
