@@ -10,11 +10,12 @@ import os
 import posixpath
 import re
 import stat
-import unicodedata
 from collections.abc import Iterator
 from typing import BinaryIO
 
 import tensorflow as tf
+
+from robust_keras.shown_text import printable as printable  # Here too: what is read is shown.
 
 gfile = tf.io.gfile
 MOST_FILES = 10_000  # Below one folder.
@@ -106,41 +107,6 @@ def kind(mode: int) -> str:
     if stat.S_ISDIR(mode):
         return "a folder"
     return next((name for test, name in _KINDS.items() if test(mode)), "another kind of file")
-
-
-def printable(text: object, *, most: int = 200) -> str:
-    """Text of a file as a terminal, a log and a table can show it: on one line, without anything that steers.
-
-    Control and format characters, line breaks and those that turn the direction of writing stand as escapes.
-
-    Args:
-        text: anything; what `str` makes of it counts.
-        most: characters, after which it is cut.
-    """
-    shown = "".join(each if _is_plain(each) else each.encode("unicode_escape").decode() for each in str(text)[:most])
-    return shown if len(str(text)) <= most else f"{shown}..."
-
-
-def as_code(text: object, *, most: int = 200) -> str:
-    """Text of a file in Markdown, as code: no markup, HTML or link in it means anything, and it stays on one line.
-
-    Args:
-        text: see `printable`, like `most`.
-    """
-    shown = printable(text, most=most).replace("`", "'")
-    return f"`{shown or ' '}`"
-
-
-def table_cell(text: object) -> str:
-    """Text of a file as a cell of a Markdown table: it ends no cell, and is no HTML and no link."""
-    shown = printable(text)
-    for mark, written in (("|", "\\|"), ("<", "&lt;"), ("](", "]\\(")):
-        shown = shown.replace(mark, written)
-    return shown
-
-
-def _is_plain(character: str) -> bool:
-    return character == " " or unicodedata.category(character)[0] not in "CZ"
 
 
 def _below(folder: str, follow: bool) -> Iterator[str]:

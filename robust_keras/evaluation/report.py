@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from robust_keras import array_files, foreign_files, storage
+from robust_keras import array_files, foreign_files, shown_text, storage
 from robust_keras.evaluation import comparison
 
 # What every results.json has, and of which kind, as far as it is read here.
@@ -85,7 +85,7 @@ def examples(workdir: str) -> dict[str, np.ndarray]:
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
     """A Markdown table of lines of text cells, the first of which is the header; what would steer it is escaped."""
-    lines = [[foreign_files.table_cell(cell) for cell in line] for line in lines]
+    lines = [[shown_text.table_cell(cell) for cell in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(*lines)]
     rows = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |" for line in lines]
     rows.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")

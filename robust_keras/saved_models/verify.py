@@ -6,7 +6,8 @@ This is the copy that came with the model: whoever can change the model can chan
 is to run what its maker put into it. Run it in a sandbox, or on a model that you have inspected or whose signature you
 have checked. `scripts/verify.py` of robust_keras is a copy of your own that inspects a model before it loads it.
 
-It exits with 0 where every check has passed, 1 where one has failed, and 2 for bad usage. What is checked, and what
+It exits with 0 where no check has failed, 1 where one has, or there is nothing to check or too little, and 2 for bad
+usage. What is checked, and what
 that does not show, is in `docs/claims.md` of robust_keras.
 """
 
@@ -21,8 +22,16 @@ from collections.abc import Callable
 import numpy as np
 
 from robust_keras.saved_models.verifying.attacks import Model, open_model
-from robust_keras.saved_models.verifying.checks import CHECKS, Case, check_again, check_images
-from robust_keras.saved_models.verifying.claim import Claim, check_cards, check_claim, read_claim
+from robust_keras.saved_models.verifying.card_claims import check_cards
+from robust_keras.saved_models.verifying.checks import (
+    CHECKS,
+    FEWEST,
+    Case,
+    NothingShownError,
+    check_again,
+    check_images,
+)
+from robust_keras.saved_models.verifying.claim import Claim, check_claim, read_claim
 from robust_keras.saved_models.verifying.files import check_manifest, check_signature
 
 
@@ -30,6 +39,8 @@ def verify(
     folder: pathlib.Path,
     *,
     num_attacked: int = 100,
+    quick: bool = False,
+    allow_no_claims: bool = False,
     seed: int = 0,
     images: str | None = None,
     public_key: str | None = None,
@@ -37,11 +48,13 @@ def verify(
     check_graph: Callable[[str], None] | None = None,
     tell: Callable[[str], None] = print,
 ) -> bool:
-    """Runs all checks, tells each, and returns whether all have passed.
+    """Runs all checks, tells each and what was not shown, and returns whether none has failed.
 
     Args:
         folder: of the SavedModel.
         num_attacked: how many robust images are attacked.
+        quick: whether fewer than `FEWEST` are enough.
+        allow_no_claims: whether a folder without claims passes, of which the files and the cards are checked alone.
         seed: of everything that is drawn.
         images: an npz file of other `images` and their `labels`.
         public_key: a PEM file, whose signature is checked.
@@ -62,8 +75,8 @@ def verify(
     if check_graph and not run.failed:
         run.passes("operations", check_graph, str(folder))
     if claim is None and not run.failed:
-        tell("nothing is claimed of this model that could be checked: it was not run")
-        return True
+        tell("nothing to check: nothing is claimed of this model, which was not run")
+        return allow_no_claims
     if run.failed or not run.passes("loading", lambda: models.append(open_model(folder))) or claim is None:
         tell(f"failed: {', '.join(run.failed)}; the model was not run")
         return False
@@ -73,8 +86,7 @@ def verify(
     if images:
         run.passes("images", check_images, case, images)
     run.passes("again", check_again, case)
-    tell(f"failed: {', '.join(run.failed)}" if run.failed else "all checks passed")
-    return not run.failed
+    return run.end(quick)
 
 
 class _Run:
@@ -82,23 +94,40 @@ class _Run:
 
     Attributes:
         failed: names of those that have failed.
+        nothing: names of those that could tell nothing.
     """
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self.failed: list[str] = []
+        self.nothing: list[str] = []
         self._tell = tell
 
     def passes(self, name: str, check: Callable, *arguments: object) -> bool:
         """Runs a check and tells what it saw, on one line that steers no terminal."""
         try:
-            seen, is_right = check(*arguments), True
+            seen, mark = check(*arguments), "ok"
+        except NothingShownError as error:
+            seen, mark = error, "n/a"
+            self.nothing.append(name)
         except Exception as error:  # A model may raise anything.
-            seen, is_right = f"{'' if type(error) is ValueError else f'{type(error).__name__}: '}{error}", False
+            seen, mark = f"{'' if type(error) is ValueError else f'{type(error).__name__}: '}{error}", "FAILED"
             self.failed.append(name)
         shown = " ".join(str(seen or "").split())[:300]
         shown = "".join(each if each.isprintable() else "?" for each in shown)
-        self._tell(f"{'ok    ' if is_right else 'FAILED'} {name:<11} {shown}".rstrip())
-        return is_right
+        self._tell(f"{mark:<6} {name:<11} {shown}".rstrip())
+        return mark != "FAILED"
+
+    def end(self, quick: bool) -> bool:
+        """Tells what was shown and what was not, and returns whether the model passes."""
+        nothing = f"nothing was shown by {', '.join(self.nothing)}" if self.nothing else ""
+        if self.failed:
+            self._tell(f"failed: {'; '.join(filter(None, [', '.join(self.failed), nothing]))}")
+        elif "attack" in self.nothing and not quick:
+            self._tell(f"failed: {nothing}; --quick lets fewer than {FEWEST} attacked images pass")
+            return False
+        else:
+            self._tell(f"no check has failed; {nothing}" if nothing else "all checks passed")
+        return not self.failed
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -108,14 +137,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", default=pathlib.Path(__file__).parent, type=pathlib.Path)
     parser.add_argument("--num_attacked", type=int, default=100, help="how many images that are claimed robust")
+    parser.add_argument("--quick", action="store_true", help=f"let fewer than {FEWEST} attacked images pass")
+    parser.add_argument("--allow_no_claims", action="store_true", help="let a folder without claims pass")
     parser.add_argument("--seed", type=int, default=secrets.randbits(31), help="of all that is drawn; a fresh one")
     parser.add_argument("--images", help="an npz file of `images` and `labels` that the maker has not chosen")
     parser.add_argument("--public_key", help="PEM file of the maker's key, by which to check")
     parser.add_argument("--signature", help="its signature; FOLDER.sig by default")
     options = vars(parser.parse_args(arguments))
     folder = options.pop("folder")
-    if not folder.is_dir() or options["num_attacked"] < 1 or options["seed"] < 0:
-        parser.error(f"Expected a folder, num_attacked >= 1 and seed >= 0. Received: {folder}, {options}")
+    fewest = 1 if options["quick"] else FEWEST
+    if not folder.is_dir() or options["num_attacked"] < fewest or options["seed"] < 0:
+        parser.error(f"Expected a folder, num_attacked >= {fewest} and seed >= 0. Received: {folder}, {options}")
     print(f"{folder}, seed {options['seed']}", flush=True)
     return 0 if verify(folder.resolve(), tell=functools.partial(print, flush=True), **options) else 1
 

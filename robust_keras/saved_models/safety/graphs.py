@@ -20,6 +20,23 @@ _GRADIENT = re.compile(r"(Stateful)?PartitionedCall-\d+|CustomGradient-\d+")
 _NESTED = ("tensorflow.GraphDef", "tensorflow.FunctionDef", "tensorflow.FunctionDefLibrary")
 # Serialised graphs begin with one of these bytes: the tags of their fields.
 _TAGS = {bytes([number << 3 | kind]) for number in range(1, 9) for kind in (0, 2)}
+_STRING = tf.string.as_datatype_enum
+# The typed field in which a constant's values stand; those of smaller types are in `int_val` or `float8_val`.
+_FIELDS = {
+    tf.bfloat16: "half_val",
+    tf.bool: "bool_val",
+    tf.complex64: "scomplex_val",
+    tf.complex128: "dcomplex_val",
+    tf.float16: "half_val",
+    tf.float32: "float_val",
+    tf.float64: "double_val",
+    tf.int64: "int64_val",
+    tf.string: "string_val",
+    tf.uint32: "uint32_val",
+    tf.uint64: "uint64_val",
+}
+_FIELD_OF = {dtype.as_datatype_enum: name for dtype, name in _FIELDS.items()}
+_OF_ANY_DTYPE = {"dtype", "tensor_shape", "version_number"}
 _OF_HANDLES = {tf.resource.as_datatype_enum, tf.variant.as_datatype_enum}
 
 
@@ -66,6 +83,8 @@ class _Reader:
     def findings(self, graph_def) -> Iterator[Finding]:
         yield from self._of_library(graph_def.library)
         for where, nodes in bodies(graph_def):
+            if len({node.name for node in nodes}) != len(nodes):
+                yield Finding("a name that two nodes have", where)
             for node in nodes:
                 if node.op not in _KNOWN and (node.op not in self.functions or may_be_operation(node.op)):
                     yield Finding(node.op or "an operation without a name", where)
@@ -80,6 +99,8 @@ class _Reader:
             yield Finding(f"a function called {name}, as an operation is,", "the functions")
         if len(names) != len(self.functions):
             yield Finding("a name that two functions have", "the functions")
+        if "" in self.functions:
+            yield Finding("a function without a name", "the functions")
         given = [(each.function_name, each.gradient_func) for each in library.gradient]
         for name in {name for pair in given for name in pair} - self.functions:
             yield Finding(f"a gradient of {name}, which is no function of the model,", "the functions")
@@ -128,6 +149,11 @@ class _Reader:
         """What is refused of a constant: handles, shapes that are none or would fill memory, graphs in its strings."""
         if tensor.dtype % 100 in _OF_HANDLES or tensor.resource_handle_val or tensor.variant_val:
             yield Finding("a constant of handles", where)
+            return
+        given = {field.name for field, _ in tensor.ListFields()} - _OF_ANY_DTYPE
+        allowed = {_FIELD_OF[tensor.dtype]} if tensor.dtype in _FIELD_OF else {"int_val", "float8_val"}
+        if len(given) > 1 or given - allowed - ({"tensor_content"} if tensor.dtype != _STRING else set()):
+            yield Finding(f"a constant of type {tensor.dtype} in {' and '.join(sorted(given))}", where)
             return
         sizes = [dimension.size for dimension in tensor.tensor_shape.dim]
         if tensor.tensor_shape.unknown_rank or len(sizes) > _MOST_DIMENSIONS or any(size < 0 for size in sizes):

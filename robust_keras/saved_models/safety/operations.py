@@ -154,4 +154,5 @@ CHECKPOINT = {
     "SaveV2": (0,),
     "ShardedFilename": (0,),
 }
+READS = {"Restore", "RestoreSlice", "RestoreV2"}
 ASSET = {"InitializeTableFromTextFile": (1,), "InitializeTableFromTextFileV2": (1,)}

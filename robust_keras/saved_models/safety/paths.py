@@ -4,10 +4,13 @@ A saver may read and write what it is told to by whoever calls it, and a table i
 itself has made up, or takes from an image's caller, is refused.
 """
 
+import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
+
+import tensorflow as tf
 
 from robust_keras.saved_models.safety import operations, wire
 from robust_keras.saved_models.safety.graphs import Finding
@@ -52,12 +55,12 @@ class Program:
         self._assets = {_name(asset.tensor_info.name) for asset in assets(meta_graph)}
         self._is_called_by_gradients = {each.gradient_func for each in graph.library.gradient}
         self._is_called_by_gradients |= {each.gradient_func for each in graph.library.registered_gradients}
-        self._called: dict[str, set[str]] = defaultdict(set)
+        self._called: dict[str, Counter[str]] = defaultdict(Counter)
         self._callers: dict[str, list[tuple[_Body, Any, bool]]] = defaultdict(list)
         for body in self.bodies.values():
             for node in body.nodes.values():
-                for function in called(node, self.bodies):
-                    self._called[body.name].add(function)
+                self._called[body.name].update(called(node, self.bodies))
+                for function in set(called(node, self.bodies)):
                     is_plain = node.op in _CALLS or node.op == function
                     self._callers[function].append((body, node, is_plain))
 
@@ -67,7 +70,8 @@ class Program:
             for node in body.nodes.values():
                 for inputs, allowed in ((operations.CHECKPOINT, _SAVER), (operations.ASSET, _ASSET)):
                     for k in inputs.get(node.op, ()):
-                        for origin in sorted(self._origins(body, node, k) - {allowed}):
+                        is_read = node.op in operations.READS
+                        for origin in sorted(self._origins(body, node, k, is_read) - {allowed}):
                             yield Finding(f"{node.op} of {origin}", body.where())
 
     def _reached(self, names: set[str]) -> set[str]:
@@ -78,11 +82,11 @@ class Program:
             if name in self.bodies and name not in found:
                 found.add(name)
                 self._step_on(len(self._called[name]) + len(self.bodies[name].nodes))
-                waiting |= self._called[name]
+                waiting |= self._called[name].keys()
         return found
 
-    def operations_behind(self, references: Iterable[str], functions: Iterable[str] = ()) -> set[str]:
-        """Operations that have to run for some tensors of the main graph, or in functions, and in what they call."""
+    def _nodes_behind(self, references: Iterable[str]) -> list[Any]:
+        """Nodes that have to run for some tensors of the main graph."""
         nodes, found, waiting = self.bodies[_MAIN].nodes, {}, [_name(each) for each in references]
         while waiting:
             name = waiting.pop()
@@ -90,12 +94,41 @@ class Program:
                 found[name] = nodes[name]
                 self._step_on(len(nodes[name].input))
                 waiting += [_name(each) for each in nodes[name].input]
-        names = {*functions, *(function for node in found.values() for function in called(node, self.bodies))}
-        inside = {node.op for name in self._reached(names) for node in self.bodies[name].nodes.values()}
-        return inside | {node.op for node in found.values()}
+        return list(found.values())
 
-    def _origins(self, body: _Body, node: Any, k: int) -> set[str]:
-        """Where the `k`-th input of a node comes from, in words."""
+    def operations_behind(self, references: Iterable[str], functions: Iterable[str] = ()) -> set[str]:
+        """Operations that have to run for some tensors of the main graph, or in functions, and in what they call."""
+        found = self._nodes_behind(references)
+        names = {*functions, *(function for node in found for function in called(node, self.bodies))}
+        inside = {node.op for name in self._reached(names) for node in self.bodies[name].nodes.values()}
+        return inside | {node.op for node in found}
+
+    def calls_behind(self, references: Iterable[str], functions: Iterable[str] = ()) -> float:
+        """How many calls of functions that takes: of large ones more each, infinitely many where one calls itself."""
+        first = Counter(functions)
+        for node in self._nodes_behind(references):
+            first.update(called(node, self.bodies))
+        calls: dict[str, float] = {}
+        entered: set[str] = set()
+        waiting = [(name, False) for name in first]
+        while waiting:
+            name, is_left = waiting.pop()
+            if is_left:
+                inside = sum(times * calls[each] for each, times in self._called[name].items())
+                calls[name] = 1 + len(self.bodies[name].nodes) // 1000 + inside
+                entered.remove(name)
+            elif name in entered:
+                return math.inf
+            elif name not in self.bodies:
+                calls[name] = 0
+            elif name not in calls:
+                entered.add(name)
+                self._step_on(len(self._called[name]))
+                waiting += [(name, True), *((each, False) for each in self._called[name])]
+        return sum(times * calls[name] for name, times in first.items())
+
+    def _origins(self, body: _Body, node: Any, k: int, is_read: bool) -> set[str]:
+        """Where the `k`-th input of a node comes from, in words; what is read is the path itself, nothing beside it."""
         found: set[str] = set()
         seen: set[tuple[str, str]] = set()
         waiting = [(body.name, _given(node, k))]
@@ -104,12 +137,12 @@ class Program:
             if each in seen:
                 continue
             seen.add(each)
-            origin, more = self._step(*each)
+            origin, more = self._step(*each, is_read)
             found |= origin
             waiting += more
         return found
 
-    def _step(self, name: str, reference: str) -> tuple[set[str], list[tuple[str, str]]]:
+    def _step(self, name: str, reference: str, is_read: bool) -> tuple[set[str], list[tuple[str, str]]]:
         """Where a tensor of a body comes from, as far as one node says: words, or further tensors."""
         body, tensor = self.bodies[name], _name(reference)
         if name == _MAIN and tensor and tensor in (self._saver, *self._assets):
@@ -121,6 +154,8 @@ class Program:
             return {"nowhere"}, []
         self._step_on(len(node.input))
         inputs = [each for each in node.input if not each.startswith("^")]
+        if node.op == "ShardedFilename" and is_read:
+            return {"a text joined to a path"}, []
         if node.op in _PASSED_ON:
             return set(), [(name, each) for each in inputs[:1]]
         if node.op == "Pack":
@@ -128,7 +163,9 @@ class Program:
         if node.op in ("Select", "SelectV2"):
             return set(), [(name, each) for each in inputs[1:]]
         if node.op == "StringJoin" and inputs:
-            is_plain = not node.attr["separator"].s and all(self._is_added(body, each) for each in inputs[1:])
+            is_plain = (
+                not is_read and not node.attr["separator"].s and all(self._is_added(body, each) for each in inputs[1:])
+            )
             return set() if is_plain else {"a text joined to a path"}, [(name, inputs[0])]
         if node.op == "PlaceholderWithDefault" and name == _MAIN and self._is_model(body, node):
             return {_SAVER}, []
@@ -149,7 +186,7 @@ class Program:
             node = body.nodes.get(_name(_given(node, 0)))
             if node is None or node.op != "PlaceholderWithDefault":
                 break
-        return node is not None and node.op == "Const" and node.attr["value"].tensor.string_val == [b"model"]
+        return node is not None and _text(node) == b"model"
 
     def _of_variable(self, body: _Body, handle: str) -> tuple[set[str], list[tuple[str, str]]]:
         """What is assigned to a variable of the main graph, as the paths of assets are."""
@@ -195,7 +232,7 @@ class Program:
             self._step_on(len(node.input))
             if node.op in ("Select", "SelectV2"):
                 waiting += [_name(each) for each in node.input[1:3]]
-            elif node.op != "Const" or not all(map(_ADDED.fullmatch, node.attr["value"].tensor.string_val)):
+            elif not _ADDED.fullmatch(_text(node) or b"/"):
                 return False
         return True
 
@@ -213,17 +250,36 @@ def assets(meta_graph: Any) -> list[Any]:
     return found
 
 
-def called(node: Any, functions: Any) -> set[str]:
-    """Functions that a node calls."""
-    names = {node.op} & functions.keys()
+def tensors(info: Any) -> list[str]:
+    """The names of a `TensorInfo`."""
+    if info.WhichOneof("encoding") == "coo_sparse":
+        sparse = info.coo_sparse
+        return [sparse.values_tensor_name, sparse.indices_tensor_name, sparse.dense_shape_tensor_name]
+    if info.WhichOneof("encoding") == "composite_tensor":
+        return [name for each in info.composite_tensor.components for name in tensors(each)]
+    return [info.name]
+
+
+def called(node: Any, functions: Any) -> list[str]:
+    """Functions that a node calls, each as often as it names it."""
+    names = [node.op] if node.op in functions else []
     waiting = list(node.attr.values())
     while waiting:
         value = waiting.pop()
         given = [value.func] if value.HasField("func") else value.list.func
         for function in given:
-            names |= {function.name} - {""}
+            names += [function.name] if function.name else []
             waiting += function.attr.values()
     return names
+
+
+def _text(node: Any) -> bytes | None:
+    """The text that a constant is, or None of one that is not one text in the one field that everybody reads."""
+    tensor = node.attr["value"].tensor
+    sizes = [dimension.size for dimension in tensor.tensor_shape.dim]
+    is_one = len(tensor.string_val) == 1 and all(size == 1 for size in sizes) and not tensor.tensor_shape.unknown_rank
+    is_text = {node.attr["dtype"].type, tensor.dtype} == {tf.string.as_datatype_enum} and not tensor.tensor_content
+    return tensor.string_val[0] if node.op == "Const" and is_one and is_text else None
 
 
 def _given(node: Any, k: int) -> str:

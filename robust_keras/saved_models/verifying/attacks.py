@@ -100,7 +100,9 @@ class Model:
             gradient = tape.gradient(loss, x, unconnected_gradients=tf.UnconnectedGradients.ZERO)
             return logits, loss, tf.where(tf.math.is_finite(gradient), gradient, 0.0)
 
-        self._logits, self._loss = (tf.function(each, autograph=False) for each in (logits_of, loss_of))
+        self._logits, self._loss = (
+            tf.function(each, autograph=False, reduce_retracing=True) for each in (logits_of, loss_of)
+        )
 
     def logits(self, x: np.ndarray) -> np.ndarray:
         """float32 [n, classes] of images [n, height, width, channels]."""
@@ -120,12 +122,13 @@ class Model:
         return is_wrong(logits, labels), np.nan_to_num(loss, nan=-1e30), gradient
 
     def _in_batches(self, function: Callable, *inputs: np.ndarray) -> tuple[np.ndarray, ...]:
+        import tensorflow as tf
+
         num, pieces = len(inputs[0]), []
         for start in range(0, num, BATCH_SIZE):
-            packed = np.resize(np.arange(start, min(start + BATCH_SIZE, num)), BATCH_SIZE)
-            found = function(*(each[packed] for each in inputs))
+            found = function(*map(tf.constant, (each[start : start + BATCH_SIZE] for each in inputs)))
             found = found if isinstance(found, (tuple, list)) else (found,)
-            pieces.append([part.numpy()[: num - start] for part in found])
+            pieces.append([part.numpy() for part in found])
         whole = tuple(np.concatenate(parts) for parts in zip(*pieces))
         self.num_non_finite += int((~np.isfinite(whole[0])).any(axis=-1).sum())
         return whole

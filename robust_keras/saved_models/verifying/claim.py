@@ -4,27 +4,14 @@ import hashlib
 import json
 import math
 import pathlib
-import re
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from robust_keras.saved_models.verifying.attacks import Ball
-from robust_keras.saved_models.verifying.files import (
-    CARDS,
-    CLAIMS,
-    EXAMPLES,
-    fingerprint,
-    objects_in,
-    read_arrays,
-    read_json,
-    text_of,
-)
+from robust_keras.saved_models.verifying.files import CLAIMS, EXAMPLES, fingerprint, read_arrays, read_json
 
 MOST_OF_A_KIND = 128  # Of the bundled images: broken ones, and robust ones.
-# What a card may say of an evaluation, in the words of results.json.
-_SAID_TWICE = ["num_examples", "clean_accuracy", "robust_accuracy", "norm", "epsilon", "epsilon_fraction", "seed"]
-_SAID_TWICE += ["confidence_interval_95", "attacks", "robust_accuracy_after", "warnings", "dataset"]
 
 
 class Claim(NamedTuple):
@@ -140,39 +127,6 @@ def check_claim(claim: Claim, folder: pathlib.Path) -> str:
         f"{told['norm']} {told['epsilon_fraction']}, {num} examples: {100 * told['clean_accuracy']:.2f} % clean, at "
         f"most {100 * told['robust_accuracy']:.2f} % robust after {names}{warnings}"
     )
-
-
-def check_cards(claim: Claim | None, folder: pathlib.Path) -> str:
-    """Whether both cards say what the claim says, and no more where there is none."""
-    card, text = (folder / name for name in CARDS)
-    told = claim.told if claim else {}
-    objects = list(objects_in(read_json(card))) if card.exists() else []
-    statements = [each for each in objects if "robust_accuracy" in each and "norm" in each]
-    percents = re.findall(
-        r"(?i)(clean|robust)\W+accuracy\D{0,60}?(\d+(?:\.\d+)?) ?%", text_of(text) if text.exists() else ""
-    )
-    if not claim and (statements or percents):
-        raise ValueError("a card has robust accuracies, and nothing beside the model that shows them")
-    for each in statements:
-        if differ := [name for name in _SAID_TWICE if name in each and each[name] != told.get(name)]:
-            raise ValueError(f"{CARDS[0]} and the claim differ in {', '.join(differ)}")
-    for name, value in ((name, value) for each in objects for name, value in each.items() if "robust" in name):
-        # Of a short attack on validation images, but no more than are right without any.
-        if claim and isinstance(value, float) and value > told["clean_accuracy"] + 0.1:
-            raise ValueError(
-                f"{CARDS[0]} says {name} {value:.4g}; {told['clean_accuracy']:.4g} is claimed without attack"
-            )
-    accuracies = [
-        told.get("clean_accuracy"),
-        *(each["robust_accuracy"] for each in told.get("robust_accuracy_after", [])),
-    ]
-    for name, percent in percents:
-        ours = accuracies[:1] if name.lower() == "clean" else accuracies[1:]
-        if not any(
-            abs(float(percent) - 100 * accuracy) <= 0.5 * 10 ** -len(percent.partition(".")[2]) for accuracy in ours
-        ):
-            raise ValueError(f"{CARDS[1]} says {percent} %, which is no {name} accuracy of the claim")
-    return f"{len(statements)} statements and {len(percents)} accuracies, as claimed"
 
 
 def wilson_interval(num_successes: int, num_trials: int) -> tuple[float, float]:

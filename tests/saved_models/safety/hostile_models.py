@@ -177,6 +177,141 @@ def signature_that_restores(meta_graph):
     meta_graph.signature_def["serving_default"].outputs[name].name = meta_graph.saver_def.restore_op_name
 
 
+@change("a constant of type 7 in string_val and tensor_content")
+def text_that_tensorflow_reads_elsewhere(meta_graph):
+    constant(meta_graph.graph_def.node, "text", b"model").attr["value"].tensor.tensor_content = b"\x04/tmp"
+
+
+@change("a constant of type 7 in tensor_content")
+def text_in_bytes(meta_graph):
+    tensor = constant(meta_graph.graph_def.node, "text", b"").attr["value"].tensor
+    del tensor.string_val[:]
+    tensor.tensor_content = b"\x04/tmp"
+
+
+@change("a constant of type 1 in int_val")
+def numbers_in_the_field_of_others(meta_graph):
+    tensor = inner(meta_graph).node_def.add(name="one", op="Const").attr["value"].tensor
+    tensor.dtype = FLOAT
+    tensor.int_val.append(1)
+
+
+@change("a function without a name")
+def function_in_the_place_of_the_main_graph(meta_graph):
+    meta_graph.graph_def.library.function.add()
+
+
+@change("a name that two nodes have in function __inference_")
+def two_nodes_of_a_name(meta_graph):
+    for _ in range(2):
+        inner(meta_graph).node_def.add(name="twice", op="NoOp")
+
+
+@change("SaveV2 in what runs as the model is loaded")
+def restoring_that_saves(meta_graph):
+    path = meta_graph.saver_def.filename_tensor_name
+    meta_graph.graph_def.node.add(name="evil", op="SaveV2", input=[path])
+    restore = meta_graph.saver_def.restore_op_name.split(":")[0]
+    next(node for node in meta_graph.graph_def.node if node.name == restore).input.append("^evil")
+
+
+@change("RestoreV2 of a text joined to a path in the main graph")
+def restoring_from_beside(meta_graph):
+    nodes, path = meta_graph.graph_def.node, meta_graph.saver_def.filename_tensor_name
+    constant(nodes, "added", b"_other")
+    nodes.add(name="joined", op="StringJoin", input=[path, "added"])
+    nodes.add(name="evil", op="RestoreV2", input=["joined"])
+
+
+@change("SaveV2 of what PlaceholderWithDefault gives in the main graph")
+def names_that_are_not_one_text(meta_graph):
+    nodes = meta_graph.graph_def.node
+    constant(nodes, "several", b"model").attr["value"].tensor.tensor_shape.dim.add(size=2)
+    nodes.add(name="given", op="PlaceholderWithDefault", input=["several"])
+    nodes.add(name="evil", op="SaveV2", input=["given"])
+
+
+@change("While in what runs as the model is loaded")
+def loop_as_variables_are_restored(meta_graph):
+    meta_graph.graph_def.node.add(name="loop", op="While")
+    restore = meta_graph.saver_def.restore_op_name.split(":")[0]
+    next(node for node in meta_graph.graph_def.node if node.name == restore).input.append("^loop")
+
+
+def to_initialize(meta_graph, local_name="_initialize", kind="resource"):
+    """A function that an object has as a method that loading calls."""
+    function = meta_graph.graph_def.library.function.add()
+    function.signature.name = "to_initialize"
+    meta_graph.object_graph_def.concrete_functions["to_initialize"].SetInParent()
+    objects = meta_graph.object_graph_def.nodes
+    objects.add().bare_concrete_function.concrete_function_name = "to_initialize"
+    each = objects.add()
+    getattr(each, kind).SetInParent()
+    each.children.add(local_name=local_name, node_id=len(objects) - 2)
+    return function
+
+
+@change("8,192 calls of functions in what runs as the model is loaded")
+def calls_that_multiply(meta_graph):
+    function = to_initialize(meta_graph)
+    for k in range(12):
+        for name in ("once", "twice"):
+            function.node_def.add(name=name, op="PartitionedCall").attr["f"].func.name = f"level_{k}"
+        function = meta_graph.graph_def.library.function.add()
+        function.signature.name = f"level_{k}"
+
+
+@change(r"50. calls of functions in what runs as the model is loaded")
+def branches_that_multiply(meta_graph):
+    function = to_initialize(meta_graph)
+    branches = function.node_def.add(name="case", op="Case").attr["branches"].list.func
+    for _ in range(501):
+        branches.add(name="branch")
+    meta_graph.graph_def.library.function.add().signature.name = "branch"
+
+
+@change("inf calls of functions in what runs as the model is loaded")
+def function_that_calls_itself(meta_graph):
+    function = to_initialize(meta_graph)
+    function.node_def.add(name="again", op="If").attr["then_branch"].func.name = function.signature.name
+
+
+@change("XlaCallModule in what runs as the model is loaded")
+def xla_as_it_is_loaded(meta_graph):
+    to_initialize(meta_graph).node_def.add(name="loop", op="XlaCallModule").attr["module"].s = b"ML\xefR"
+
+
+@change("While in what runs as the model is loaded")
+def loop_as_it_is_left(meta_graph):
+    to_initialize(meta_graph, "_destroy_resource").node_def.add(name="loop", op="While")
+
+
+@change("While in what runs as the model is loaded")
+def loop_in_a_method_of_a_variable(meta_graph):
+    to_initialize(meta_graph, "assign", "variable").node_def.add(name="loop", op="While")
+
+
+@change("While in what runs as the model is loaded")
+def loop_of_a_saver(meta_graph):
+    to_initialize(meta_graph, "any").node_def.add(name="loop", op="While")
+    objects = meta_graph.object_graph_def.nodes
+    objects[-1].saveable_objects["saveable"].save_function = len(objects) - 2
+
+
+@change("NextIteration in what runs as the model is loaded")
+def loop_of_a_local_variable(meta_graph):
+    meta_graph.graph_def.node.add(name="loop", op="NextIteration")
+    variable = message("VariableDef")(initializer_name="loop").SerializeToString()
+    meta_graph.collection_def["local_variables"].bytes_list.value.append(variable)
+
+
+@change("While in what runs as the model is loaded")
+def loop_of_a_snapshot(meta_graph):
+    meta_graph.graph_def.node.add(name="loop", op="While")
+    variable = message("VariableDef")(snapshot_name="loop:0").SerializeToString()
+    meta_graph.collection_def["variables"].bytes_list.value.append(variable)
+
+
 @change("While in what runs as the model is loaded")
 def loop_as_it_is_loaded(meta_graph):
     meta_graph.graph_def.node.add(name="loop", op="While")
