@@ -53,7 +53,7 @@ def run(
     from robust_keras.commands import evaluated_images
     from robust_keras.saved_models import export
     from robust_keras.saved_models.weights_in import checkpoint as checkpoints
-    from robust_keras.saved_models.weights_in import download, networks, selection
+    from robust_keras.saved_models.weights_in import networks, selection
     from robust_keras.saved_models.weights_in import published as by_authors
 
     if not checkpoint and not published:
@@ -66,10 +66,7 @@ def run(
     if evaluation and output.endswith(".keras"):
         raise ValueError(f"Expected --evaluation with a SavedModel alone. Received: {output}, a Keras file")
     if not checkpoint and known:
-        downloaded = download.fetch(known.url, download_dir)
-        checkpoint = downloaded.path
-        recorded = "as recorded" if downloaded.is_known else f"recorded in {checkpoint}.json: nobody has published it"
-        print(f"{checkpoint}: {downloaded.num_bytes:,} bytes, SHA-256 {downloaded.sha256} ({recorded})", flush=True)
+        checkpoint = _downloaded(known, download_dir)
     with checkpoints.opened(str(checkpoint)) as opened:
         found = selection.find(opened, key)
         made = networks.architecture(found, str(dataset), str(activation))
@@ -85,6 +82,15 @@ def run(
         export.export(network, output, card=card, evaluation=evaluation, load_images=load_images)
     print(_summary(found, made, str(dataset), output))
     print(_how_to_measure(output, str(dataset), known))
+
+
+def _downloaded(known: "published.Published", download_dir: str) -> str:
+    from robust_keras.saved_models.weights_in import download
+
+    found = download.fetch(known.url, download_dir)
+    recorded = "as recorded" if found.is_known else f"recorded in {found.path}.json: nobody has published it"
+    print(f"{found.path}: {found.num_bytes:,} bytes, SHA-256 {found.sha256} ({recorded})", flush=True)
+    return found.path
 
 
 def _agreed(name: str, given: str | None, known: str | None, *, is_needed: bool = True) -> str | None:
