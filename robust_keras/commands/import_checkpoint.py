@@ -62,24 +62,21 @@ def run(
     dataset = _agreed("dataset", dataset, known and known.dataset)
     activation = _agreed("activation", activation, known and known.activation)
     architecture = _agreed("architecture", architecture, known and known.architecture, is_needed=False)
-    _check_output(output)
-    if evaluation and output.endswith(".keras"):
-        raise ValueError(f"Expected --evaluation with a SavedModel alone. Received: {output}, a Keras file")
+    _check_output(output, evaluation)
     if not checkpoint and known:
         checkpoint = _downloaded(known, download_dir)
     with checkpoints.opened(str(checkpoint)) as opened:
         found = selection.find(opened, key)
         made = networks.architecture(found, str(dataset), str(activation))
         if architecture and made.name.lower() != architecture.lower():
-            said = "as --architecture or the model's name says"
-            raise ValueError(f"Expected a {architecture}, {said}. Received: a {made.name}")
+            raise ValueError(f"Expected a {architecture}, as the flag or the name says. Received: a {made.name}")
         network = networks.load(found, made)
     card = _card(os.path.basename(str(checkpoint)), opened, found, made, str(dataset), known)
     if output.endswith(".keras"):
         export.export_keras(network, output)
     else:
-        load_images = evaluated_images.loader(data_dir=data_dir)
-        export.export(network, output, card=card, evaluation=evaluation, load_images=load_images)
+        images = evaluated_images.loader(data_dir=data_dir)
+        export.export(network, output, card=card, evaluation=evaluation, load_images=images)
     print(_summary(found, made, str(dataset), output))
     print(_how_to_measure(output, str(dataset), known))
 
@@ -103,12 +100,14 @@ def _agreed(name: str, given: str | None, known: str | None, *, is_needed: bool 
     return known or given
 
 
-def _check_output(output: str) -> None:
+def _check_output(output: str, evaluation: str | None) -> None:
     """Before a download, what the end of it would stop at."""
     import tensorflow as tf
 
     if tf.io.gfile.exists(output) and (output.endswith(".keras") or not tf.io.gfile.isdir(output)):
         raise ValueError(f"Expected a new file or folder. Received: {output}")
+    if evaluation and output.endswith(".keras"):
+        raise ValueError(f"Expected --evaluation with a SavedModel alone. Received: {output}, a Keras file")
 
 
 def _card(
