@@ -18,7 +18,7 @@ import pytest
 from robust_keras import storage, zip_files
 from robust_keras.models import wide_resnet
 from robust_keras.saved_models import export, load, opening, safety, warm_start
-from robust_keras.saved_models.safety import declared_weights, hdf5_file, keras_config, keras_file
+from robust_keras.saved_models.safety import declared_weights, hdf5_file, inspection, keras_config, keras_file
 
 pytestmark = pytest.mark.oldest
 L = keras.layers
@@ -666,3 +666,17 @@ def test_sizes_that_weights_have(tmp_path):
             file["x"] = np.zeros((1 << 24) + 1, np.int8)
         path.write_bytes(packed({**copy.copy(members), "model.weights.h5": stream.getvalue()}))
     keras_file.check(str(path))
+
+
+def test_what_is_in_a_file_is_told_whether_it_is_refused_or_not(tmp_path):
+    (tmp_path / "good.keras").write_bytes(packed(good()))
+    told = inspection.describe(tmp_path / "good.keras")
+    assert told["classes"] | {"Dense": 2, "InputLayer": 1, "Functional": 1} == told["classes"]
+    assert told["refused"] == [] and [4, 5] in [each["shape"] for each in told["variables"]]
+    config = json.loads(good()["config.json"])
+    ARCHITECTURES["code in a layer"][0](config)
+    (tmp_path / "bad.keras").write_bytes(packed(good() | {"config.json": json.dumps(config).encode()}))
+    told = inspection.describe(tmp_path / "bad.keras")
+    assert told["classes"]["Lambda"] == 1 and told["variables"] and "class keras.layers.Lambda" in told["refused"][0]
+    text = "\n".join(inspection.lines(told))
+    assert "signatures" not in text and "1  Lambda" in text

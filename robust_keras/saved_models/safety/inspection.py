@@ -21,8 +21,8 @@ def describe(path: str | os.PathLike) -> dict[str, Any]:
         JSON: `path`, `kind`, `files` (`name`, `bytes`, `sha256`), `refused`, a list of lines, empty for a model that
         only computes, and of a SavedModel `tensorflow_version`, `signatures`, `operations` (how often each is in the
         graph and all functions), `functions` (number of operations, by name), `variables` (`name`, `dtype`, `shape`,
-        `bytes`) and `assets`. What cannot be read is left out, and `refused` says why. Names are as in the model:
-        nothing is escaped.
+        `bytes`) and `assets`; of a `.keras` file `classes` (how often each is named) and `variables` without a `dtype`.
+        What cannot be read is left out, and `refused` says why. Names are as in the model: nothing is escaped.
 
     Raises:
         ValueError: where there is nothing.
@@ -59,21 +59,23 @@ def lines(told: dict[str, Any], *, most: int = 40) -> Iterator[str]:
         for name, signature in told.get("signatures", {}).items()
     ]
     variables = [
-        f"{show(each['name'])}  {each['dtype']} {each['shape']}  {each['bytes']:,} bytes"
+        f"{show(each['name'])}  {each.get('dtype', '')} {each['shape']}  {each['bytes']:,} bytes"
         for each in told.get("variables", [])
     ]
     operations = [f"{count:>7,}  {show(name)}" for name, count in told.get("operations", {}).items()]
+    classes = [f"{count:>7,}  {show(name)}" for name, count in told.get("classes", {}).items()]
     functions = [f"{count:>7,}  {show(name)}" for name, count in told.get("functions", {}).items()]
     parts = {
-        "files": files,
-        "signatures": signatures,
-        "variables": variables,
-        "assets": list(map(show, told.get("assets", []))),
-        "kinds of operations": operations,
-        "functions, with their operations": functions,
-        "refused": [show(each, most=500) for each in told["refused"]],
+        "files": ("files", files),
+        "classes": ("classes", classes),
+        "signatures": ("signatures", signatures),
+        "variables": ("variables", variables),
+        "assets": ("assets", list(map(show, told.get("assets", [])))),
+        "operations": ("kinds of operations", operations),
+        "functions": ("functions, with their operations", functions),
+        "refused": ("refused", [show(each, most=500) for each in told["refused"]]),
     }
-    for name, found in parts.items():
+    for name, found in (part for key, part in parts.items() if key in told):
         yield f"{len(found)} {name}"
         yield from (f"  {each}" for each in found[:most])
         if len(found) > most:
@@ -100,8 +102,12 @@ def _file(path: str) -> dict[str, Any]:
 def _keras_file(path: str) -> dict[str, Any]:
     if not path.endswith(".keras"):
         raise ValueError(f"Expected a SavedModel's folder or a .keras file. Received: {foreign_files.printable(path)}")
-    keras_file.check(path)
-    return {}
+    told = {**keras_file.describe(path), "findings": []}
+    try:
+        keras_file.check(path)
+    except ValueError as error:
+        told["findings"] = [str(error)]
+    return told
 
 
 def _variables(path: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ any function of its own (CVE-2025-8747, CVE-2025-9906), and always the code in a
 `safe_mode` is therefore not relied upon: what is not named here is refused on every Keras.
 """
 
+import collections
 import itertools
 import json
 import math
@@ -62,14 +63,7 @@ def check(text: str | bytes, *, axes: Collection[int] = ()) -> dict[str, Any]:
     Raises:
         ValueError: naming the class, the function or the size that is refused.
     """
-    if len(text) > MOST_BYTES:
-        raise ValueError(f"its architecture is {len(text):,} bytes of text, more than {MOST_BYTES:,}")
-    try:
-        config = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"its architecture is no JSON: {printable(error)}") from error
-    if not isinstance(config, dict) or "class_name" not in config:
-        raise ValueError("its architecture is that of no model")
+    config = _parsed(text)
     num_objects = together = 0
     for key, value, under in _values(config):
         if isinstance(value, dict) and "class_name" in value:
@@ -94,6 +88,28 @@ def check(text: str | bytes, *, axes: Collection[int] = ()) -> dict[str, Any]:
             together += abs(value) if key in _MOST and key != "indices_or_sections" else 0
             if together > _MOST_TOGETHER:
                 raise ValueError(f"its architecture has {printable(key)} and its like of more than {_MOST_TOGETHER:,}")
+    return config
+
+
+def classes(text: str | bytes) -> dict[str, int]:
+    """How often an architecture names each class, known or not, the most frequent first.
+
+    Raises:
+        ValueError: for what is no architecture.
+    """
+    values = (value for _, value, _ in _values(_parsed(text)) if isinstance(value, dict) and "class_name" in value)
+    return dict(collections.Counter(str(value["class_name"]) for value in values).most_common())
+
+
+def _parsed(text: str | bytes) -> dict[str, Any]:
+    if len(text) > MOST_BYTES:
+        raise ValueError(f"its architecture is {len(text):,} bytes of text, more than {MOST_BYTES:,}")
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its architecture is no JSON: {printable(error)}") from error
+    if not isinstance(config, dict) or "class_name" not in config:
+        raise ValueError("its architecture is that of no model")
     return config
 
 

@@ -1,9 +1,12 @@
 """`.keras` files, looked at before Keras loads them: the archive, then its architecture, weights and further files."""
 
+import contextlib
 import posixpath
 import re
 import zipfile
 import zlib
+from collections.abc import Iterator
+from typing import Any
 
 from robust_keras import zip_files
 from robust_keras.foreign_files import open_regular, printable
@@ -28,18 +31,40 @@ def check(path: str) -> None:
     Raises:
         ValueError: naming the class, function, weight or member of the archive that is refused.
     """
-    with open_regular(path, follow=True) as file:
-        try:
-            with zip_files.open_archive(file, most_members=_MOST_MEMBERS) as archive:
-                _check_members(archive)
-                weights = hdf5_file.datasets(zip_files.content(archive, _WEIGHTS, file))
-                # An array of no bytes can have axes of any length.
-                axes = {size for each in weights if each.num_bytes for size in each.shape}
-                keras_config.check(archive.read(_CONFIG), axes=axes)
-        except _UNREADABLE as error:
-            expected = "a .keras file of known classes, which computes and does nothing else"
-            why = printable(error, most=400) or type(error).__name__
-            raise ValueError(f"Expected {expected}. Received: {printable(path)}: {why}") from error
+    with _naming(path):
+        text, weights = _read(path)
+        # An array of no bytes can have axes of any length.
+        axes = {size for each in weights if each.num_bytes for size in each.shape}
+        keras_config.check(text, axes=axes)
+
+
+def describe(path: str) -> dict[str, Any]:
+    """What is in a file: `classes`, how often it names each, and `variables` (`name`, `shape`, `bytes`).
+
+    Raises:
+        ValueError: for a file that cannot be read; classes may be any.
+    """
+    with _naming(path):
+        text, weights = _read(path)
+        variables = [{"name": each.name, "shape": list(each.shape), "bytes": each.num_bytes} for each in weights]
+        return {"classes": keras_config.classes(text), "variables": variables}
+
+
+@contextlib.contextmanager
+def _naming(path: str) -> Iterator[None]:
+    try:
+        yield
+    except _UNREADABLE as error:
+        expected = "a .keras file of known classes, which computes and does nothing else"
+        why = printable(error, most=400) or type(error).__name__
+        raise ValueError(f"Expected {expected}. Received: {printable(path)}: {why}") from error
+
+
+def _read(path: str) -> tuple[bytes, list[hdf5_file.Dataset]]:
+    """The text of the architecture, and the arrays of weights."""
+    with open_regular(path, follow=True) as file, zip_files.open_archive(file, most_members=_MOST_MEMBERS) as archive:
+        _check_members(archive)
+        return archive.read(_CONFIG), hdf5_file.datasets(zip_files.content(archive, _WEIGHTS, file))
 
 
 def weight_bytes(path: str) -> int:
