@@ -200,8 +200,8 @@ def check_neighbours(case: Case) -> str:
         raise NothingShownError(f"{seen}, fewer than ten")
     _, broken = attack(case.model, case.claim.ball, mixed[right], labels[right], case.rng, steps=(20, 0), num_queries=0)
     told = f"{seen}, {(~broken).sum()} of them under attack"
-    # Of models whose robustness is their own, about four in five.
-    if upper_bound(int((~broken).sum()), int(right.sum())) < 0.6:
+    # Of models whose robustness is their own, from half (of weak ones, in large balls) to nine in ten.
+    if upper_bound(int((~broken).sum()), int(right.sum())) < 0.5:
         raise ValueError(f"{told}: the model knows the bundled images")
     return told
 
