@@ -3,7 +3,9 @@
 Reasons are given, without the path: whoever opened the file names it.
 """
 
+import io
 import itertools
+import mmap
 import os
 import stat
 import struct
@@ -20,6 +22,7 @@ ALWAYS_UNPACKED = 1 << 28
 _MOST_TIMES_DEFLATED = 1032
 _END = struct.Struct("<4s8xL6x")  # Its signature, and the bytes of the directory.
 _END_64 = struct.Struct("<4s36xQ8x")
+_MEMBER = struct.Struct("<26xHH")  # What stands before a member: the lengths of its name, and of what follows that.
 _BYTES_PER_MEMBER = 512  # Of the directory: 46 and the name.
 
 
@@ -53,6 +56,28 @@ def open_archive(file: IO[bytes], *, most_members: int = 20_000) -> zipfile.ZipF
     _check_places(entries, archive.start_dir)
     _check_unpacked(entries, num_bytes)
     return archive
+
+
+def content(archive: zipfile.ZipFile, name: str, file: IO[bytes]) -> bytes | memoryview:
+    """The bytes of a member: where it is stored in a file of this machine, a view of them, of which no copy is made.
+
+    Args:
+        archive: see `open_archive`.
+        name: of the member.
+        file: of the archive.
+
+    Raises:
+        ValueError, zipfile.BadZipFile: for a member that is not in the file whole.
+    """
+    entry = archive.getinfo(name)
+    if entry.compress_type != zipfile.ZIP_STORED or not entry.file_size or not isinstance(file, io.BufferedReader):
+        return archive.read(name)
+    archive.open(name).close()  # Which looks at what stands before it.
+    mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    begin = entry.header_offset + _MEMBER.size + sum(_MEMBER.unpack_from(mapped, entry.header_offset))
+    if begin + entry.file_size > archive.start_dir:
+        raise ValueError(f"{printable(name)} lies where another part of the archive does")
+    return mapped[begin : begin + entry.file_size]
 
 
 def _check_directory(file: IO[bytes], most_members: int) -> int:

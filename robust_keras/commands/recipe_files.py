@@ -15,7 +15,7 @@ from gin import config_parser
 from robust_keras.commands import gin_text
 from robust_keras.foreign_files import open_regular, printable
 
-MOST_BYTES = 1 << 20  # Of a file.
+MOST_BYTES = 1 << 18  # Of a file, and of a recipe, with the empty lines that stand in a part for those before it.
 MOST_PARTS = 1000  # Of a recipe: the includes of includes.
 _GIVEN = "the given bindings"
 _imported: set[str] = set()  # What --import named.
@@ -27,6 +27,19 @@ class Part(io.StringIO):
     def __init__(self, name: str, lines: list[str], first: int):
         super().__init__("\n" * first + "\n".join(lines))
         self.name = name
+
+
+class _Parts(list[Part]):
+    """The parts of a recipe, of so many characters together."""
+
+    _left = MOST_BYTES
+
+    def take(self, num_characters: int, name: str) -> None:
+        """Raises ValueError where a recipe comes to more than it may; before it is read."""
+        self._left -= num_characters
+        if self._left < 0:
+            most = f"{MOST_BYTES:,} characters of a recipe, the lines before each include counted again"
+            raise ValueError(f"Expected at most {most}. Received: more in {printable(name)}")
 
 
 def gin_directory() -> pathlib.Path:
@@ -50,14 +63,14 @@ def read(gin_files: Iterable[str | os.PathLike], gin_params: Sequence[str]) -> l
     Raises:
         ValueError: naming the file, for one that is not there, is too large, or does more than it may.
     """
-    parts: list[Part] = []
+    parts = _Parts()
     for path in gin_files:
         _add(parts, _typed(os.fspath(path)), ())
     _add_text(parts, _GIVEN, "\n".join(gin_params), ())
     return parts
 
 
-def _add(parts: list[Part], path: str, inside: tuple[str, ...]) -> None:
+def _add(parts: _Parts, path: str, inside: tuple[str, ...]) -> None:
     if path in inside:
         raise ValueError(f"Expected files that do not include themselves. Received: {printable(path)}")
     try:
@@ -69,21 +82,24 @@ def _add(parts: list[Part], path: str, inside: tuple[str, ...]) -> None:
     _add_text(parts, path, text, (*inside, path))
 
 
-def _add_text(parts: list[Part], name: str, text: str, inside: tuple[str, ...]) -> None:
+def _add_text(parts: _Parts, name: str, text: str, inside: tuple[str, ...]) -> None:
+    parts.take(len(text), name)
     lines, first = _lines(text), 0
     for statement in gin_text.statements("\n".join(lines), name):
         if isinstance(statement, config_parser.ImportStatement):
             _check_import(statement, name)
         if isinstance(statement, (config_parser.IncludeStatement, config_parser.ImportStatement)):
             number = statement.location.line_num
+            parts.take(first, name)
             _add_part(parts, Part(name, lines[first : number - 1], first))
             first = number
         if isinstance(statement, config_parser.IncludeStatement):
             _add(parts, _included(statement.filename, inside), inside)
+    parts.take(first, name)
     _add_part(parts, Part(name, lines[first:], first))
 
 
-def _add_part(parts: list[Part], part: Part) -> None:
+def _add_part(parts: _Parts, part: Part) -> None:
     """Adds a text, which has to hold no more than bindings where gin reads it, too."""
     for statement in gin_text.statements(part.getvalue(), part.name):
         if isinstance(statement, (config_parser.IncludeStatement, config_parser.ImportStatement)):

@@ -279,7 +279,7 @@ def sized(logits_fn: Callable, num_classes: int) -> Callable:
 def reason(error: Exception) -> str:
     """What went wrong, on one line, without the configuration of all around it that Keras adds."""
     text = str(error).rpartition("Exception encountered: ")[2].split("Full object config:")[0]
-    return " ".join(text.split())[:300]
+    return " ".join(text.split())[:300] or type(error).__name__  # A MemoryError has nothing to say.
 
 
 def logits_of(

@@ -125,7 +125,9 @@ def _open_saved_model(path: str) -> Opened:
         )
     ((name, spec),) = inputs.items()
     dtype, is_straight_through = spec.dtype, False
-    if spec.dtype.is_integer and (floats := integer_inputs.load_with_float_input(path, "serving_default", load=_load)):
+    # Of what a trusted model does beyond computing, _load told already; its copy does the same.
+    load = tf.saved_model.load if safety.is_trusted() else _load
+    if spec.dtype.is_integer and (floats := integer_inputs.load_with_float_input(path, "serving_default", load=load)):
         loaded, is_straight_through, dtype = floats, True, tf.float32
 
     def call(x):  # A SavedModel's variables live as long as the loaded object.

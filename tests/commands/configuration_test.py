@@ -376,6 +376,7 @@ def test_no_character_hides_a_statement(tmp_path, module, character, where):
         "a" * 2_000_000,
         "\x00",
         "include 'mine.gin'\n",
+        "\n" * 100_000 + "include 'last.gin'\n" * 3,
         "include 'other.gin'\ninclude 'other.gin'\n",
         "SEED = 1; import os\n",
         "train:\n  import os\n",
@@ -383,7 +384,7 @@ def test_no_character_hides_a_statement(tmp_path, module, character, where):
     ],
 )
 def test_a_recipe_made_to_harm_is_one_line(tmp_path, text):
-    names = ["mine", "other", *(f"deep{k}" for k in range(12))]
+    names = ["mine", "other", *(f"deep{k}" for k in range(12)), "last"]
     for name, following in itertools.pairwise(names[1:]):
         (tmp_path / f"{name}.gin").write_text(f"include '{following}.gin'\n" * 2)
     (tmp_path / f"{names[-1]}.gin").write_text("SEED = 1\n")

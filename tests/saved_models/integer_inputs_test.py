@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from robust_keras import losses, threats
 from robust_keras.attacks.pgd import pgd
-from robust_keras.saved_models import load
+from robust_keras.saved_models import load, safety
 
 pytestmark = pytest.mark.oldest
 
@@ -137,6 +137,20 @@ def test_logits_and_gradients_are_those_of_the_network_on_the_nearest_bytes(tmp_
         logits, gradient = value_and_gradient(fn, x)
         np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-5)
         np.testing.assert_allclose(gradient, slope, rtol=0, atol=1e-4 * np.abs(slope).max())
+
+
+def test_a_trusted_model_is_told_of_once(tmp_path, capfd):
+    """Its copy with another input is none that somebody has to be told of."""
+
+    def prepare(x):
+        tf.raw_ops.WriteFile(filename=str(tmp_path / "written"), contents="")
+        return x
+
+    hand_made(prepare)(str(tmp_path / "model"))
+    with safety.trusting():
+        logits_fn = load.load_logits_fn(tmp_path / "model", input_range=(0, 255))
+    assert logits_fn.straight_through_cast
+    assert capfd.readouterr().err.count("Let through as trusted: ") == 1
 
 
 def test_floats_are_not_rounded(tmp_path, x):

@@ -15,10 +15,10 @@ import keras
 import numpy as np
 import pytest
 
-from robust_keras import storage
+from robust_keras import storage, zip_files
 from robust_keras.models import wide_resnet
 from robust_keras.saved_models import export, load, opening, safety, warm_start
-from robust_keras.saved_models.safety import hdf5_file, keras_config, keras_file
+from robust_keras.saved_models.safety import declared_weights, hdf5_file, keras_config, keras_file
 
 pytestmark = pytest.mark.oldest
 L = keras.layers
@@ -168,6 +168,17 @@ ARCHITECTURES = {
     ),
     "a layer of 10 ** 9 units": (argument("units", 10**9), "units of 1000000000"),
     "padding without end": (layer("ZeroPadding2D", config={"padding": [[1, 10**12], [1, 1]]}), "padding of 10000"),
+    "loops over words without end": (layer("TextVectorization", config={"ngrams": 1 << 25}), "ngrams of 33554432"),
+    "parts without end": (
+        layer("Split", "keras.src.ops.numpy", {"indices_or_sections": 1 << 24}),
+        "indices_or_sections of 16777216",
+    ),
+    "tensors without end": (layer("Unstack", "keras.src.ops.core", {"num": 1 << 24}), "num of 16777216"),
+    "chains without end": (layer("AugMix", config={"num_chains": 1 << 20}), "num_chains of 1048576"),
+    "many thresholds": (
+        compiled(metrics=[named("AUC", "keras.metrics", {"num_thresholds": 1 << 16})] * 17),
+        "num_thresholds and its like of more than 1,048,576",
+    ),
     "words without end": (layer("StringLookup", config={"num_oov_indices": 10**8}), "num_oov_indices of 100000000"),
     "an image of 10 ** 12 pixels": (
         layer("InputLayer", config={"batch_shape": [None, 10**6, 10**6]}),
@@ -409,6 +420,63 @@ def test_other_paths_are_refused(tmp_path, name):
     with pytest.raises(ValueError, match="Expected a .keras file. Received: ") as caught:
         warm_start.load_network(path=path, num_classes=3)
     assert "\n" not in str(caught.value)
+
+
+def with_empty_weights(config, length):
+    """A file with an array of no bytes, of an axis of any length."""
+    with io.BytesIO(good()["model.weights.h5"]) as stream:
+        with h5py.File(stream, "a") as file:
+            file.create_dataset("zz", (length, 0), "f4")
+        weights = stream.getvalue()
+    return packed({**good(), "config.json": json.dumps(config), "model.weights.h5": weights})
+
+
+def test_arrays_of_no_bytes_make_no_size_believed(tmp_path):
+    config, length = json.loads(good()["config.json"]), 1 << 33
+    path = tmp_path / "some.keras"
+    path.write_bytes(with_empty_weights(config, length))
+    keras_file.check(str(path))
+    argument("units", length)(config)
+    path.write_bytes(with_empty_weights(config, length))
+    with pytest.raises(ValueError, match="units of 8589934592"):
+        keras_file.check(str(path))
+
+
+def test_tensors_are_counted(tmp_path, monkeypatch):
+    """As many as an axis is long are made where a layer says no number of them."""
+    inputs = keras.Input((64,))
+    network = keras.Model(inputs, keras.ops.unstack(inputs, axis=1)[0])
+    network.save(tmp_path / "some.keras")
+    found = opening.load_keras(str(tmp_path / "some.keras"))
+    assert found.output_shape == (None,)
+    monkeypatch.setattr(declared_weights, "_MOST_TENSORS", 50)
+    with pytest.raises(ValueError, match="Expected a .keras file.*at most 50 tensors"):
+        opening.load_keras(str(tmp_path / "some.keras"))
+
+
+def test_what_takes_all_memory_is_one_line(tmp_path, monkeypatch):
+    def run_out(*args, **kwargs):
+        raise MemoryError
+
+    path = tmp_path / "some.keras"
+    path.write_bytes(packed(good()))
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match=r"some.keras \(MemoryError\)"):
+        patch.setattr(keras.models, "load_model", run_out)
+        opening.load_keras(str(path))
+    monkeypatch.setattr(hdf5_file, "datasets", run_out)
+    with pytest.raises(ValueError, match="some.keras: MemoryError"):
+        keras_file.check(str(path))
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_large_weights_are_not_read(tmp_path, compression):
+    """Where they are stored they take no memory, and their place is that which the archive's reader finds."""
+    path = tmp_path / "some.zip"
+    path.write_bytes(packed({"a": b"before", "b": bytes(range(256)) * 4, "c": b"after"}, compression=compression))
+    with open(path, "rb") as file, zip_files.open_archive(file) as archive:
+        found = zip_files.content(archive, "b", file)
+        assert isinstance(found, memoryview) == (compression == zipfile.ZIP_STORED)
+        assert bytes(found) == archive.read("b")
 
 
 def wide(config):

@@ -43,7 +43,7 @@ def check(name: str, folder: str) -> None:
     for path in _descriptions(posixpath.join(folder, re.split("[/:]", name)[0])):
         for each in _listed(posixpath.dirname(path)):
             if not tf.io.gfile.isdir(beside := posixpath.join(posixpath.dirname(path), each)):
-                foreign_files.check_regular(beside, follow=True)
+                foreign_files.check_regular(beside)
         for found in _class_names(storage.read_json(path)):
             module = found.rpartition(".")[0]
             if found.removeprefix(_PACKAGE) not in _CLASSES and module not in sys.modules:

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 
 _SLACK = 1 << 24  # Bytes of what is made anew: states of random numbers, adapters.
+_MOST_TENSORS = 100_000
 _TIMES = 2  # As of weights that a file keeps in half as many bits.
 
 
@@ -18,7 +19,7 @@ def at_most(num_bytes: int) -> Iterator[None]:
     """Models that this thread makes inside have no more weights than twice a number of bytes, and a little.
 
     A text of a few bytes can declare a layer of any size, which Keras makes and fills with random numbers before it
-    looks for its weights.
+    looks for its weights. It can also have a tensor split into as many as it is long, so tensors are counted too.
 
     Args:
         num_bytes: of the weights that are there.
@@ -26,7 +27,7 @@ def at_most(num_bytes: int) -> Iterator[None]:
     Raises:
         ValueError: naming the layer and its shape, before the memory is taken.
     """
-    owner, left, refused = threading.get_ident(), _TIMES * num_bytes + _SLACK, ""
+    owner, left, refused, num_tensors = threading.get_ident(), _TIMES * num_bytes + _SLACK, "", 0
 
     def count(maker: Any, shape: Any, dtype: Any) -> None:
         nonlocal left, refused
@@ -38,7 +39,15 @@ def at_most(num_bytes: int) -> Iterator[None]:
             refused = f"Expected {expected}. Received: {maker.name} with one of shape {tuple(shape)}, which are more"
             raise ValueError(refused)
 
+    def count_tensor(*_: Any) -> None:
+        nonlocal num_tensors, refused
+        num_tensors += threading.get_ident() == owner
+        if num_tensors > _MOST_TENSORS:
+            refused = f"Expected a model that computes at most {_MOST_TENSORS:,} tensors. Received: more"
+            raise ValueError(refused)
+
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_watched(keras.KerasTensor, "__init__", _shape, count_tensor))
         for kind, name, shape_of in _MAKERS:
             stack.enter_context(_watched(kind, name, shape_of, count))
         try:

@@ -41,7 +41,7 @@ class Dataset(NamedTuple):
     num_bytes: int
 
 
-def datasets(content: bytes) -> list[Dataset]:
+def datasets(content: bytes | memoryview) -> list[Dataset]:
     """The arrays of a file of weights.
 
     Args:
@@ -57,7 +57,7 @@ def datasets(content: bytes) -> list[Dataset]:
 
 
 class _File:
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes | memoryview) -> None:
         self._content = memoryview(content)
         self._taken: dict[int, tuple[int, str]] = {}  # Where parts begin: where they end, and whose they are.
         self._num_parts = 0

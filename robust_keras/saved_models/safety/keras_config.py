@@ -27,7 +27,14 @@ _MOST_AXES = 32
 # Of a number that is no axis of a weight. Layers take such sizes for lists and tables that they make of them.
 _MOST_SIZE = 1 << 24
 _MOST_INPUT = 1 << 28
-_MOST = {"num_classes": 4096, "num_thresholds": 100_000, "num_oov_indices": 100_000, "num_labels": 100_000}
+# Of what is made a list, a table, a loop or so many tensors of, whatever axes the weights have.
+_MOST = {
+    **dict.fromkeys(("num_oov_indices", "num_thresholds", "num_labels", "indices_or_sections", "num"), 65_536),
+    **dict.fromkeys(("fft_length", "frame_length", "output_size"), 65_536),
+    **dict.fromkeys(("num_classes", "num_mel_bins", "block_size", "bins", "filter_size", "tile_grid_size"), 4096),
+    **dict.fromkeys(("ngrams", "num_chains", "chain_depth", "num_ops", "power_iterations", "ns_steps"), 100),
+}
+_MOST_TOGETHER = 1 << 20  # Of these; places where a tensor is split are no sizes that add up.
 # Under these keys are numbers that are no sizes.
 _NO_SIZES = frozenset(
     """
@@ -63,7 +70,7 @@ def check(text: str | bytes, *, axes: Collection[int] = ()) -> dict[str, Any]:
         raise ValueError(f"its architecture is no JSON: {printable(error)}") from error
     if not isinstance(config, dict) or "class_name" not in config:
         raise ValueError("its architecture is that of no model")
-    num_objects = 0
+    num_objects = together = 0
     for key, value, under in _values(config):
         if isinstance(value, dict) and "class_name" in value:
             num_objects += 1
@@ -84,6 +91,9 @@ def check(text: str | bytes, *, axes: Collection[int] = ()) -> dict[str, Any]:
             most = _MOST.get(key, math.inf if under else _MOST_SIZE)
             if abs(value) > most and not (value in axes and key not in _MOST):
                 raise ValueError(f"its architecture has {printable(key)} of {printable(value, most=40)}")
+            together += abs(value) if key in _MOST and key != "indices_or_sections" else 0
+            if together > _MOST_TOGETHER:
+                raise ValueError(f"its architecture has {printable(key)} and its like of more than {_MOST_TOGETHER:,}")
     return config
 
 

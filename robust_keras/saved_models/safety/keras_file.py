@@ -12,6 +12,7 @@ from robust_keras.saved_models.safety import hdf5_file, keras_config
 _CONFIG, _WEIGHTS, _METADATA = "config.json", "model.weights.h5", "metadata.json"
 _MOST_METADATA = 1 << 16
 _MOST_MEMBERS = 2_000
+_UNREADABLE = (ValueError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, MemoryError)
 _PLAIN = re.compile(r"[A-Za-z0-9_\-][A-Za-z0-9_.\-]{0,199}", re.ASCII)
 
 
@@ -31,14 +32,14 @@ def check(path: str) -> None:
         try:
             with zip_files.open_archive(file, most_members=_MOST_MEMBERS) as archive:
                 _check_members(archive)
-                weights = hdf5_file.datasets(archive.read(_WEIGHTS))
-                axes = {size for each in weights for size in each.shape}
+                weights = hdf5_file.datasets(zip_files.content(archive, _WEIGHTS, file))
+                # An array of no bytes can have axes of any length.
+                axes = {size for each in weights if each.num_bytes for size in each.shape}
                 keras_config.check(archive.read(_CONFIG), axes=axes)
-        except (ValueError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        except _UNREADABLE as error:
             expected = "a .keras file of known classes, which computes and does nothing else"
-            raise ValueError(
-                f"Expected {expected}. Received: {printable(path)}: {printable(error, most=400)}"
-            ) from error
+            why = printable(error, most=400) or type(error).__name__
+            raise ValueError(f"Expected {expected}. Received: {printable(path)}: {why}") from error
 
 
 def weight_bytes(path: str) -> int:

@@ -1,10 +1,10 @@
-"""What stands around the graph of a SavedModel: its objects, assets, collections, and what of all runs at load."""
+"""What stands around the graph of a SavedModel: its objects, assets and collections."""
 
 import posixpath
 from collections.abc import Iterator
 from typing import Any
 
-from robust_keras.saved_models.safety import graphs, operations, paths
+from robust_keras.saved_models.safety import at_load, graphs, operations, paths
 from robust_keras.saved_models.safety.graphs import Finding
 from robust_keras.saved_models.safety.paths import Program
 
@@ -21,23 +21,8 @@ _KINDS = {
 }
 # Classes of TensorFlow's own that know how to make themselves of a file.
 _REGISTERED = {"", "tf.StaticHashTable", "tf.TrackableConstant"}
-# What TensorFlow makes Python objects of, in collections of its first version, and what says where values are.
-_COLLECTIONS_OF_BYTES = {
-    "cond_context",
-    "global_step",
-    "local_variables",
-    "metric_variables",
-    "model_variables",
-    "moving_average_variables",
-    "trainable_variables",
-    "variables",
-    "while_context",
-}
-_INITIALIZERS = ("saved_model_main_op", "legacy_init_op", "table_initializer", "init_op", "local_init_op")
-_LOADED_BY = ("_create_resource", "_initialize")
-_LOOPS = {"For", "NextIteration", "StatelessWhile", "While", "XlaWhile"}
 _OF_FILES = operations.CHECKPOINT.keys() | operations.ASSET.keys()
-_ASSETS, _INITIALIZER = "saved_model_assets", "__saved_model_init_op"
+_ASSETS = "saved_model_assets"
 
 
 def findings(meta_graph: Any, program: Program) -> Iterator[Finding]:
@@ -45,18 +30,11 @@ def findings(meta_graph: Any, program: Program) -> Iterator[Finding]:
     yield from _of_objects(meta_graph)
     yield from _of_collections(meta_graph)
     yield from _of_assets(meta_graph)
-    functions, tensors = _run_at_load(meta_graph)
-    restored = [name for name in (meta_graph.saver_def.restore_op_name,) if name]
-    refused = (program.operations_behind(tensors, functions) & operations.CHECKPOINT.keys()) | (
-        program.operations_behind(restored) & operations.CHECKPOINT.keys() - operations.READS
-    )
-    refused |= program.operations_behind([*tensors, *restored], functions) & _LOOPS
-    for op in sorted(refused):
-        yield Finding(op, "what runs as the model is loaded")
+    yield from at_load.findings(meta_graph, program)
     for name, signature in meta_graph.signature_def.items():
         given = [*signature.outputs.values(), *signature.inputs.values()]
-        tensors = [tensor for info in given for tensor in _tensors(info)]
-        if name != _INITIALIZER:
+        tensors = [tensor for info in given for tensor in paths.tensors(info)]
+        if name != at_load.INITIALIZER:
             for op in sorted(program.operations_behind(tensors) & _OF_FILES):
                 yield Finding(op, f"signature {name}")
 
@@ -109,9 +87,10 @@ def _of_collections(meta_graph) -> Iterator[Finding]:
         kind = collection.WhichOneof("kind")
         if kind == "any_list" and name != _ASSETS:
             yield Finding("messages", f"collection {name}")
-        elif kind == "bytes_list" and name not in _COLLECTIONS_OF_BYTES:
+        elif kind == "bytes_list" and name not in at_load.COLLECTIONS:
             yield Finding("serialised objects", f"collection {name}")
         elif kind == "bytes_list":
+            at_load.messages(name, collection)
             for text in collection.bytes_list.value:
                 yield from graphs.nested(text, f"collection {name}")
 
@@ -121,32 +100,3 @@ def _of_assets(meta_graph) -> Iterator[Finding]:
         is_inside = name and "\0" not in name and "\\" not in name and "://" not in name
         if not is_inside or posixpath.isabs(name) or ".." in name.split("/"):
             yield Finding(f"a file {name!r}", "the assets")
-
-
-def _run_at_load(meta_graph) -> tuple[set[str], list[str]]:
-    """Functions and tensors of the main graph that run while a model is loaded."""
-    nodes, functions, tensors = meta_graph.object_graph_def.nodes, set(), []
-    for each in nodes:
-        called = {child.node_id for child in each.children if child.local_name in _LOADED_BY}
-        called |= {saveable.restore_function for saveable in each.saveable_objects.values()}
-        for number in called:
-            if 0 <= number < len(nodes):
-                functions.update(nodes[number].function.concrete_functions)
-                functions.add(nodes[number].bare_concrete_function.concrete_function_name)
-    functions.discard("")
-    for name in _INITIALIZERS:
-        if name in meta_graph.collection_def:
-            tensors += meta_graph.collection_def[name].node_list.value
-    for name, signature in meta_graph.signature_def.items():
-        if name == _INITIALIZER:
-            tensors += [tensor for info in signature.outputs.values() for tensor in _tensors(info)]
-    return functions, tensors
-
-
-def _tensors(info: Any) -> list[str]:
-    if info.WhichOneof("encoding") == "coo_sparse":
-        sparse = info.coo_sparse
-        return [sparse.values_tensor_name, sparse.indices_tensor_name, sparse.dense_shape_tensor_name]
-    if info.WhichOneof("encoding") == "composite_tensor":
-        return [name for each in info.composite_tensor.components for name in _tensors(each)]
-    return [info.name]

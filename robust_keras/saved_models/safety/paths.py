@@ -4,8 +4,9 @@ A saver may read and write what it is told to by whoever calls it, and a table i
 itself has made up, or takes from an image's caller, is refused.
 """
 
+import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -54,12 +55,12 @@ class Program:
         self._assets = {_name(asset.tensor_info.name) for asset in assets(meta_graph)}
         self._is_called_by_gradients = {each.gradient_func for each in graph.library.gradient}
         self._is_called_by_gradients |= {each.gradient_func for each in graph.library.registered_gradients}
-        self._called: dict[str, set[str]] = defaultdict(set)
+        self._called: dict[str, Counter[str]] = defaultdict(Counter)
         self._callers: dict[str, list[tuple[_Body, Any, bool]]] = defaultdict(list)
         for body in self.bodies.values():
             for node in body.nodes.values():
-                for function in called(node, self.bodies):
-                    self._called[body.name].add(function)
+                self._called[body.name].update(called(node, self.bodies))
+                for function in set(called(node, self.bodies)):
                     is_plain = node.op in _CALLS or node.op == function
                     self._callers[function].append((body, node, is_plain))
 
@@ -81,11 +82,11 @@ class Program:
             if name in self.bodies and name not in found:
                 found.add(name)
                 self._step_on(len(self._called[name]) + len(self.bodies[name].nodes))
-                waiting |= self._called[name]
+                waiting |= self._called[name].keys()
         return found
 
-    def operations_behind(self, references: Iterable[str], functions: Iterable[str] = ()) -> set[str]:
-        """Operations that have to run for some tensors of the main graph, or in functions, and in what they call."""
+    def _nodes_behind(self, references: Iterable[str]) -> list[Any]:
+        """Nodes that have to run for some tensors of the main graph."""
         nodes, found, waiting = self.bodies[_MAIN].nodes, {}, [_name(each) for each in references]
         while waiting:
             name = waiting.pop()
@@ -93,9 +94,38 @@ class Program:
                 found[name] = nodes[name]
                 self._step_on(len(nodes[name].input))
                 waiting += [_name(each) for each in nodes[name].input]
-        names = {*functions, *(function for node in found.values() for function in called(node, self.bodies))}
+        return list(found.values())
+
+    def operations_behind(self, references: Iterable[str], functions: Iterable[str] = ()) -> set[str]:
+        """Operations that have to run for some tensors of the main graph, or in functions, and in what they call."""
+        found = self._nodes_behind(references)
+        names = {*functions, *(function for node in found for function in called(node, self.bodies))}
         inside = {node.op for name in self._reached(names) for node in self.bodies[name].nodes.values()}
-        return inside | {node.op for node in found.values()}
+        return inside | {node.op for node in found}
+
+    def calls_behind(self, references: Iterable[str], functions: Iterable[str] = ()) -> float:
+        """How many calls of functions that takes: of large ones more each, infinitely many where one calls itself."""
+        first = Counter(functions)
+        for node in self._nodes_behind(references):
+            first.update(called(node, self.bodies))
+        calls: dict[str, float] = {}
+        entered: set[str] = set()
+        waiting = [(name, False) for name in first]
+        while waiting:
+            name, is_left = waiting.pop()
+            if is_left:
+                inside = sum(times * calls[each] for each, times in self._called[name].items())
+                calls[name] = 1 + len(self.bodies[name].nodes) // 1000 + inside
+                entered.remove(name)
+            elif name in entered:
+                return math.inf
+            elif name not in self.bodies:
+                calls[name] = 0
+            elif name not in calls:
+                entered.add(name)
+                self._step_on(len(self._called[name]))
+                waiting += [(name, True), *((each, False) for each in self._called[name])]
+        return sum(times * calls[name] for name, times in first.items())
 
     def _origins(self, body: _Body, node: Any, k: int, is_read: bool) -> set[str]:
         """Where the `k`-th input of a node comes from, in words; what is read is the path itself, nothing beside it."""
@@ -220,15 +250,25 @@ def assets(meta_graph: Any) -> list[Any]:
     return found
 
 
-def called(node: Any, functions: Any) -> set[str]:
-    """Functions that a node calls."""
-    names = {node.op} & functions.keys()
+def tensors(info: Any) -> list[str]:
+    """The names of a `TensorInfo`."""
+    if info.WhichOneof("encoding") == "coo_sparse":
+        sparse = info.coo_sparse
+        return [sparse.values_tensor_name, sparse.indices_tensor_name, sparse.dense_shape_tensor_name]
+    if info.WhichOneof("encoding") == "composite_tensor":
+        return [name for each in info.composite_tensor.components for name in tensors(each)]
+    return [info.name]
+
+
+def called(node: Any, functions: Any) -> list[str]:
+    """Functions that a node calls, each as often as it names it."""
+    names = [node.op] if node.op in functions else []
     waiting = list(node.attr.values())
     while waiting:
         value = waiting.pop()
         given = [value.func] if value.HasField("func") else value.list.func
         for function in given:
-            names |= {function.name} - {""}
+            names += [function.name] if function.name else []
             waiting += function.attr.values()
     return names
 

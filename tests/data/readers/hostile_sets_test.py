@@ -290,3 +290,10 @@ def test_features_of_tensorflow_datasets_are_let_in(tmp_path):
     tfds_folders.check("made/large:1.0.0", str(tmp_path))
     os.mkfifo(tmp_path / "made/1.0.0/label.labels.txt")
     refused("label.labels.txt, a pipe", tfds_folders.check, "made", str(tmp_path))
+
+
+def test_class_names_of_no_other_file(tmp_path):
+    described(tmp_path, features())
+    (tmp_path / "private.txt").write_text("secret")
+    (tmp_path / "made/1.0.0/label.labels.txt").symlink_to(tmp_path / "private.txt")
+    refused("label.labels.txt, a symbolic link", tfds_folders.check, "made", str(tmp_path))

@@ -238,6 +238,80 @@ def loop_as_variables_are_restored(meta_graph):
     next(node for node in meta_graph.graph_def.node if node.name == restore).input.append("^loop")
 
 
+def to_initialize(meta_graph, local_name="_initialize", kind="resource"):
+    """A function that an object has as a method that loading calls."""
+    function = meta_graph.graph_def.library.function.add()
+    function.signature.name = "to_initialize"
+    meta_graph.object_graph_def.concrete_functions["to_initialize"].SetInParent()
+    objects = meta_graph.object_graph_def.nodes
+    objects.add().bare_concrete_function.concrete_function_name = "to_initialize"
+    each = objects.add()
+    getattr(each, kind).SetInParent()
+    each.children.add(local_name=local_name, node_id=len(objects) - 2)
+    return function
+
+
+@change("8,192 calls of functions in what runs as the model is loaded")
+def calls_that_multiply(meta_graph):
+    function = to_initialize(meta_graph)
+    for k in range(12):
+        for name in ("once", "twice"):
+            function.node_def.add(name=name, op="PartitionedCall").attr["f"].func.name = f"level_{k}"
+        function = meta_graph.graph_def.library.function.add()
+        function.signature.name = f"level_{k}"
+
+
+@change(r"50. calls of functions in what runs as the model is loaded")
+def branches_that_multiply(meta_graph):
+    function = to_initialize(meta_graph)
+    branches = function.node_def.add(name="case", op="Case").attr["branches"].list.func
+    for _ in range(501):
+        branches.add(name="branch")
+    meta_graph.graph_def.library.function.add().signature.name = "branch"
+
+
+@change("inf calls of functions in what runs as the model is loaded")
+def function_that_calls_itself(meta_graph):
+    function = to_initialize(meta_graph)
+    function.node_def.add(name="again", op="If").attr["then_branch"].func.name = function.signature.name
+
+
+@change("XlaCallModule in what runs as the model is loaded")
+def xla_as_it_is_loaded(meta_graph):
+    to_initialize(meta_graph).node_def.add(name="loop", op="XlaCallModule").attr["module"].s = b"ML\xefR"
+
+
+@change("While in what runs as the model is loaded")
+def loop_as_it_is_left(meta_graph):
+    to_initialize(meta_graph, "_destroy_resource").node_def.add(name="loop", op="While")
+
+
+@change("While in what runs as the model is loaded")
+def loop_in_a_method_of_a_variable(meta_graph):
+    to_initialize(meta_graph, "assign", "variable").node_def.add(name="loop", op="While")
+
+
+@change("While in what runs as the model is loaded")
+def loop_of_a_saver(meta_graph):
+    to_initialize(meta_graph, "any").node_def.add(name="loop", op="While")
+    objects = meta_graph.object_graph_def.nodes
+    objects[-1].saveable_objects["saveable"].save_function = len(objects) - 2
+
+
+@change("NextIteration in what runs as the model is loaded")
+def loop_of_a_local_variable(meta_graph):
+    meta_graph.graph_def.node.add(name="loop", op="NextIteration")
+    variable = message("VariableDef")(initializer_name="loop").SerializeToString()
+    meta_graph.collection_def["local_variables"].bytes_list.value.append(variable)
+
+
+@change("While in what runs as the model is loaded")
+def loop_of_a_snapshot(meta_graph):
+    meta_graph.graph_def.node.add(name="loop", op="While")
+    variable = message("VariableDef")(snapshot_name="loop:0").SerializeToString()
+    meta_graph.collection_def["variables"].bytes_list.value.append(variable)
+
+
 @change("While in what runs as the model is loaded")
 def loop_as_it_is_loaded(meta_graph):
     meta_graph.graph_def.node.add(name="loop", op="While")
