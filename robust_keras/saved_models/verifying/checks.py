@@ -187,7 +187,7 @@ def check_attack(case: Case) -> str:
 
 def check_neighbours(case: Case) -> str:
     """Mixtures of these images with others, outside of the ball, withstand attacks too where they are right."""
-    chosen = case.robust[: max(case.num_attacked, 32)]  # Of fewer, too few may be right.
+    chosen = case.robust[: max(case.num_attacked, 100)]  # Of fewer, too few may be right.
     x, labels = case.claim.images[chosen], case.claim.labels[chosen]
     weights = case.rng.uniform(0.1, 0.3, (len(chosen), 1, 1, 1))
     others = case.claim.images[case.rng.permutation(len(case.claim.positions))[: len(chosen)]]
