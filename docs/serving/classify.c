@@ -46,7 +46,8 @@ static TF_Tensor* images_of(const char* path, int64_t shape[4]) {
   return images;
 }
 
-static void print_rows(const TF_Tensor* logits) {
+static void print_rows(const char* name, const TF_Tensor* logits) {
+  if (TF_TensorType(logits) != TF_FLOAT || TF_NumDims(logits) != 2) fail(name, "expected floats, a row for each image");
   const float* row = TF_TensorData(logits);
   int64_t num_classes = TF_Dim(logits, 1);
   for (int64_t i = 0; i < TF_Dim(logits, 0); ++i, row += num_classes) {
@@ -77,7 +78,7 @@ int main(int argc, char** argv) {
   TF_Tensor* logits = NULL;
   TF_SessionRun(session, NULL, &input, &images, 1, &output, &logits, 1, NULL, 0, NULL, status);
   check(argv[2], status);
-  print_rows(logits);
+  print_rows(argv[7], logits);
 
   TF_DeleteTensor(images);
   TF_DeleteTensor(logits);

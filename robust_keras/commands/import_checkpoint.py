@@ -30,6 +30,8 @@ def run(
     architecture: str | None = None,
     key: str | None = None,
     download_dir: str = DOWNLOADS,
+    evaluation: str | None = None,
+    data_dir: str | None = None,
 ) -> None:
     """Imports.
 
@@ -42,13 +44,16 @@ def run(
         architecture: such as WRN-28-10, which is then checked.
         key: where in the file the weights are, if there are several.
         download_dir: where downloads go.
+        evaluation: folder of an evaluation of the same weights, imported before, whose numbers the SavedModel claims.
+        data_dir: where the evaluated images are, see `data.sources.load`.
 
     Raises:
         ValueError: for bad input, and a file that is not what it should be; nothing has been written then.
     """
+    from robust_keras.commands import evaluated_images
     from robust_keras.saved_models import export
     from robust_keras.saved_models.weights_in import checkpoint as checkpoints
-    from robust_keras.saved_models.weights_in import download, networks, selection
+    from robust_keras.saved_models.weights_in import networks, selection
     from robust_keras.saved_models.weights_in import published as by_authors
 
     if not checkpoint and not published:
@@ -57,26 +62,32 @@ def run(
     dataset = _agreed("dataset", dataset, known and known.dataset)
     activation = _agreed("activation", activation, known and known.activation)
     architecture = _agreed("architecture", architecture, known and known.architecture, is_needed=False)
-    _check_output(output)
+    _check_output(output, evaluation)
     if not checkpoint and known:
-        downloaded = download.fetch(known.url, download_dir)
-        checkpoint = downloaded.path
-        recorded = "as recorded" if downloaded.is_known else f"recorded in {checkpoint}.json: nobody has published it"
-        print(f"{checkpoint}: {downloaded.num_bytes:,} bytes, SHA-256 {downloaded.sha256} ({recorded})", flush=True)
+        checkpoint = _downloaded(known, download_dir)
     with checkpoints.opened(str(checkpoint)) as opened:
         found = selection.find(opened, key)
         made = networks.architecture(found, str(dataset), str(activation))
         if architecture and made.name.lower() != architecture.lower():
-            said = "as --architecture or the model's name says"
-            raise ValueError(f"Expected a {architecture}, {said}. Received: a {made.name}")
+            raise ValueError(f"Expected a {architecture}, as the flag or the name says. Received: a {made.name}")
         network = networks.load(found, made)
     card = _card(os.path.basename(str(checkpoint)), opened, found, made, str(dataset), known)
     if output.endswith(".keras"):
         export.export_keras(network, output)
     else:
-        export.export(network, output, card=card)
+        images = evaluated_images.loader(data_dir=data_dir)
+        export.export(network, output, card=card, evaluation=evaluation, load_images=images)
     print(_summary(found, made, str(dataset), output))
     print(_how_to_measure(output, str(dataset), known))
+
+
+def _downloaded(known: "published.Published", download_dir: str) -> str:
+    from robust_keras.saved_models.weights_in import download
+
+    found = download.fetch(known.url, download_dir)
+    recorded = "as recorded" if found.is_known else f"recorded in {found.path}.json: nobody has published it"
+    print(f"{found.path}: {found.num_bytes:,} bytes, SHA-256 {found.sha256} ({recorded})", flush=True)
+    return found.path
 
 
 def _agreed(name: str, given: str | None, known: str | None, *, is_needed: bool = True) -> str | None:
@@ -89,12 +100,14 @@ def _agreed(name: str, given: str | None, known: str | None, *, is_needed: bool 
     return known or given
 
 
-def _check_output(output: str) -> None:
+def _check_output(output: str, evaluation: str | None) -> None:
     """Before a download, what the end of it would stop at."""
     import tensorflow as tf
 
     if tf.io.gfile.exists(output) and (output.endswith(".keras") or not tf.io.gfile.isdir(output)):
         raise ValueError(f"Expected a new file or folder. Received: {output}")
+    if evaluation and output.endswith(".keras"):
+        raise ValueError(f"Expected --evaluation with a SavedModel alone. Received: {output}, a Keras file")
 
 
 def _card(
@@ -181,6 +194,10 @@ def define_flags(values: flags.FlagValues) -> None:
         "output", None, "A new folder for a SavedModel, or a path that ends in .keras.", flag_values=values
     )
     flags.DEFINE_string("download_dir", DOWNLOADS, "Where downloads go.", flag_values=values)
+    flags.DEFINE_string(
+        "evaluation", None, "Folder of an evaluation of an earlier import, which is then claimed.", flag_values=values
+    )
+    flags.DEFINE_string("data_dir", None, "Where the evaluated images are.", flag_values=values)
     flags.mark_flag_as_required("output", flag_values=values)
 
 
@@ -195,6 +212,8 @@ def main(values: flags.FlagValues) -> None:
         architecture=values.architecture,
         key=values.key,
         download_dir=values.download_dir,
+        evaluation=values.evaluation,
+        data_dir=values.data_dir,
     )
 
 

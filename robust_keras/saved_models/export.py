@@ -21,6 +21,10 @@ gfile = tf.io.gfile
 # Where a run keeps weights: in which folder's newest snapshot, with which prefix to their names.
 _KEPT = {"best": ("best", ""), "last": ("checkpoints", "weights/"), "last_averaged": ("checkpoints", "averages/")}
 
+# What an export consists of.
+_WRITTEN = ["saved_model.pb", "fingerprint.pb", "variables", "assets", "claims"]
+_WRITTEN += [CARD, "MODEL_CARD.md", "verify.py", "manifest.json"]
+
 
 def export(
     network: keras.Model,
@@ -58,20 +62,21 @@ def export(
     described |= cards.completed(card, num_classes=described["num_classes"])
     if evaluation is not None:
         described["evaluation"] = measured.of(network, evaluation)
+        load_images = _loaded(evaluation, load_images)
     unfinished_path = posixpath.join(directory, UNFINISHED)
     with ownership.lock(directory, what="an export"):
         if set(gfile.listdir(directory)) - {ownership.lock_name()} and not gfile.exists(unfinished_path):
             raise ValueError(f"Expected an empty or new folder. Received: {directory}")
         storage.write_text(unfinished_path, "This export is under way, or was interrupted.\n")
-        for name in ("variables", "assets", "claims"):  # Of an interrupted one.
-            if gfile.isdir(posixpath.join(directory, name)):
-                own_folders.remove_folder(posixpath.join(directory, name))
-        for name in gfile.listdir(directory):
-            own_folders.check(posixpath.join(directory, name))  # TensorFlow would write through a link.
+        _remove_unfinished(directory)
         _write_saved_model(network, directory, gradient)
         storage.write_json(posixpath.join(directory, CARD), described)
         storage.write_text(posixpath.join(directory, "MODEL_CARD.md"), cards.readable(described))
-        claims.attach(directory, evaluation=evaluation, load_images=load_images)
+        try:
+            claims.attach(directory, evaluation=evaluation, load_images=load_images)
+        except ValueError:  # Nobody is to take it for a model of which that is claimed.
+            _remove_unfinished(directory)
+            raise
         own_folders.remove(unfinished_path)
 
 
@@ -138,6 +143,25 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         **({"jax": sys.modules["jax"].__version__} if "robust_keras.engines.on_jax.strategy" in sys.modules else {}),
     }
+
+
+def _loaded(evaluation: str, load_images: Callable | None) -> Callable:
+    """`load_images` of an evaluation after it was called: what is missing shows before anything is written."""
+    dataset = (storage.read_object(posixpath.join(evaluation, "results.json")) or {}).get("dataset")
+    if load_images is None or not dataset:
+        raise ValueError(f"Expected an evaluation of a named data set, and load_images. Received: {evaluation}")
+    images = load_images(dataset)
+    return lambda _: images
+
+
+def _remove_unfinished(directory: str) -> None:
+    for name in _WRITTEN:
+        path = posixpath.join(directory, name)
+        own_folders.check(path)  # TensorFlow would write through a link.
+        if gfile.isdir(path):
+            own_folders.remove_folder(path)
+        elif gfile.exists(path):
+            own_folders.remove(path)
 
 
 def _write_saved_model(network: keras.Model, directory: str, gradient: bool) -> None:

@@ -9,7 +9,7 @@ import tensorflow as tf
 from command_line import call
 
 from robust_keras.commands import evaluate, import_checkpoint
-from robust_keras.saved_models import load
+from robust_keras.saved_models import claims, load
 from robust_keras.saved_models.weights_in import published
 from tests.oracles import checkpoint_inputs
 from tests.saved_models.weights_in import written
@@ -94,6 +94,12 @@ def test_one_by_name_is_downloaded_and_measured_next_to_what_was_published(
     )
     line = "Published, arXiv:2010.03593: clean 12.50 %, robust 6.25 % (AutoAttack, Linf 8/255, 10,000 images)"
     assert line in capsys.readouterr().out
+    claimed = {}
+    monkeypatch.setattr(claims, "attach", lambda directory, **options: claimed.update(options))
+    import_(monkeypatch, f"--published={known.name}", "--output=claimed", "--evaluation=eval")
+    card = json.loads((tmp_path / "claimed" / "model_card.json").read_text())
+    assert claimed["evaluation"] == "eval" and card["evaluation"]["num_examples"] == len(claimed["load_images"]({})[1])
+    capsys.readouterr()
     for flags, match in (
         (["--dataset=cifar100"], "Expected --dataset=cifar10, as of the published model. Received: cifar100"),
         (["--activation=relu"], "Expected --activation=silu"),
@@ -115,6 +121,17 @@ def test_one_by_name_is_downloaded_and_measured_next_to_what_was_published(
             "Expected --activation. Received: none; no checkpoint says it",
         ),
         (["--checkpoint=text.pt", "--dataset=cifar10", "--activation=silu"], "which begins with b'A text'"),
+        (["--checkpoint=nowhere.pt", "--dataset=cifar10", "--activation=silu"], "nowhere.pt, which does not exist"),
+        (
+            [
+                "--checkpoint=model.pt",
+                "--dataset=cifar10",
+                "--activation=silu",
+                "--output=a.keras",
+                "--evaluation=eval",
+            ],
+            "--evaluation with a SavedModel alone",
+        ),
         (["--checkpoint=.", "--dataset=cifar10", "--activation=silu"], "Expected a regular file"),
         (["--checkpoint=model.pt", "--dataset=cifar100", "--activation=silu"], "logits of 100 classes"),
         (["--checkpoint=model.pt", "--dataset=cifar10", "--activation=silu", "--architecture=WRN-28-10"], "a WRN-10-1"),

@@ -49,7 +49,8 @@ def test_another_export_of_the_weights_carries_the_numbers(evaluated, linear, tm
     model, evaluation = evaluated
     monkeypatch.setattr(claims, "attach", lambda *args, **options: None)  # These numbers were never measured.
     again = tmp_path / "again"
-    export.export(copied(linear), again, card={"licence": "CC BY 4.0"}, evaluation=str(evaluation), gradient=True)
+    options = {"evaluation": str(evaluation), "load_images": lambda dataset: None}
+    export.export(copied(linear), again, card={"licence": "CC BY 4.0"}, gradient=True, **options)
     assert load.fingerprint(again) != load.fingerprint(model)
     card = json.loads((again / "model_card.json").read_text())
     told = card["evaluation"]
@@ -67,6 +68,29 @@ def test_another_export_of_the_weights_carries_the_numbers(evaluated, linear, tm
         "`gradient`",
     ):
         assert line in text
+
+
+def test_of_a_claim_that_is_refused_nothing_is_left(evaluated, linear, tmp_path, monkeypatch):
+    _, evaluation = evaluated
+
+    def load_images(dataset):
+        assert not (tmp_path / "again").exists()  # What is missing shows before anything is written.
+        raise ValueError("no images")
+
+    with pytest.raises(ValueError, match="no images"):
+        export.export(copied(linear), tmp_path / "again", card={}, evaluation=evaluation, load_images=load_images)
+    with pytest.raises(ValueError, match="a named data set, and load_images"):
+        export.export(copied(linear), tmp_path / "again", card={}, evaluation=evaluation)
+
+    def refuse(directory, **options):
+        assert (tmp_path / "again" / "model_card.json").exists()
+        raise ValueError("refused")
+
+    monkeypatch.setattr(claims, "attach", refuse)
+    options = {"evaluation": evaluation, "load_images": lambda dataset: None}
+    with pytest.raises(ValueError, match="refused"):
+        export.export(copied(linear), tmp_path / "again", card={}, **options)
+    assert {path.name for path in (tmp_path / "again").iterdir()} - {"in_use.json"} == {"unfinished"}
 
 
 def test_a_keras_file_was_evaluated(linear, tmp_path):

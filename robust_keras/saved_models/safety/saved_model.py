@@ -13,9 +13,12 @@ from robust_keras.saved_models.safety.graphs import Finding
 
 PROGRAM = "saved_model.pb"
 _MOST_BYTES = 2**31 - 1  # Of a protocol buffer.
-_MOST_STRUCTURE = 2**27
-# Further files that TensorFlow reads, and how large they may be.
-_SMALL = {"debug/saved_model_debug_info.pb": 2**26, "fingerprint.pb": 2**16}
+_MOST_STRUCTURE = 2**28
+# Further files that TensorFlow reads, what they are, and how large they may be.
+_FURTHER = {
+    "debug/saved_model_debug_info.pb": ("tensorflow.GraphDebugInfo", 2**26),
+    "fingerprint.pb": ("tensorflow.FingerprintDef", 2**16),
+}
 _OTHER_PROGRAMS = ("saved_model.pbtxt", "saved_model.cpb")
 
 
@@ -44,11 +47,23 @@ def check_files(path: str) -> None:
     Raises:
         ValueError: naming the file.
     """
-    for name, _ in foreign_files.regular_files(path):
+    try:
+        names = [name for name, _ in foreign_files.regular_files(path)]
+    except ValueError as error:
+        is_link = "a symbolic link" in str(error)  # As in the cache of a hub.
+        raise ValueError(f"{error}; `cp -rL` makes a copy without links" if is_link else str(error)) from error
+    for name in names:
         if name in _OTHER_PROGRAMS:
             raise ValueError(f"Expected a SavedModel with {PROGRAM} alone. Received: {name} in {printable(path)}")
-    for name, most in _SMALL.items():
-        foreign_files.check_regular(posixpath.join(path, name), most_bytes=most)
+    for name, (kind, most) in _FURTHER.items():
+        file = posixpath.join(path, name)
+        if tf.io.gfile.exists(file):
+            with foreign_files.open_regular(file, most_bytes=most) as stream:
+                content = stream.read()
+            try:
+                wire.parse(content, kind, most=most)
+            except ValueError as error:
+                raise ValueError(f"Expected a {kind}. Received: {printable(file)}: {error}") from error
 
 
 def read(path: str) -> Any:

@@ -1,7 +1,8 @@
 """Protocol buffers of strangers, walked over before they are parsed: how much memory they will take, what stands twice.
 
 A parsed message takes many times the bytes of its small fields, and about the bytes of its large ones, such as the
-values of a constant. The walk enters large messages alone, and skips large values: a gigabyte takes milliseconds.
+values of a constant. The walk enters large messages alone, and skips large values: a gigabyte takes milliseconds. Small
+messages are taken to be full of others, and are looked at themselves where that would be too much.
 """
 
 from collections.abc import Iterator
@@ -11,8 +12,9 @@ from google.protobuf import descriptor_pool, message, message_factory
 from google.protobuf.descriptor import FieldDescriptor
 
 MOST_DEPTH = 90  # Parsers stop at 100.
-_LARGE = 4096  # Bytes; what is smaller is not entered.
-_FIELD = 128  # Bytes of memory that a field is taken to need at least.
+_LARGE = 4096  # Bytes; what is smaller is not entered at first.
+_FIELD, _TEXT = 128, 32  # Bytes of memory that a field, or a text, is taken to need at least.
+_FULL = 64  # For a byte of a message that is not entered: a field needs two, though usual ones have nine.
 _ALWAYS = ("tensorflow.SavedModel", "tensorflow.MetaGraphDef")  # Are entered however small.
 _VALUES = {FieldDescriptor.TYPE_BYTES, FieldDescriptor.TYPE_STRING}
 _FIXED = {
@@ -23,6 +25,7 @@ _FIXED = {
     FieldDescriptor.TYPE_SFIXED32,
     FieldDescriptor.TYPE_SFIXED64,
 }
+_SKIPPED = _VALUES | _FIXED
 
 
 def parse(content: bytes, name: str, *, most: int) -> Any:
@@ -37,7 +40,10 @@ def parse(content: bytes, name: str, *, most: int) -> Any:
         ValueError: for bytes that are none, or would take more memory than that allows.
     """
     descriptor = descriptor_pool.Default().FindMessageTypeByName(name)
-    _check(content, descriptor, most)
+    try:
+        _check(content, descriptor, most, _LARGE)
+    except ValueError:
+        _check(content, descriptor, most, 0)
     try:
         return message_factory.GetMessageClass(descriptor).FromString(content)
     except message.DecodeError as error:
@@ -71,14 +77,22 @@ def fields(content: bytes, position: int = 0, end: int | None = None) -> Iterato
     """
     end = len(content) if end is None else end
     while position < end:
-        tag, position = varint(content, position, end)
+        tag = content[position]
+        if tag < 0x80:
+            position += 1
+        else:
+            tag, position = varint(content, position, end)
         kind = tag & 7
         if kind == 0:
             value, position = varint(content, position, end)
             yield tag >> 3, kind, value, position
             continue
         if kind == 2:
-            size, position = varint(content, position, end)
+            size = content[position] if position < end else 0x80
+            if size < 0x80:
+                position += 1
+            else:
+                size, position = varint(content, position, end)
         elif kind in (1, 5):
             size = 8 if kind == 1 else 4
         else:
@@ -89,7 +103,7 @@ def fields(content: bytes, position: int = 0, end: int | None = None) -> Iterato
         position += size
 
 
-def _check(content: bytes, descriptor: Any, most: int) -> None:
+def _check(content: bytes, descriptor: Any, most: int, large: int) -> None:
     waiting, cost = [(descriptor, 0, len(content), 0)], 0
     while waiting:
         of, start, end, depth = waiting.pop()
@@ -104,11 +118,15 @@ def _check(content: bytes, descriptor: Any, most: int) -> None:
                     raise ValueError(f"{of.name}.{field.name} twice")
                 seen.add(number)
             size = after - value if kind == 2 else 0
-            if inner is not None and (size > _LARGE or inner.full_name in _ALWAYS):
+            if inner is not None and (size > large or inner.full_name in _ALWAYS):
                 waiting.append((inner, value, after, depth + 1))
                 cost += _FIELD
-            elif size > _LARGE and field is not None and field.type in _VALUES | _FIXED:
+            elif inner is not None:
+                cost += size * _FULL + _FIELD
+            elif size > _LARGE and field is not None and field.type in _SKIPPED:
                 cost += _FIELD
+            elif field is not None and field.type in _VALUES:
+                cost += size + _TEXT
             else:
                 cost += max(size, _FIELD)
             if cost > most:

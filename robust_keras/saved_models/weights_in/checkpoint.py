@@ -6,11 +6,14 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
+import tensorflow as tf
+
 from robust_keras import foreign_files
 from robust_keras.foreign_files import printable
 from robust_keras.saved_models.weights_in import haiku_files, safetensors_files, torch_files
 
 _FORMATS = "a checkpoint of PyTorch (.pt), Haiku (.npy) or safetensors"
+_WEIGHTS_ALONE = "; weights are read, as torch.save(model.state_dict(), FILE) writes them, and no model of classes"
 
 
 class Checkpoint(NamedTuple):
@@ -44,6 +47,8 @@ def opened(path: str | os.PathLike) -> Iterator[Checkpoint]:
         OSError: where it cannot be read.
     """
     path = os.fspath(path)
+    if not tf.io.gfile.exists(path):
+        raise ValueError(f"Expected {_FORMATS}. Received: {printable(path)}, which does not exist")
     with foreign_files.open_regular(path, follow=True) as file:
         digest, num_bytes = _digest(file)
         format_, read = _format(file, num_bytes, path)
@@ -51,7 +56,8 @@ def opened(path: str | os.PathLike) -> Iterator[Checkpoint]:
         try:
             content = read(file, num_bytes)
         except Exception as error:  # A damaged or hostile file can fail in any way.
-            raise ValueError(f"Expected {_FORMATS}. Received: {printable(path)}, {why(error)}") from error
+            hint = _WEIGHTS_ALONE if format_ == "torch" and "the name" in str(error) else ""
+            raise ValueError(f"Expected {_FORMATS}. Received: {printable(path)}, {why(error)}{hint}") from error
         yield Checkpoint(format_, content, num_bytes, digest)
 
 

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from robust_keras.commands import inspect_model
 from robust_keras.saved_models import load, safety
-from robust_keras.saved_models.safety import inspection, operations, paths, saved_model, wire, xla_modules
+from robust_keras.saved_models.safety import bundle, inspection, operations, paths, saved_model, wire, xla_modules
 from tests.saved_models.safety import hostile_models
 
 pytestmark = pytest.mark.oldest
@@ -127,7 +127,7 @@ def test_links_and_pipes(copy, name):
     file = copy / name
     target = shutil.move(file, copy.parent / "outside")
     file.symlink_to(target)
-    assert f"Received: {name}, a symbolic link" in refusal(copy)
+    assert f"Received: {name}, a symbolic link; `cp -rL` makes a copy" in refusal(copy)
     if hasattr(os, "mkfifo"):
         file.unlink()
         os.mkfifo(file)
@@ -175,6 +175,81 @@ def test_an_index_of_variables_that_promises_more_than_there_is(copy, old, new, 
     assert content.count(old) == 1
     file.write_bytes(content.replace(old, new))
     assert re.search(refused, refusal(copy))
+
+
+def variable(*, shape=(3,), more=b""):
+    """An entry of an index, of float32 in the first file."""
+    dimensions = b"".join(b"\x12" + bytes([2]) + b"\x08" + bytes([size]) for size in shape)
+    return b"\x08\x01\x12" + bytes([len(dimensions)]) + dimensions + b"\x28" + bytes([4 * int(np.prod(shape))]) + more
+
+
+def index(entries, *, restarts=None, last=b"z", header=b"\x08\x01"):
+    """An index of variables, whose entries are (bytes shared with the key before, key, value)."""
+    body, starts = b"", []
+    for shared, key, value in [(0, b"", header), *entries]:
+        starts += [len(body)] if not shared else []
+        body += bytes([shared, len(key), len(value)]) + key + value
+    blocks, handles = b"", []
+    for content, found in ((body, starts if restarts is None else restarts), (b"", [0])):
+        block = content + b"".join(each.to_bytes(4, "little") for each in [*found, len(found)])
+        handles.append(_varint(len(blocks)) + _varint(len(block)))
+        blocks += block + bytes(5)
+    of_blocks = bytes([0, len(last), len(handles[0])]) + last + handles[0] + bytes(4) + b"\x01\0\0\0"
+    handles.append(_varint(len(blocks)) + _varint(len(of_blocks)))
+    footer = handles[1] + handles[2]
+    return blocks + of_blocks + bytes(5) + footer + bytes(40 - len(footer)) + bytes.fromhex("57fb808b247547db")
+
+
+def test_an_index_of_variables_is_read():
+    read, num_shards = bundle.parse(index([(0, b"ab", variable()), (1, b"c", variable(shape=(2, 2)))]))
+    assert [(each.name, each.shape, each.size) for each in read] == [("ab", (3,), 12), ("ac", (2, 2), 16)]
+    assert num_shards == 1
+
+
+@pytest.mark.parametrize(
+    "content, refused",
+    [
+        (index([(0, b"a", variable())], restarts=[5]), "no order"),
+        (index([(0, b"a", variable())], restarts=[]), "no entries"),
+        (index([(0, b"a", variable())], restarts=[0, 7]), "starts inside another"),
+        (index([(0, b"a", variable())], restarts=[0, 0]), "no order"),
+        (index([(0, b"ab", variable()), (1, b"c", variable())], restarts=[0, 5, 5 + 5 + 12]), "starts inside|outside"),
+        (index([(0, b"b", variable()), (0, b"a", variable())]), "do not rise"),
+        (index([(0, b"a", variable()), (0, b"a", variable())]), "do not rise"),
+        (index([(0, b"b", variable())], last=b"a"), "do not rise"),
+        (index([(0, b"a", variable(more=b"\x7a\x01a"))]), "field 15"),
+        (index([(0, b"a", variable(more=b"\x28\x01"))]), "field 5 of kind 0 that is unknown, or stands twice"),
+        (index([(0, b"a", variable(more=b"\x12\x04\x12\x02\x08\x09"))]), "field 2 of kind 2"),
+        (index([], header=b"\x08\x01\x20\x01"), "field 4"),
+    ],
+)
+def test_an_index_of_variables_that_may_be_read_in_two_ways(content, refused):
+    with pytest.raises(ValueError, match=refused):
+        bundle.parse(content)
+
+
+def test_variables_of_the_first_format(copy):
+    shutil.move(copy / "variables" / "variables.index", copy / "variables" / "variables")
+    assert "Expected variables/variables.index beside variables. Received: variables/variables" in refusal(copy)
+
+
+def test_small_messages_that_are_many(copy, monkeypatch):
+    functions = b"\x4a\x00" * 1000  # Calls of functions without a name, in a list.
+    text = b"\x12" + _varint(len(functions) + 3) + b"\x0a" + _varint(len(functions)) + functions
+    node = hostile_models.message("NodeDef").FromString(b"\x2a" + _varint(len(text) + 3) + b"\x0a\x01a" + text)
+    graph = hostile_models.message("GraphDef")(node=[node] * 20).SerializeToString()
+    wire.parse(graph, "tensorflow.GraphDef", most=2**22)
+    with pytest.raises(ValueError, match="more than 2,097,152 bytes of anything but values"):
+        wire.parse(graph, "tensorflow.GraphDef", most=2**21)
+    monkeypatch.setitem(saved_model._FURTHER, "debug/saved_model_debug_info.pb", ("tensorflow.GraphDebugInfo", 2**18))
+    (copy / "debug").mkdir()
+    (copy / "debug" / "saved_model_debug_info.pb").write_bytes(b"\x0a\x00" * (2**13 + 1))
+    assert "saved_model_debug_info.pb: more than 262,144 bytes" in refusal(copy)
+
+
+def test_a_large_vocabulary_is_a_value():
+    tensor = hostile_models.message("TensorProto")(dtype=hostile_models.STRING, string_val=[b"word"] * 2**16)
+    assert wire.parse(tensor.SerializeToString(), "tensorflow.TensorProto", most=2**22) == tensor
 
 
 def test_variables_without_their_file(copy):

@@ -294,7 +294,7 @@ def test_other_files(tmp_path):
     for path in (tmp_path / "pipe", tmp_path):
         with pytest.raises(ValueError, match="Expected a regular file"):
             read(path)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ValueError, match="nowhere, which does not exist"):
         read(tmp_path / "nowhere")
 
 
