@@ -187,7 +187,7 @@ def check_attack(case: Case) -> str:
 
 def check_neighbours(case: Case) -> str:
     """Mixtures of these images with others, outside of the ball, withstand attacks too where they are right."""
-    chosen = case.robust[: max(case.num_attacked, 32)]  # Of fewer, too few may be right.
+    chosen = case.robust[: max(case.num_attacked, 100)]  # Of fewer, too few may be right.
     x, labels = case.claim.images[chosen], case.claim.labels[chosen]
     weights = case.rng.uniform(0.1, 0.3, (len(chosen), 1, 1, 1))
     others = case.claim.images[case.rng.permutation(len(case.claim.positions))[: len(chosen)]]
@@ -200,8 +200,8 @@ def check_neighbours(case: Case) -> str:
         raise NothingShownError(f"{seen}, fewer than ten")
     _, broken = attack(case.model, case.claim.ball, mixed[right], labels[right], case.rng, steps=(20, 0), num_queries=0)
     told = f"{seen}, {(~broken).sum()} of them under attack"
-    # Of models whose robustness is their own, about four in five.
-    if upper_bound(int((~broken).sum()), int(right.sum())) < 0.6:
+    # Of models whose robustness is their own, from half (of weak ones, in large balls) to nine in ten.
+    if upper_bound(int((~broken).sum()), int(right.sum())) < 0.5:
         raise ValueError(f"{told}: the model knows the bundled images")
     return told
 
