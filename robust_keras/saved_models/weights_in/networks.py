@@ -10,6 +10,7 @@ import numpy as np
 from robust_keras.foreign_files import printable
 from robust_keras.models import norm_act, preact_resnet, wide_resnet
 from robust_keras.models import weights as named_weights
+from robust_keras.saved_models.safety import declared_weights
 from robust_keras.saved_models.weights_in.checkpoint import why
 from robust_keras.saved_models.weights_in.selection import Found
 from robust_keras.saved_models.weights_in.tensors import BFLOAT16
@@ -121,11 +122,16 @@ def load(found: Found, made: Architecture) -> keras.Model:
     Raises:
         ValueError: names a tensor that is missing, of no use, of another shape or type, damaged, or not finite.
     """
-    with keras.StatelessScope(initialize_variables=False):  # Shapes alone: nothing is set aside before all is known.
-        shapes = {name: tuple(w.shape) for name, w in named_weights.by_name(made.build()).items()}
+    num_bytes = sum(tensor.num_bytes for tensor in found.tensors.values())
+    try:  # A few tensors can be those of a network of any depth and width.
+        with declared_weights.at_most(num_bytes):
+            network = made.build()
+    except ValueError as error:
+        raise ValueError(f"Expected tensors of a {made.name}. Received: {num_bytes:,} bytes ({error})") from error
+    weights = named_weights.by_name(network)
+    shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
     used = _used(found, made, shapes)
-    network = made.build()
-    for name, weight in named_weights.by_name(network).items():
+    for name, weight in weights.items():
         weight.assign(_values(used[name], found, shapes[name]) if name in used else _NUM_UPDATES)
     named_weights.refresh(network)
     return network

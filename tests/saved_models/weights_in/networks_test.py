@@ -1,10 +1,14 @@
 """Weights of the authors' own networks, in every form, and what is wrong with them."""
 
+import math
+
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from robust_keras.models import weights as named_weights
+from robust_keras.models import wide_resnet
 from tests.oracles import checkpoint_inputs
 from tests.saved_models.weights_in import written
 
@@ -142,6 +146,15 @@ def test_every_tensor_has_its_use_or_is_named(tmp_path, imported, small, wrong, 
     assert str(error.value).startswith("Expected ") and "\n" not in str(error.value)
 
 
+class Outer(keras.layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.inner = keras.layers.Dense(1)
+
+    def call(self, x):
+        return self.inner(x)
+
+
 def test_no_network_is_built_before_all_shapes_are_known(tmp_path, imported, small, monkeypatch):
     small["layer.0.block.0.conv_0.weight"] = np.zeros((1024, 1, 1, 1))  # Says width 64.
     small |= {f"layer.0.block.{k}.conv_0.weight": np.zeros((1, 1, 1, 1)) for k in range(1, 60)}
@@ -149,6 +162,13 @@ def test_no_network_is_built_before_all_shapes_are_known(tmp_path, imported, sma
     monkeypatch.setattr(keras.Variable, "assign", None)
     with pytest.raises(ValueError, match="Expected tensors of a WRN-364-64"):
         imported(tmp_path / "file")
+
+    def draw(self, shape, dtype=None):
+        assert math.prod(shape) < 100_000, "weights of the network that was refused"
+        return tf.zeros(shape, dtype)
+
+    monkeypatch.setattr(wide_resnet.TruncatedNormal, "__call__", draw)
+    Outer()(keras.Input((2,)))  # With such a layer, Keras makes all that it has put off.
     small |= {f"layer.0.block.{k}.conv_0.weight": np.zeros((1, 1, 1, 1)) for k in range(60, 65)}
     written.save_torch(tmp_path / "file", small)
     with pytest.raises(
