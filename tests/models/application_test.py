@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from robust_keras.models import application, fine_tuning, weights
 from robust_keras.training import weight_decay
+from tests.shapes_alone import shapes_alone
 
 BYTES = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
 SMALL = {"input_shape": (32, 32, 3), "num_classes": 5, "weights": None}
@@ -37,7 +38,7 @@ def test_pixels_are_scaled_as_keras_preprocesses_them(name, module):
 
 @pytest.mark.parametrize("name", ["ConvNeXtTiny", "EfficientNetV2B0", "EfficientNetV2S", "MobileNetV3Small"])
 def test_pixels_are_scaled_as_the_layers_of_the_application_do_it(name):
-    with keras.StatelessScope(initialize_variables=False):
+    with shapes_alone():
         given = {"weights": None, "input_shape": (32, 32, 3), "include_top": False}
         theirs = getattr(keras.applications, name)(include_preprocessing=True, **given)
     layers = list(fine_tuning.layers_of(theirs))

@@ -2,7 +2,6 @@
 
 import math
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -12,6 +11,7 @@ from robust_keras.models.normalization import BatchNorm, batch_norm_mode
 from robust_keras.saved_models import export, load
 from robust_keras.training import weight_decay
 from tests.models.wide_resnet_test import CIFAR10, images, randomize, same_convolution
+from tests.shapes_alone import shapes_alone
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}  # He et al. 2016, table 1.
 
@@ -21,8 +21,8 @@ def network(depth=18, **kwargs):
     return preact_resnet.preact_resnet(**given)
 
 
-def shapes_alone(depth, **kwargs):
-    with keras.StatelessScope(initialize_variables=False):
+def without_weights(depth, **kwargs):
+    with shapes_alone():
         return network(depth, **kwargs)
 
 
@@ -40,7 +40,7 @@ def small():
 # 50: blocks of 1 x 1, 3 x 3 and 1 x 1 to 4w have cw + 9ww + 4ww, a shortcut 4cw, and 2c + 2w + 2w.
 @pytest.mark.parametrize(("depth", "expected"), [(18, 12_548_426), (34, 22_656_586), (50, 23_513_162)])
 def test_number_of_parameters(depth, expected):
-    made = shapes_alone(depth, num_classes=10, input_shape=(32, 32, 3))
+    made = without_weights(depth, num_classes=10, input_shape=(32, 32, 3))
     assert sum(math.prod(w.shape) for w in made.trainable_weights) == expected
     assert 12_548_426 - 1_376_256 == 11_172_170
 
@@ -54,7 +54,7 @@ def test_layers_with_weights_are_named_as_in_the_released_pytorch_code(depth):
         expected |= {f"layer_{group}.{block}.{part}" for block in range(num_blocks) for part in parts}
         # Where the shape stays, as in the first group of two convolutions a block, nothing is projected.
         expected |= {f"layer_{group}.0.shortcut"} if group or depth == 50 else set()
-    made = shapes_alone(depth)
+    made = without_weights(depth)
     layers = [layer for layer in made.layers if layer.weights]
     assert {layer.name for layer in layers} == expected
     assert {layer.name for layer in layers if getattr(layer, "use_bias", False)} == {"logits"}
@@ -63,11 +63,11 @@ def test_layers_with_weights_are_named_as_in_the_released_pytorch_code(depth):
 
 
 def test_kernels_are_those_of_the_released_code():
-    shapes = {layer.name: tuple(layer.kernel.shape) for layer in shapes_alone(18).layers if hasattr(layer, "kernel")}
+    shapes = {layer.name: tuple(layer.kernel.shape) for layer in without_weights(18).layers if hasattr(layer, "kernel")}
     assert shapes["conv_2d"] == (3, 3, 3, 64)
     assert shapes["layer_1.0.shortcut"] == shapes["layer_1.0.conv_2d_1"] == (3, 3, 64, 128)
     assert shapes["layer_3.1.conv_2d_2"] == (3, 3, 512, 512)
-    shapes = {layer.name: tuple(layer.kernel.shape) for layer in shapes_alone(50).layers if hasattr(layer, "kernel")}
+    shapes = {layer.name: tuple(layer.kernel.shape) for layer in without_weights(50).layers if hasattr(layer, "kernel")}
     assert shapes["layer_1.0.shortcut"] == (1, 1, 256, 512)
     assert [shapes[f"layer_1.0.conv_2d_{k}"] for k in (1, 2, 3)] == [
         (1, 1, 256, 128),
@@ -78,7 +78,7 @@ def test_kernels_are_those_of_the_released_code():
 
 @pytest.mark.parametrize(("depth", "expansion"), [(18, 1), (50, 4)])
 def test_resolution_halves_from_group_to_group(depth, expansion):
-    made = shapes_alone(depth, input_shape=(32, 32, 3))
+    made = without_weights(depth, input_shape=(32, 32, 3))
     for group, (side, width) in enumerate([(32, 64), (16, 128), (8, 256), (4, 512)]):
         block = made.get_layer(f"layer_{group}.1.add")
         assert tuple(block.output.shape) == (None, side, side, width * expansion)

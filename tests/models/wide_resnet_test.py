@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from robust_keras.models import wide_resnet
 from robust_keras.models.normalization import BatchNorm, batch_norm_mode
+from tests.shapes_alone import shapes_alone
 
 CIFAR10 = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2471, 0.2435, 0.2616)}
 
@@ -39,7 +40,7 @@ def images(num=4, size=8):
 # Shapes alone: the largest has a gigabyte of weights.
 @pytest.mark.parametrize("depth, width, expected", [(28, 10, 36_479_194), (34, 20, 184_531_674), (70, 16, 266_796_506)])
 def test_number_of_parameters(depth, width, expected):
-    with keras.StatelessScope(initialize_variables=False):
+    with shapes_alone():
         model = wide_resnet.wide_resnet(depth=depth, width=width, num_classes=10, **CIFAR10)
     assert sum(math.prod(w.shape) for w in model.trainable_weights) == expected
 
@@ -264,7 +265,7 @@ def test_depth_other_than_6n_plus_4(depth):
 
 @pytest.mark.parametrize("depth", [10, 16, 22, 28])
 def test_blocks_of_a_depth(depth):
-    with keras.StatelessScope(initialize_variables=False):
+    with shapes_alone():
         model = tiny(depth=depth)
     # All convolutions but the shortcuts, and the classifier.
     counted = [layer for layer in model.layers if hasattr(layer, "kernel") and "shortcut" not in layer.name]
