@@ -49,7 +49,7 @@ def test_setup_lists_every_package_and_its_files(monkeypatch):
         path.parent.relative_to(ROOT).as_posix().replace("/", ".") for path in ROOT.glob("robust_keras/**/*.py")
     }
     assert packages <= set(given["packages"])
-    assert {"cpu", "gpu", "tpu", "jax", "docs", "test", "oracles"} == set(given["extras_require"])
+    assert {"cpu", "gpu", "tpu", "jax", "docs", "test", "oracles", "onnx", "signing"} == set(given["extras_require"])
     assert not any(name.startswith("tensorflow") and "datasets" not in name for name in given["install_requires"])
     for entry in given["entry_points"]["console_scripts"]:
         script = entry.split(".")[-1].split(":")[0]
