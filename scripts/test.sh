@@ -40,14 +40,4 @@ if [ ${#PINS[@]} -eq 0 ]; then
   "$VENV/bin/mypy"
 fi
 # Files side by side on two cores: most tests keep one busy.
-run() { "$VENV/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "${SELECTED[@]}" "$@"; }
-if [ $# -gt 0 ] || [ ${#SELECTED[@]} -gt 0 ]; then
-  run "$@"
-  exit
-fi
-# In two parts: what TensorFlow keeps of all programs of 6,000 tests takes more memory than a small machine has.
-FIRST=(tests/attacks tests/commands tests/data tests/engines)
-STATUS=0
-run "${FIRST[@]}" || STATUS=$?
-run "${FIRST[@]/#/--ignore=}" || STATUS=$?
-exit $STATUS
+"$VENV/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "${SELECTED[@]}" "$@"
