@@ -3,8 +3,6 @@
 It needs the standard library alone, since `verify.py` beside an export has it too.
 """
 
-import unicodedata
-
 
 def printable(text: object, *, most: int = 200) -> str:
     """Text of a file as a terminal, a log and a table can show it: on one line, without anything that steers.
@@ -15,7 +13,7 @@ def printable(text: object, *, most: int = 200) -> str:
         text: anything; what `str` makes of it counts.
         most: characters, after which it is cut.
     """
-    shown = "".join(each if _is_plain(each) else each.encode("unicode_escape").decode() for each in str(text)[:most])
+    shown = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in str(text)[:most])
     return shown if len(str(text)) <= most else f"{shown}..."
 
 
@@ -35,7 +33,3 @@ def table_cell(text: object) -> str:
     for mark, written in (("|", "\\|"), ("<", "&lt;"), ("](", "]\\(")):
         shown = shown.replace(mark, written)
     return shown
-
-
-def _is_plain(character: str) -> bool:
-    return character == " " or unicodedata.category(character)[0] not in "CZ"

@@ -74,10 +74,23 @@ def content(archive: zipfile.ZipFile, name: str, file: IO[bytes]) -> bytes | mem
         return archive.read(name)
     archive.open(name).close()  # Which looks at what stands before it.
     mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    begin = entry.header_offset + _MEMBER.size + sum(_MEMBER.unpack_from(mapped, entry.header_offset))
+    begin = begin_of(file, entry)
     if begin + entry.file_size > archive.start_dir:
         raise ValueError(f"{printable(name)} lies where another part of the archive does")
     return mapped[begin : begin + entry.file_size]
+
+
+def begin_of(file: IO[bytes], entry: zipfile.ZipInfo) -> int:
+    """Where in an archive's file the bytes of a member begin, after a header whose length the directory does not tell.
+
+    Raises:
+        ValueError: where there is no such header.
+    """
+    file.seek(entry.header_offset)
+    header = file.read(_MEMBER.size)
+    if len(header) < _MEMBER.size or not header.startswith(b"PK\3\4"):
+        raise ValueError(f"no {printable(entry.filename, most=100)} where the archive's directory says")
+    return entry.header_offset + _MEMBER.size + sum(_MEMBER.unpack(header))
 
 
 def _check_directory(file: IO[bytes], most_members: int) -> int:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from robust_keras.commands import evaluated_images
+
 if TYPE_CHECKING:
     from robust_keras.evaluation import folder
 
@@ -77,15 +79,8 @@ def run(
     data |= {name: size for name, size in sizes.items() if size is not None}
     subject = {"model": model, "dataset": data, "individual": individual}
     places = {"data_dir": data_dir, "cache_dir": cache_dir}
-    load_images = functools.cache(functools.partial(_images, data, places))
+    load_images = functools.cache(functools.partial(evaluated_images.source, data, **places))
     return _run(subject, folder.Folder(workdir), gin_files, gin_params, load_images, strategy or "auto", tpu)
-
-
-def _images(dataset: dict, places: dict) -> Any:
-    from robust_keras.data import sources
-
-    named = {name: value for name, value in dataset.items() if name != "num_examples"}
-    return sources.load(**named, **places)
 
 
 def _run(subject: dict, of: "folder.Folder", gin_files, gin_params, load_images, strategy, tpu) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The images of a finished evaluation, loaded again."""
+"""The images of an evaluation, of the `dataset` that stands in its results.json."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,24 +6,35 @@ from typing import Any
 import numpy as np
 
 
+def source(dataset: dict[str, Any], *, data_dir: str | None = None, cache_dir: str | None = None) -> Any:
+    """The data set, as `data.sources.load` returns it; `dataset` has its arguments, and may have counts and digests.
+
+    Args:
+        dataset: see above.
+        data_dir: see `data.sources.load`, like `cache_dir`.
+    """
+    from robust_keras.data import sources
+
+    named = {name: value for name, value in dataset.items() if name not in ("num_examples", "sha256")}
+    return sources.load(**named, data_dir=data_dir, cache_dir=cache_dir)
+
+
 def loader(
     *, data_dir: str | None = None, cache_dir: str | None = None
 ) -> Callable[[dict[str, Any]], tuple[np.ndarray, np.ndarray]]:
-    """A function of the `dataset` in results.json that returns its images and labels, see `evaluation.examples.first`.
+    """A function of a `dataset` that returns its images and labels again, see `evaluation.examples.first`.
 
     It raises ValueError where they are others than those that were evaluated.
 
     Args:
-        data_dir: see `data.sources.load`, like `cache_dir`.
+        data_dir: see `source`, like `cache_dir`.
     """
 
     def load(dataset: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        from robust_keras.data import sources
         from robust_keras.evaluation import examples
 
-        named = {name: value for name, value in dataset.items() if name not in ("num_examples", "sha256")}
-        source = sources.load(**named, data_dir=data_dir, cache_dir=cache_dir)
-        images, labels = examples.first(source, dataset["num_examples"])
+        loaded = source(dataset, data_dir=data_dir, cache_dir=cache_dir)
+        images, labels = examples.first(loaded, dataset["num_examples"])
         if dataset.get("sha256") not in (None, digest := examples.digest(images, labels)):
             raise ValueError(
                 f"Expected the images that were evaluated, of the digest {dataset['sha256']}. Received: {digest}"

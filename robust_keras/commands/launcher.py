@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from absl import flags
 
+from robust_keras import shown_text
 from robust_keras.commands import exit_codes
 
 # Convolutions on AVX2 machines are 1.4 to 2 times faster with it; it is off by default there.
@@ -237,6 +238,6 @@ def _one_line(error: object) -> str:
 
 def _exit(code: int, said: str) -> NoReturn:
     # What a model says of itself may be in it, and would steer the terminal.
-    shown = "".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in said)
+    shown = "\n".join(shown_text.printable(line, most=len(line)) for line in said.split("\n"))
     print(f"error: {shown}", file=sys.stderr, flush=True)
     sys.exit(code)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from robust_keras import array_files, foreign_files, ownership, shown_text, storage
+from robust_keras import array_files, foreign_files, own_folders, ownership, shown_text, storage
 from robust_keras.saved_models import load, verify
 from robust_keras.saved_models.opening import UNFINISHED
 from robust_keras.saved_models.verifying import attacks, card, card_claims, checks, claim, files
@@ -51,7 +51,7 @@ def attach(
     directory = str(directory)
     for name in (files.CLAIMS, files.EXAMPLES):
         if gfile.exists(posixpath.join(directory, name)):
-            gfile.remove(posixpath.join(directory, name))
+            own_folders.remove(posixpath.join(directory, name))
     if evaluation is not None:
         if load_images is None:
             raise ValueError("Expected load_images with an evaluation. Received: none")
@@ -127,6 +127,6 @@ def _claim(directory: str, evaluation: str, load_images: Callable) -> claim.Clai
 
 def _write_claim(directory: str, made: claim.Claim) -> None:
     arrays = {name: value for name, value in made._asdict().items() if name != "told"}
-    gfile.makedirs(posixpath.join(directory, posixpath.dirname(files.CLAIMS)))
+    own_folders.make(posixpath.join(directory, posixpath.dirname(files.CLAIMS)))
     storage.write_arrays(posixpath.join(directory, files.EXAMPLES), arrays)
     storage.write_json(posixpath.join(directory, files.CLAIMS), made.told)

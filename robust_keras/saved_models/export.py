@@ -16,14 +16,14 @@ from robust_keras import own_folders, ownership, storage
 from robust_keras.models import weights as named_weights
 from robust_keras.saved_models import cards, claims, measured, signatures
 from robust_keras.saved_models.opening import CARD, UNFINISHED, network_of
+from robust_keras.saved_models.verifying.files import OURS
 
 gfile = tf.io.gfile
 # Where a run keeps weights: in which folder's newest snapshot, with which prefix to their names.
 _KEPT = {"best": ("best", ""), "last": ("checkpoints", "weights/"), "last_averaged": ("checkpoints", "averages/")}
 
 # What an export consists of.
-_WRITTEN = ["saved_model.pb", "fingerprint.pb", "variables", "assets", "claims"]
-_WRITTEN += [CARD, "MODEL_CARD.md", "verify.py", "manifest.json"]
+_WRITTEN = ("variables", "assets", "claims", *OURS)
 
 
 def export(

@@ -14,12 +14,12 @@ from robust_keras import bounds, foreign_files, ownership, storage
 from robust_keras.models import any_network
 from robust_keras.models import weights as named_weights
 from robust_keras.saved_models import safety
-from robust_keras.saved_models.opening import CARD, UNFINISHED, load_keras, open_model
+from robust_keras.saved_models.opening import UNFINISHED, load_keras, open_model
+from robust_keras.saved_models.verifying.files import BESIDE_THE_MODEL
 
 gfile = tf.io.gfile
-# Files in a model's folder that are no part of the model: in any folder of it, and right in it.
-_NOT_THE_MODEL = {CARD, UNFINISHED, ownership.lock_name()}
-_BESIDE_THE_MODEL = {"MODEL_CARD.md", "claims/claims.json", "claims/examples.npz", "manifest.json", "verify.py"}
+# Files in a model's folder that are no part of the model.
+_NOT_THE_MODEL = {UNFINISHED, ownership.lock_name(), *BESIDE_THE_MODEL}
 # How a command is told which output to take.
 _SAY = {
     "choose": "the logits' name with --logits_output",
@@ -142,7 +142,7 @@ def fingerprint(path: str | os.PathLike) -> str:
         files = [
             (name, file)
             for name, file in foreign_files.regular_files(path, follow=safety.is_trusted())
-            if name not in _NOT_THE_MODEL | _BESIDE_THE_MODEL
+            if name not in _NOT_THE_MODEL
         ]
     manifest = "".join(f"{storage.sha256(file)}  {name}\n" for name, file in sorted(files))
     return hashlib.sha256(manifest.encode()).hexdigest()

@@ -8,7 +8,6 @@ import json
 import math
 import mmap
 import os
-import struct
 import zipfile
 from collections.abc import Generator, Iterator, Sequence
 from typing import NamedTuple
@@ -163,9 +162,8 @@ def verify(path: str, arrays: Sequence[Member], note: str) -> None:
 @contextlib.contextmanager
 def _whole(path):
     """The open file; whatever is raised for what is no archive of plain arrays becomes an error of one line."""
-    local = local_path(path)
     try:
-        with open_regular(path if local is None else local, follow=True) as file:
+        with open_regular(path, follow=True) as file:
             yield file
     except Exception as error:
         raise ValueError(f"Expected a whole npz file. Received: {path} ({why(error)})") from error
@@ -176,9 +174,7 @@ def _member(file, archive, entry, is_local):
     is_fortran = is_fortran and len(shape) > 1
     offset = None
     if is_local and entry.compress_type == zipfile.ZIP_STORED and not is_fortran and dtype.isnative:
-        # The archive's directory tells where the entry's own header is, which has lengths of its own.
-        file.seek(entry.header_offset)
-        offset = entry.header_offset + 30 + sum(struct.unpack("<26x2H", file.read(30))) + header_bytes
+        offset = zip_files.begin_of(file, entry) + header_bytes
         num_bytes = file.seek(0, os.SEEK_END)
         if offset + found.array_bytes > num_bytes:
             raise ValueError(f"{entry.filename} ends at byte {offset + found.array_bytes} of {num_bytes}")

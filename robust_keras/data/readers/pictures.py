@@ -23,8 +23,8 @@ _BLOCK_BYTES = 1 << 22  # Or fewer, where they are large: several calls run at o
 _FILES_AT_ONCE = 1 << 16  # Whose paths are held twice.
 _SIGNATURES = (PNG, b"\xff\xd8\xff", b"BM")
 _EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp")
-# The parts that a folder can be divided into.
 MOST_BYTES = 1 << 28  # Of an image's file.
+# The parts that a folder can be divided into.
 _PARTS = {"train": ("train",), "test": ("test", "val"), "validation": ("val",)}
 # TensorFlow's messages can hold bytes of a damaged file, and are then no text.
 FAILURES = (tf.errors.OpError, UnicodeDecodeError)

@@ -15,8 +15,8 @@ import numpy as np
 MANIFEST, PROGRAM, CLAIMS, EXAMPLES = "manifest.json", "verify.py", "claims/claims.json", "claims/examples.npz"
 CARDS = ("model_card.json", "MODEL_CARD.md")
 # What is no part of the model's identity: as of robust_keras.saved_models.load.fingerprint.
-_BESIDE_THE_MODEL = {MANIFEST, PROGRAM, CLAIMS, EXAMPLES, *CARDS}
-_OURS = _BESIDE_THE_MODEL | {"saved_model.pb", "fingerprint.pb"}
+BESIDE_THE_MODEL = {MANIFEST, PROGRAM, CLAIMS, EXAMPLES, *CARDS}
+OURS = BESIDE_THE_MODEL | {"saved_model.pb", "fingerprint.pb"}
 _CODE = {".py", ".pyc", ".so", ".dll", ".pth"}
 MOST_FILES, _MOST_TEXT, _MOST_ARRAYS = 10_000, 1 << 24, 1 << 30
 
@@ -52,7 +52,7 @@ def check_manifest(folder: pathlib.Path) -> str:
             raise ValueError(f"{file['name']} is another than in {MANIFEST}")
     if code := [name for name in found if pathlib.Path(name).suffix in _CODE and name != PROGRAM]:
         raise ValueError(f"code beside the model: {', '.join(code[:5])}")
-    others = [name for name in found if not (name in _OURS or name.startswith("variables/"))]
+    others = [name for name in found if not (name in OURS or name.startswith("variables/"))]
     return f"{len(listed)} files, each as listed" + (f"; not checked: {', '.join(others[:5])}" if others else "")
 
 
@@ -68,7 +68,7 @@ def check_signature(folder: pathlib.Path, public_key: str, signature: str) -> st
 
 def fingerprint(folder: pathlib.Path) -> str:
     """The model's identity, as results.json has it."""
-    files = [(name, path) for name, path in sorted(files_below(folder)) if name not in _BESIDE_THE_MODEL]
+    files = [(name, path) for name, path in sorted(files_below(folder)) if name not in BESIDE_THE_MODEL]
     return hashlib.sha256("".join(f"{sha256_of(path)}  {name}\n" for name, path in files).encode()).hexdigest()
 
 

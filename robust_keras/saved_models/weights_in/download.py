@@ -10,7 +10,7 @@ from typing import BinaryIO, NamedTuple
 
 import tqdm
 
-from robust_keras import foreign_files, ownership, storage
+from robust_keras import foreign_files, own_folders, ownership, storage
 from robust_keras.foreign_files import printable
 
 _TIMEOUT = 60  # Seconds without a byte.
@@ -80,7 +80,7 @@ def _download(url: str, path: str) -> None:
             begin, num_bytes = _extent(response, begin)
             _check_room(path, num_bytes - begin)
             storage.write_json(f"{part}.json", {"version": response.headers.get("ETag")})
-            with open(part, "r+b" if begin else "wb") as file:
+            with open(part, "r+b" if begin else "wb", opener=own_folders.opener) as file:
                 file.seek(begin)
                 _copy(response, file, begin, num_bytes)
     except (OSError, http.client.HTTPException) as error:

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from robust_keras import pickles
+from robust_keras import pickles, zip_files
 from robust_keras.pickled_names import Name, Stateful, checked
 from robust_keras.saved_models.weights_in.tensors import BFLOAT16, Storage, Tensor
 
@@ -188,10 +188,7 @@ def _member(
         raise ValueError(f"a compressed or encrypted {info.filename[:100]}")
     if most_bytes is not None and info.file_size > most_bytes:
         raise ValueError(f"{info.filename[:100]} of {info.file_size:,} bytes")
-    file.seek(info.header_offset)
-    if len(header := file.read(30)) < 30 or header[:4] != b"PK\x03\x04":
-        raise ValueError(f"no {info.filename[:100]} where the archive's directory says")
-    begin = info.header_offset + 30 + sum(struct.unpack("<HH", header[26:30]))
+    begin = zip_files.begin_of(file, info)
     if begin + info.file_size > num_bytes:
         raise ValueError(f"{info.filename[:100]} that is cut off")
     is_whole: list[bool] = []
