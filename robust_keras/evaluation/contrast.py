@@ -100,13 +100,11 @@ def compare(
     covers_seeds = freedom >= FEWEST_FREEDOM and allowed_for
     half = float(_half_width(_parts(groups, values, shares, contrast), counts, shares, num_images, confidence))
     is_resolved = abs(difference) > half
-    needed, not_needed = None, ""
+    needed, not_needed = None, "" if covers_seeds else "more seeds would have to agree"
     if not is_resolved:
         parts = _parts(groups, values, shares, contrast, comparison.too_low(freedom))
         planned = functools.partial(_planned, parts, counts, confidence)
         needed, not_needed = comparison.least(planned, difference, min(counts), num_images, covers_seeds)
-    elif not covers_seeds:
-        not_needed = "more seeds would have to agree"
     bound = 1.0 if num_images > 1 else math.inf
     return comparison.Comparison(
         difference=difference,
