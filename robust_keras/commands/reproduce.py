@@ -65,9 +65,10 @@ def run(
     chosen = configurations.choose(manifest, table=table, names=row, setting=setting)
     plan = planning.plan_of(scale, num_runs)
     configured = functools.partial(configurations.configurations, manifest, bindings=gin_params, resolve=_resolve)
-    for extra_data in dict.fromkeys(each.extra_data for each in configured(chosen, plan).values()):
+    data = dict.fromkeys((each.dataset, each.extra_data) for each in configured(chosen, plan).values())
+    for dataset, extra_data in data:
         if extra_data is not None:  # Missing data shows now, not after hours of training something else.
-            sources.find_extra(extra_data, data_dir=data_dir)
+            sources.find_extra(extra_data, data_dir=data_dir, dataset=dataset)
     folder = posixpath.join(workdir, plan.name if budget is None else f"{plan.name}-{budget}")
     study = runs.Study(manifest, chosen, setting, configured, folder, _commands(data_dir, strategy, tpu))
     within = strategies.strategy(strategy or "auto", tpu=tpu)
