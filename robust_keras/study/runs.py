@@ -11,7 +11,7 @@ import tensorflow as tf
 from robust_keras import storage
 from robust_keras.saved_models import export
 from robust_keras.study import budget as budgets
-from robust_keras.study import planning, rows, tables, throughput, trials
+from robust_keras.study import figures, planning, rows, tables, throughput, trials
 from robust_keras.study.configurations import Configuration
 from robust_keras.training import recorder
 
@@ -96,6 +96,7 @@ def measure(study: Study, trained: Trained) -> list[str]:
         shown = [each for each in shown if not each.runnable or rows.run_name(each) in measured or each in study.chosen]
         compared = tables.compare_rows(study.manifest, shown, measured)
         paths += tables.write_study(study.folder, table, compared, scale=trained.plan.description)
+        paths += figures.write(study.folder, table, compared, scale=trained.plan.description)
     return paths
 
 

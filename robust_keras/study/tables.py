@@ -1,9 +1,8 @@
-"""The study's tables and figures: the paper's numbers beside what was measured."""
+"""The study's tables: the paper's numbers beside what was measured."""
 
 import csv
 import io
 import posixpath
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,8 +13,6 @@ from robust_keras.evaluation import comparison, report
 from robust_keras.study import costs, planning
 from robust_keras.study import rows as study
 
-# Figures of the paper that show a table.
-FIGURES = {6: "Figure 3", 7: "Figure 4", 8: "Figure 5", 9: "Figure 2"}
 REPORTED = "* reported by others, by an attack that the paper calls similar in strength to AA+MT"
 
 
@@ -180,7 +177,7 @@ def _totals(flops: float) -> list[str]:
 
 
 def write_study(directory: str, table: int, rows: Sequence[StudyRow], *, scale: str) -> list[str]:
-    """Writes a table of the study as Markdown and CSV, and where the paper has a figure of it, as a plot.
+    """Writes a table of the study as Markdown and CSV.
 
     Args:
         directory: where to; any `tf.io.gfile` path.
@@ -203,10 +200,6 @@ def write_study(directory: str, table: int, rows: Sequence[StudyRow], *, scale: 
     writer.writeheader()
     writer.writerows(records)
     storage.write_text(paths[1], text.getvalue())
-    if table in FIGURES:
-        paths.append(f"{base}.png")
-        with own_folders.open_file(paths[2], "wb") as file:
-            file.write(_plot(rows, f"{FIGURES[table]} ({title})", curves=table == 7))
     return paths
 
 
@@ -225,7 +218,7 @@ def _lines(rows: Iterable[StudyRow]) -> list[tuple[str, ...]]:
                 _spread(row.clean, row.clean_spread),
                 _number(row.pgd40),
                 _robust(row),
-                *(_spread(*_mean(each.measured, name)) for name in ("clean", "pgd40", "robust")),
+                *(_spread(*mean_of(each.measured, name)) for name in ("clean", "pgd40", "robust")),
                 str(len(each.measured)),
                 row.baseline,
                 _number(each.expected, "+.2f"),
@@ -252,7 +245,7 @@ def _record(each: StudyRow) -> dict[str, Any]:
         "seeds": " ".join(str(measured.seed) for measured in each.measured),
     }
     for name in ("clean", "pgd40", "robust"):
-        mean, deviation = _mean(each.measured, name)
+        mean, deviation = mean_of(each.measured, name)
         record |= {f"measured_{name}": mean, f"measured_{name}_deviation": deviation}
     low, high = compared.interval if compared else (None, None)
     needed_images, needed_seeds = compared.needed if compared and compared.needed else (None, None)
@@ -266,7 +259,7 @@ def _record(each: StudyRow) -> dict[str, Any]:
     }
 
 
-def _mean(measured: Iterable[Measured], name: str) -> tuple[float | None, float | None]:
+def mean_of(measured: Iterable[Measured], name: str) -> tuple[float | None, float | None]:
     """Mean and standard deviation over models; None where there is none."""
     values = [value for each in measured if (value := getattr(each, name)) is not None]
     if not values:
@@ -284,50 +277,3 @@ def _number(value: float | None, form: str = ".2f") -> str:
 
 def _spread(value: float | None, deviation: float | None) -> str:
     return _number(value) + ("" if deviation is None else f" ± {deviation:.2f}")
-
-
-def _plot(rows: Sequence[StudyRow], title: str, *, curves: bool) -> bytes:
-    """A PNG file's bytes: robust accuracies of the paper and measured, and where asked for, validation curves."""
-    from matplotlib.figure import Figure
-
-    settings = list(dict.fromkeys(each.row.setting for each in rows))
-    figure = Figure(figsize=(7 * (len(settings) + curves), 5))
-    axes = figure.subplots(1, len(settings) + curves, squeeze=False)
-    for axis, setting in zip(axes[0], settings):
-        _plot_accuracies(axis, [each for each in rows if each.row.setting == setting])
-        axis.set_title(setting)
-    if curves:
-        _plot_curves(axes[0][-1], rows)
-    figure.suptitle(textwrap.fill(title, 80 * axes.size), fontsize="medium")
-    figure.tight_layout()
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=120)
-    return image.getvalue()
-
-
-def _plot_accuracies(axis: Any, rows: Sequence[StudyRow]) -> None:
-    positions = range(len(rows))
-    axis.plot(positions, [each.row.robust for each in rows], "o--", color="0.6", label="paper")
-    for position, each in zip(positions, rows):
-        mean, deviation = _mean(each.measured, "robust")
-        if mean is not None:
-            axis.errorbar(position, mean, deviation or 0.0, fmt="s", color="C0", capsize=3)
-    axis.plot([], [], "s", color="C0", label="measured, with the deviation of seeds")
-    axis.set_xticks(positions, [each.row.row for each in rows], rotation=45, ha="right")
-    axis.set_ylabel("robust accuracy, %")
-    axis.legend()
-
-
-def _plot_curves(axis: Any, rows: Sequence[StudyRow]) -> None:
-    for each in rows:
-        for measured in each.measured[:1]:
-            steps = [line["step"] for line in measured.curve]
-            raw = axis.plot(steps, [100 * line["val_robust"] for line in measured.curve], ":", alpha=0.7)[0]
-            column = [100 * line.get("val_robust_averaged", np.nan) for line in measured.curve]
-            label = f"{each.row.row}, {each.row.setting}"
-            axis.plot(steps, column, "-", color=raw.get_color(), label=label)
-    axis.set_title("validation, PGD-40: raw (dotted) and averaged weights")
-    axis.set_xlabel("step")
-    axis.set_ylabel("robust accuracy, %")
-    if any(each.measured for each in rows):
-        axis.legend(fontsize="small")
