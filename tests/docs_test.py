@@ -169,7 +169,7 @@ def test_flags_that_are_named_exist():
         ours |= set(re.findall(r"""["']--(\w+)["']""", peer.read_text()))
     ours |= set(re.findall(r"--(\w+)", (ROOT / "scripts" / "test.sh").read_text()))
     ours |= set(re.findall(r"--(\w+)", (ROOT / "robust_keras/engines/on_jax/runner.py").read_text())) | {"help"}
-    ours |= {"dir", "tag_set", "signature_def", "inputs"}  # Of TensorFlow's saved_model_cli.
+    ours |= {"dir", "tag_set", "signature_def", "inputs", "logdir"}  # Of saved_model_cli and TensorBoard.
     found = named(r"(?<![\w-])--([a-z]\w*)")
     assert len(found) > 60
     assert [(page, flag) for page, flag in found if flag not in ours] == []
