@@ -35,6 +35,7 @@ def run(
     cache_dir: str | None = None,
     num_examples: int | None = None,
     individual: bool = False,
+    security_curve: bool = False,
     input_range: Sequence[float] = (0.0, 1.0),
     input_layout: str = "NHWC",
     outputs: str = "logits",
@@ -55,6 +56,7 @@ def run(
         image_size: see `data.sources.load`, like `short_side` and `cache_dir`.
         num_examples: how many examples, the first ones; None for all.
         individual: whether each attack runs on every correctly classified example.
+        security_curve: whether to add security.json, see `evaluation.security`, also to what has finished.
         input_range: see `saved_models.load.load_logits_fn`, like `input_layout`, `outputs` and `logits_output`.
         strategy: see `strategies.strategy`, 'auto' by default, like `tpu`.
 
@@ -67,12 +69,8 @@ def run(
     from robust_keras.evaluation import folder
     from robust_keras.saved_models import load
 
-    reading = {
-        "input_range": list(input_range),
-        "input_layout": input_layout,
-        "outputs": outputs,
-        "logits_output": logits_output,
-    }
+    reading: dict[str, Any] = {"input_range": list(input_range), "input_layout": input_layout}
+    reading |= {"outputs": outputs, "logits_output": logits_output}
     model = {"path": saved_model, "sha256": load.fingerprint(saved_model), **reading}
     data = {"name": dataset, "split": split, "num_examples": num_examples}
     sizes = {"image_size": image_size, "short_side": short_side}
@@ -80,13 +78,17 @@ def run(
     subject = {"model": model, "dataset": data, "individual": individual}
     places = {"data_dir": data_dir, "cache_dir": cache_dir}
     load_images = functools.cache(functools.partial(evaluated_images.source, data, **places))
-    return _run(subject, folder.Folder(workdir), gin_files, gin_params, load_images, strategy or "auto", tpu)
+    of = folder.Folder(workdir)
+    return _run(subject, of, gin_files, gin_params, load_images, strategy or "auto", tpu, security_curve)
 
 
-def _run(subject: dict, of: "folder.Folder", gin_files, gin_params, load_images, strategy, tpu) -> dict[str, Any]:
+def _run(
+    subject: dict, of: "folder.Folder", gin_files, gin_params, load_images, strategy, tpu, has_curve
+) -> dict[str, Any]:
     from robust_keras import failures, ownership
     from robust_keras.commands import configuration, model_cards
     from robust_keras.engines import replicas, strategies
+    from robust_keras.evaluation import security
     from robust_keras.saved_models import opening
 
     opening.check(subject["model"]["path"])
@@ -96,18 +98,25 @@ def _run(subject: dict, of: "folder.Folder", gin_files, gin_params, load_images,
     configuration.parse(gin_files, gin_params)
     with within.scope():  # Other networks may be loaded here.
         evaluate = configuration.resolve(configuration.evaluate)
+    if has_curve:
+        security.check_radius(evaluate.keywords["threat"])
     writes = process == 0
     if writes:
         print(strategies.announcement(strategy, tpu=tpu), file=sys.stderr, flush=True)
     with failures.running(of.workdir, process=process), ownership.lock(of.workdir, what="an evaluation", writes=writes):
-        if (finished := _claim(of, subject, configuration.operative_config(), load_images, writes)) is not None:
-            told = _checked(evaluate, of, finished, subject, load_images, within)
+        if has_curve:
+            _check_curve(evaluate, of, subject)
+        if (results := _claim(of, subject, configuration.operative_config(), load_images, writes)) is not None:
+            told = _checked(evaluate, of, results, subject, load_images, within)
             if writes:
                 print(told)
-            return finished
-        if line := model_cards.another_threat(subject["model"]["path"], evaluate.keywords["threat"]):
-            print(line, flush=True)
-        return _evaluate(evaluate, of, subject, load_images, within, writes)
+        else:
+            if line := model_cards.another_threat(subject["model"]["path"], evaluate.keywords["threat"]):
+                print(line, flush=True)
+            results = _evaluate(evaluate, of, subject, load_images, within, writes)
+        if has_curve:
+            _add_curve(evaluate, of, subject, load_images, within, writes)
+        return results
 
 
 def _claim(of: "folder.Folder", subject: dict, config: str, load_images, writes: bool) -> dict[str, Any] | None:
@@ -178,6 +187,39 @@ def _evaluate(evaluate, of: "folder.Folder", subject: dict, load_images, within,
     return results
 
 
+def _check_curve(evaluate, of: "folder.Folder", subject: dict) -> None:
+    """Refuses a folder with the security curve of another model, threat model or seed, before any work."""
+    from robust_keras.evaluation import security_file
+
+    known = {**subject, "dataset": {"sha256": None}}
+    known = security_file.subject_of(known, evaluate.keywords["threat"], evaluate.keywords.get("seed", 0))
+    security_file.read(of.workdir, {name: value for name, value in known.items() if name != "images"})
+
+
+def _add_curve(evaluate, of: "folder.Folder", subject: dict, load_images, within, writes: bool) -> None:
+    """Adds security.json to a finished evaluation, and prints what it holds."""
+    from robust_keras.engines import replicas
+    from robust_keras.evaluation import folder, security, security_file
+    from robust_keras.saved_models import load
+
+    model, dataset = subject["model"], subject["dataset"]
+    reading = {name: value for name, value in model.items() if name not in ("path", "sha256")}
+    names = ("threat", "seed", "batch_size", "jit_compile", "progress")
+    options = {name: evaluate.keywords[name] for name in names if name in evaluate.keywords}
+    described = {**subject, "dataset": {**dataset, "sha256": _digest(load_images, dataset["num_examples"])}}
+    known = security_file.subject_of(described, options["threat"], options.get("seed", 0))
+
+    def measure():
+        with within.scope():
+            replicas.all_processes(0.0)  # The first one has written the examples.
+            logits_fn = load.load_logits_fn(model["path"], **reading)
+            return security.measure(logits_fn, load_images(), evaluated=folder.read_examples(of), **options)
+
+    found = security_file.read_or_measure(of.workdir, known, measure, writes=writes)
+    if writes:
+        print(security_file.summary(found))
+
+
 def _define_sizes(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "image_size", None, "Height and width that images of several sizes are resized to.", flag_values=values
@@ -199,6 +241,12 @@ def define_flags(values: flags.FlagValues) -> None:
     launcher.define_recipe(values, "Attacks, such as gin/eval/pgd40.gin")
     flags.DEFINE_integer("num_examples", None, "How many examples, the first ones; all by default.", flag_values=values)
     flags.DEFINE_bool("individual", False, "Run each attack on every correctly classified example.", flag_values=values)
+    flags.DEFINE_bool(
+        "security_curve",
+        False,
+        "Add security.json: robust accuracy by radius and checks of the attacks.",
+        flag_values=values,
+    )
     flags.DEFINE_string("workdir", None, "Where results.json and examples.npz go.", flag_values=values)
     launcher.define_reading(values)
     launcher.define_strategy(values)
@@ -220,6 +268,7 @@ def main(values: flags.FlagValues) -> None:
         cache_dir=values.cache_dir,
         num_examples=values.num_examples,
         individual=values.individual,
+        security_curve=values.security_curve,
         **launcher.reading(values),
         strategy=values.strategy,
         tpu=values.tpu,
