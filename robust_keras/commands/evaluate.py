@@ -10,8 +10,8 @@ from robust_keras.commands import launcher  # isort: skip  Before TensorFlow is 
 
 import functools
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
 
@@ -67,55 +67,97 @@ def run(
         ValueError: for bad input, before any attack; for a folder of another evaluation, or in use by one.
     """
     from robust_keras.evaluation import folder
-    from robust_keras.saved_models import load
+    from robust_keras.saved_models import load, opening
 
     reading: dict[str, Any] = {"input_range": list(input_range), "input_layout": input_layout}
     reading |= {"outputs": outputs, "logits_output": logits_output}
     model = {"path": saved_model, "sha256": load.fingerprint(saved_model), **reading}
     data = {"name": dataset, "split": split, "num_examples": num_examples}
-    sizes = {"image_size": image_size, "short_side": short_side}
-    data |= {name: size for name, size in sizes.items() if size is not None}
+    data |= {name: size for name, size in (("image_size", image_size), ("short_side", short_side)) if size is not None}
     subject = {"model": model, "dataset": data, "individual": individual}
     places = {"data_dir": data_dir, "cache_dir": cache_dir}
     load_images = functools.cache(functools.partial(evaluated_images.source, data, **places))
-    of = folder.Folder(workdir)
-    return _run(subject, of, gin_files, gin_params, load_images, strategy or "auto", tpu, security_curve)
+    opening.check(saved_model)
+    load_model, of = functools.partial(load.load_logits_fn, saved_model, **reading), folder.Folder(workdir)
+    attacks = configured(gin_files, gin_params, strategy=strategy, tpu=tpu)
+    return measure(attacks, subject, of, load_model, load_images, security_curve=security_curve)
 
 
-def _run(
-    subject: dict, of: "folder.Folder", gin_files, gin_params, load_images, strategy, tpu, has_curve
-) -> dict[str, Any]:
-    from robust_keras import failures, ownership
-    from robust_keras.commands import configuration, model_cards
+class Configured(NamedTuple):
+    """What attacks any number of models, and where it computes.
+
+    Attributes:
+        evaluate: `evaluation.evaluate.evaluate` with its settings.
+        config: these as gin text.
+        within: the strategy.
+        process: the number of this one.
+    """
+
+    evaluate: functools.partial
+    config: str
+    within: Any
+    process: int
+
+
+def configured(
+    gin_files: Sequence[str], gin_params: Sequence[str], *, strategy: str | None, tpu: str | None
+) -> Configured:
+    """What `run` attacks with, and says where; arguments and errors as there."""
+    from robust_keras.commands import configuration
     from robust_keras.engines import replicas, strategies
-    from robust_keras.evaluation import security
-    from robust_keras.saved_models import opening
 
-    opening.check(subject["model"]["path"])
+    strategy = strategy or "auto"
     within = strategies.strategy(strategy, tpu=tpu)  # Processes meet before anything else.
     with within.scope():
         process = replicas.process_index()
     configuration.parse(gin_files, gin_params)
     with within.scope():  # Other networks may be loaded here.
         evaluate = configuration.resolve(configuration.evaluate)
-    if has_curve:
-        security.check_radius(evaluate.keywords["threat"])
-    writes = process == 0
-    if writes:
+    if process == 0:
         print(strategies.announcement(strategy, tpu=tpu), file=sys.stderr, flush=True)
+    return Configured(evaluate, configuration.operative_config(), within, process)
+
+
+def measure(
+    attacks: Configured,
+    subject: dict[str, Any],
+    of: "folder.Folder",
+    load_model: Callable,
+    load_images: Callable,
+    *,
+    security_curve: bool = False,
+) -> dict[str, Any]:
+    """Evaluates a model in a folder, or goes on there; errors as of `run`.
+
+    Args:
+        attacks: what with.
+        subject: `model`, `dataset` and `individual`, as results.json has them.
+        of: where.
+        load_model: `() -> logits_fn`, called in the strategy's scope.
+        load_images: `() -> data.sources.Source`, the same one each time.
+        security_curve: see `run`.
+
+    Returns:
+        The results, a dictionary as in results.json.
+    """
+    from robust_keras import failures, ownership
+    from robust_keras.commands import model_cards
+
+    evaluate, process = attacks.evaluate, attacks.process
+    writes = process == 0
     with failures.running(of.workdir, process=process), ownership.lock(of.workdir, what="an evaluation", writes=writes):
-        if has_curve:
+        if security_curve:
             _check_curve(evaluate, of, subject)
-        if (results := _claim(of, subject, configuration.operative_config(), load_images, writes)) is not None:
-            told = _checked(evaluate, of, results, subject, load_images, within)
+        if (results := _claim(of, subject, attacks.config, load_images, writes)) is not None:
+            told = _checked(attacks, of, results, subject, load_model, load_images)
             if writes:
                 print(told)
         else:
             if line := model_cards.another_threat(subject["model"]["path"], evaluate.keywords["threat"]):
                 print(line, flush=True)
-            results = _evaluate(evaluate, of, subject, load_images, within, writes)
-        if has_curve:
-            _add_curve(evaluate, of, subject, load_images, within, writes)
+            results = _evaluate(attacks, of, subject, load_model, load_images)
+        if security_curve:
+            _add_curve(attacks, of, subject, load_model, load_images)
         return results
 
 
@@ -129,25 +171,22 @@ def _claim(of: "folder.Folder", subject: dict, config: str, load_images, writes:
     return folder.finished(of, subject, writes=writes, digest=digest)
 
 
-def _checked(evaluate, of: "folder.Folder", results: dict, subject: dict, load_images, within) -> str:
+def _checked(attacks: Configured, of: "folder.Folder", results: dict, subject: dict, load_model, load_images) -> str:
     """Refuses finished results that do not hold; what to say of others."""
     from robust_keras.data import sources
     from robust_keras.evaluation import examples, folder, kept_verdicts, plan
     from robust_keras.evaluation import results as evaluation
-    from robust_keras.saved_models import load
 
-    model = subject["model"]
-    reading = {name: value for name, value in model.items() if name not in ("path", "sha256")}
+    evaluate = attacks.evaluate
     try:
         given = examples.first(load_images(), subject["dataset"]["num_examples"])
     except sources.DataUnavailable:  # What has finished can be read wherever it is.
         return f"{folder.told_of_finished(of, None)}\n{evaluation.summary(results)}"
-    settings = {name: evaluate.keywords.get(name) for name in ("attacks", "baseline", "threat")}
+    settings: dict[str, Any] = {name: evaluate.keywords.get(name) for name in ("attacks", "baseline", "threat")}
     planned = plan.make(**settings, search_dtype=evaluate.keywords.get("search_dtype", "float32"))
-    with within.scope():
-        logits_fn = load.load_logits_fn(model["path"], **reading)
+    with attacks.within.scope():
         arrays = folder.read_examples(of)
-        num_kept = kept_verdicts.check_finished(of.workdir, results, arrays, given, logits_fn, planned)
+        num_kept = kept_verdicts.check_finished(of.workdir, results, arrays, given, load_model(), planned)
     return f"{folder.told_of_finished(of, num_kept)}\n{evaluation.summary(results)}"
 
 
@@ -157,20 +196,20 @@ def _digest(load_images, num_examples: int | None) -> str:
     return examples.digest(*examples.first(load_images(), num_examples))
 
 
-def _evaluate(evaluate, of: "folder.Folder", subject: dict, load_images, within, writes: bool) -> dict[str, Any]:
+def _evaluate(attacks: Configured, of: "folder.Folder", subject: dict, load_model, load_images) -> dict[str, Any]:
     from robust_keras.commands import model_cards
     from robust_keras.evaluation import folder
     from robust_keras.evaluation import results as evaluation
-    from robust_keras.saved_models import export, load
+    from robust_keras.saved_models import export
 
+    writes = attacks.process == 0
     model, num_examples = dict(subject["model"]), subject["dataset"]["num_examples"]
     subject = {**subject, "dataset": {**subject["dataset"], "sha256": _digest(load_images, num_examples)}}
     folder.begin(of, subject, writes=writes)
     path = model.pop("path")
-    reading = {name: value for name, value in model.items() if name != "sha256"}
-    with within.scope():
-        results, examples = evaluate(
-            load.load_logits_fn(path, **reading),
+    with attacks.within.scope():
+        results, examples = attacks.evaluate(
+            load_model(),
             load_images(),
             num_examples=num_examples,
             individual=subject["individual"],
@@ -188,34 +227,32 @@ def _evaluate(evaluate, of: "folder.Folder", subject: dict, load_images, within,
 
 
 def _check_curve(evaluate, of: "folder.Folder", subject: dict) -> None:
-    """Refuses a folder with the security curve of another model, threat model or seed, before any work."""
-    from robust_keras.evaluation import security_file
+    """Refuses, before any work, a radius of zero and the security curve of another model, threat model or seed."""
+    from robust_keras.evaluation import security, security_file
 
-    known = {**subject, "dataset": {"sha256": None}}
-    known = security_file.subject_of(known, evaluate.keywords["threat"], evaluate.keywords.get("seed", 0))
+    security.check_radius(evaluate.keywords["threat"])
+    described = {**subject, "dataset": {"sha256": None}}
+    known = security_file.subject_of(described, evaluate.keywords["threat"], evaluate.keywords.get("seed", 0))
     security_file.read(of.workdir, {name: value for name, value in known.items() if name != "images"})
 
 
-def _add_curve(evaluate, of: "folder.Folder", subject: dict, load_images, within, writes: bool) -> None:
+def _add_curve(attacks: Configured, of: "folder.Folder", subject: dict, load_model, load_images) -> None:
     """Adds security.json to a finished evaluation, and prints what it holds."""
     from robust_keras.engines import replicas
     from robust_keras.evaluation import folder, security, security_file
-    from robust_keras.saved_models import load
 
-    model, dataset = subject["model"], subject["dataset"]
-    reading = {name: value for name, value in model.items() if name not in ("path", "sha256")}
+    settings, writes = attacks.evaluate.keywords, attacks.process == 0
     names = ("threat", "seed", "batch_size", "jit_compile", "progress")
-    options = {name: evaluate.keywords[name] for name in names if name in evaluate.keywords}
-    described = {**subject, "dataset": {**dataset, "sha256": _digest(load_images, dataset["num_examples"])}}
+    options = {name: settings[name] for name in names if name in settings}
+    described = {**subject, "dataset": {"sha256": _digest(load_images, subject["dataset"]["num_examples"])}}
     known = security_file.subject_of(described, options["threat"], options.get("seed", 0))
 
-    def measure():
-        with within.scope():
+    def measured():
+        with attacks.within.scope():
             replicas.all_processes(0.0)  # The first one has written the examples.
-            logits_fn = load.load_logits_fn(model["path"], **reading)
-            return security.measure(logits_fn, load_images(), evaluated=folder.read_examples(of), **options)
+            return security.measure(load_model(), load_images(), evaluated=folder.read_examples(of), **options)
 
-    found = security_file.read_or_measure(of.workdir, known, measure, writes=writes)
+    found = security_file.read_or_measure(of.workdir, known, measured, writes=writes)
     if writes:
         print(security_file.summary(found))
 
