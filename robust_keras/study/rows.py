@@ -74,7 +74,7 @@ def read(path: str | os.PathLike | None = None) -> tuple[Row, ...]:
         ValueError: for a malformed line, a row that is there twice, a baseline that is not there or cannot be run, and
             two configurations of one `run_name`.
     """
-    path = pathlib.Path(path) if path is not None else _default_path()
+    path = pathlib.Path(path) if path is not None else data_file("study.csv")
     rows = []
     with path.open(newline="", encoding="utf-8") as file:
         lines = csv.reader(file)
@@ -156,10 +156,11 @@ def run_name(row: Row) -> str:
     return "-".join(re.sub("[^a-z0-9_.=]+", "_", name.lower()).replace("=_", "=").strip("_") for name in names)
 
 
-def _default_path() -> pathlib.Path:
+def data_file(name: str) -> pathlib.Path:
+    """A file beside the recipes."""
     package = pathlib.Path(__file__).parents[1]
     folders = (package / "gin", package.parent / "gin")  # In the installed package, or beside it in a checkout.
-    return next(folder / "study.csv" for folder in folders if folder.is_dir())
+    return next(folder / name for folder in folders if folder.is_dir())
 
 
 def _row(cells: Sequence[str], where: str) -> Row:
