@@ -7,9 +7,8 @@ from typing import Any
 from robust_keras import storage, threats
 from robust_keras.commands import gin_text
 from robust_keras.foreign_files import printable
+from robust_keras.reports import class_names as names_of_classes
 from robust_keras.saved_models import opening
-
-_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 def of_run(
@@ -24,8 +23,9 @@ def of_run(
     """
     threat = _threat_of(card.get("config"), "config")
     told: dict[str, Any] = {"licence": licence, "class_names": class_names and list(class_names)}
-    if class_names is None and card.get("dataset") == "cifar10":
-        told["class_names"] = list(_CIFAR10)
+    if class_names is None:
+        known = names_of_classes.BY_DATASET.get(card.get("dataset") or "")
+        told["class_names"] = known and list(known)
     if threat is not None:
         told["threat_model"] = {
             "norm": threat.norm,

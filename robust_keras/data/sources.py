@@ -160,7 +160,7 @@ def load(
         DataUnavailable: (a ValueError) where the data is missing and cannot be downloaded.
     """
     check_sizes(image_size, short_side)
-    folder, side = _data_dir(data_dir), short_side or image_size
+    folder, side = folder_of_sets(data_dir), short_side or image_size
     with _readable(name):
         images, labels, known_classes = labelled.load(name, split, folder, side=side, cache_dir=cache_dir)
     source = _source(name, images, labels, num_classes or known_classes)
@@ -241,7 +241,7 @@ def find_extra(name: str, *, data_dir: str | None = None) -> str:
         ValueError: for an unknown name.
         DataUnavailable: (a ValueError) where there is nothing; it says how to obtain or make it.
     """
-    folder = _data_dir(data_dir)
+    folder = folder_of_sets(data_dir)
     kind, colon, path = str(name).partition(":")
     default = {"carmon": CARMON_FILE, "ddpm": DDPM_FILE}.get(kind, "")
     if (not path and (colon or not default)) or kind not in _FORMATS:
@@ -343,7 +343,8 @@ def hold_out(source: Source, num_validation: int) -> tuple[Source, Source]:
     return held(train), held(validation)
 
 
-def _data_dir(data_dir: str | None) -> str:
+def folder_of_sets(data_dir: str | None) -> str:
+    """Where prepared TFDS sets are, see `load`."""
     if data_dir is None:
         data_dir = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
         return os.path.expanduser(data_dir)

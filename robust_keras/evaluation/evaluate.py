@@ -112,7 +112,7 @@ def evaluate(
     judge = verification.Judge(predict_fn, seen.images, seen.labels, threat, batches.batch_size)
     with _locked(save_directory):
         _attack(outputs.attackable(logits_fn, seen.clean_logits), plan, seen, found, judge, batches, diagnose, progress)
-    return results.conclude(plan, seen, found, logits_fn)
+    return results.conclude(plan, seen, found, logits_fn, judge.predict)
 
 
 def check_batch_size(logits_fn: Callable, batch_size: int) -> None:
