@@ -155,7 +155,7 @@ def _why_not(results: dict[str, Any]) -> str:
     dataset, epsilon = results.get("dataset"), results.get("epsilon")
     name = dataset.get("name") if isinstance(dataset, dict) else None
     attacks = [attack["name"] for attack in results["attacks"]]
-    names = ", ".join(map(str, attacks))
+    names = ", ".join(attacks)
     where = printable(results["workdir"])
     # Arrays and files may hold CIFAR-10; that is the word of who gives them.
     if not isinstance(name, str) or not (name in ("cifar10", "arrays", "dataset", "source") or ":" in name):

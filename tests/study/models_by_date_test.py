@@ -103,7 +103,7 @@ def test_an_evaluation_that_is_given(tmp_path):
         ({"dataset": {"name": "cifar100"}}, "of the data set cifar100"),
         ({"dataset": []}, "of the data set None"),
         ({"attacks": [{"name": "pgd"}]}, "by pgd"),
-        ({"attacks": [{"name": ["\x1b[2J"]}]}, "by"),
+        ({"attacks": [{"name": "\x1b[2J"}]}, "by \\x1b[2J"),
         ({"robust_accuracy": 7.0}, "a robust accuracy of 7.0"),
         ({"robust_accuracy": float("nan")}, "a robust accuracy of nan"),
     ],
