@@ -63,7 +63,7 @@ def read(manifest: Sequence[study.Row], path: str | os.PathLike | None = None) -
     Raises:
         ValueError: for a malformed line.
     """
-    path = study.data_file("models_by_date.csv") if path is None else path
+    path = study.folder() / "models_by_date.csv" if path is None else path
     with open(path, newline="", encoding="utf-8") as file:
         header, *lines = csv.reader(file)
     if ",".join(header) != _COLUMNS:
@@ -164,8 +164,6 @@ def _why_not(results: dict[str, Any]) -> str:
         return f"{where} in {printable(results['norm'])} {printable(results['epsilon_fraction'])}"
     if "apgd-ce" not in attacks or not any(name in attacks for name in ("apgd-t", "apgd-dlr", "multi-targeted")):
         return f"{where} by {printable(names)}"
-    if not 0 <= results["robust_accuracy"] <= 1:
-        return f"{where} with a robust accuracy of {results['robust_accuracy']}"
     return ""
 
 

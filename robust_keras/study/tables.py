@@ -9,34 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from robust_keras import own_folders, storage
-from robust_keras.evaluation import comparison, report
+from robust_keras.evaluation import comparison, contrast, report
 from robust_keras.study import costs, planning
 from robust_keras.study import rows as study
+from robust_keras.study.measured import Measured, group
 
 REPORTED = "* reported by others, by an attack that the paper calls similar in strength to AA+MT"
-
-
-class Measured(NamedTuple):
-    """One evaluated model.
-
-    Attributes:
-        seed: of its training run.
-        clean: accuracy in percent, like the next two.
-        pgd40: under PGD-40; None where the evaluation had no baseline.
-        robust: under all attacks.
-        is_at_chance: whether no more clean images are right than a guesser's, see `comparison.is_at_chance`: it has
-            learned nothing, and what it withstands says nothing.
-        stands: bool `[num_examples]`, which examples are right under all attacks.
-        curve: rows of the run's metrics.csv with a validation: dictionaries of floats.
-    """
-
-    seed: int
-    clean: float
-    pgd40: float | None
-    robust: float
-    is_at_chance: bool
-    stands: np.ndarray
-    curve: list[dict[str, float]]
 
 
 class StudyRow(NamedTuple):
@@ -65,74 +43,52 @@ class StudyRow(NamedTuple):
         return comparison.summary(self.compared) if self.compared else ""
 
 
-def read_measured(evaluation: str, *, seed: int, training: str) -> Measured:
-    """What a finished evaluation and its training run have on disk.
-
-    Args:
-        evaluation: the folder with results.json and examples.npz.
-        seed: of the training run.
-        training: the run's folder, with metrics.csv.
-
-    Returns:
-        A `Measured`.
-
-    Raises:
-        ValueError: for an evaluation that is not finished.
-    """
-    (results,) = report.read_results([evaluation])
-    metrics = storage.read_text(posixpath.join(training, "metrics.csv"))
-    lines = [line for line in csv.DictReader(io.StringIO(metrics)) if line["val_robust"]]
-    curve = [{name: float(value) for name, value in line.items() if value} for line in lines]
-    pgd40 = results.get("baseline", {}).get("robust_accuracy")
-    examples = report.examples(evaluation)
-    return Measured(
-        seed=seed,
-        clean=100 * results["clean_accuracy"],
-        pgd40=None if pgd40 is None else 100 * pgd40,
-        robust=100 * results["robust_accuracy"],
-        is_at_chance=comparison.is_at_chance(examples["clean_prediction"], examples["label"]),
-        stands=examples["robust"],
-        curve=curve,
-    )
-
-
 def compare_rows(
-    manifest: Sequence[study.Row], rows: Iterable[study.Row], measured: Mapping[str, Sequence[Measured]]
+    manifest: Sequence[study.Row], rows: Iterable[study.Row], models: Mapping[str, Sequence[Measured]]
 ) -> list[StudyRow]:
-    """Rows beside what was measured, each compared with its baseline over the seeds that both have.
+    """Rows beside what was measured, each compared with its baseline.
 
-    A comparison in which one model is at chance is not made.
+    Three models or more of the same seeds on both sides are compared seed by seed, others by all models of each side. A
+    comparison in which one model is at chance is not made.
 
     Args:
         manifest: all `rows.Row`s.
         rows: those to show.
-        measured: lists of `Measured` by `rows.run_name`.
+        models: lists of `Measured` by `rows.run_name`.
 
     Returns:
         A list of `StudyRow`.
     """
-    return [_compare(manifest, row, measured) for row in rows]
+    return [_compare(manifest, row, models) for row in rows]
 
 
-def _compare(manifest: Sequence[study.Row], row: study.Row, measured: Mapping[str, Sequence[Measured]]) -> StudyRow:
-    own = measured.get(study.run_name(row), []) if row.runnable else []
+def _compare(manifest: Sequence[study.Row], row: study.Row, models: Mapping[str, Sequence[Measured]]) -> StudyRow:
+    own = tuple(models.get(study.run_name(row), ())) if row.runnable else ()
     baseline = study.baseline_of(manifest, row)
     if baseline is None or row.robust is None or baseline.robust is None:
-        return StudyRow(row, tuple(own), None, None)
+        return StudyRow(row, own, None, None)
     expected = row.robust - baseline.robust
-    others = {each.seed: each for each in measured.get(study.run_name(baseline), [])}
-    pairs = [(each, others[each.seed]) for each in own if each.seed in others]
+    others = tuple(models.get(study.run_name(baseline), ())) if own else ()
     at_chance = tuple(
         f"{study.run_name(of)} of seed {each.seed}"
-        for pair in pairs
-        for of, each in zip((row, baseline), pair)
-        if each.is_at_chance
+        for of, of_it in ((row, own), (baseline, others))
+        for each in of_it
+        if others and each.is_at_chance
     )
     found = None
-    if pairs and not at_chance:
-        stands = ([each.stands for each in models] for models in zip(*pairs))
-        found = comparison.compare(*map(np.stack, stands), expected=expected)
-    return StudyRow(row, tuple(own), expected, found, at_chance)
+    if others and not at_chance:
+        found = _compared(own, others, expected)
+    return StudyRow(row, own, expected, found, at_chance)
+
+
+def _compared(own: Sequence[Measured], others: Sequence[Measured], expected: float) -> comparison.Comparison:
+    # Of two pairs, `compare` shows up to six in a hundred differences of none.
+    if len(own) > 2 and [each.seed for each in own] == [each.seed for each in others]:
+        return comparison.compare(
+            *(np.stack([each.stands for each in side]) for side in (own, others)), expected=expected
+        )
+    groups = [group(side, "robust", sign) for side, sign in ((own, 1), (others, -1))]
+    return contrast.compare(groups, expected=expected)
 
 
 def paper_columns(rows: Iterable[study.Row]) -> list[tuple[str, ...]]:
@@ -247,16 +203,16 @@ def _record(each: StudyRow) -> dict[str, Any]:
     for name in ("clean", "pgd40", "robust"):
         mean, deviation = mean_of(each.measured, name)
         record |= {f"measured_{name}": mean, f"measured_{name}_deviation": deviation}
-    low, high = compared.interval if compared else (None, None)
-    needed_images, needed_seeds = compared.needed if compared and compared.needed else (None, None)
-    return record | {
-        "difference": compared and 100 * compared.difference,
-        "difference_low": None if low is None else 100 * low,
-        "difference_high": None if high is None else 100 * high,
-        "verdict": "at chance" if each.at_chance else compared and compared.verdict,
-        "images_needed": needed_images,
-        "seeds_needed": needed_seeds,
-    }
+    return record | difference_columns(compared) | ({"verdict": "at chance"} if each.at_chance else {})
+
+
+def difference_columns(compared: comparison.Comparison | None) -> dict[str, Any]:
+    """Cells of a CSV: a difference in points, or hundredths of its unit; None where there is none."""
+    names = ("difference", "difference_low", "difference_high", "verdict", "images_needed", "seeds_needed")
+    if compared is None:
+        return dict.fromkeys(names)
+    points = (100 * each for each in (compared.difference, *compared.interval))
+    return dict(zip(names, (*points, compared.verdict, *(compared.needed or (None, None)))))
 
 
 def mean_of(measured: Iterable[Measured], name: str) -> tuple[float | None, float | None]:

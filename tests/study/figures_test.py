@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib import text
 
-from robust_keras.study import drawing, figures, models_by_date, rows, tables
+from robust_keras.study import drawing, figures, measured, models_by_date, rows, tables
 
 MANIFEST = rows.read()
 WITHOUT, WITH = "without additional data", "with additional data"
@@ -17,7 +17,7 @@ def compared(table, setting=None, *, only=None, shift=0.0, seeds=1, curve=()):
     found = []
     for row in rows.select(MANIFEST, table=table, setting=setting):
         made = [
-            tables.Measured(
+            measured.Measured(
                 seed, row.clean + shift, None, row.robust + shift + seed, False, np.ones(1, bool), list(curve)
             )
             for seed in range(seeds)
