@@ -160,6 +160,8 @@ def test_nothing_is_resolved_without_a_spread_or_where_a_choice_is_not_allowed_f
     both = [Group(ones, 1, 2), Group(zeros, -1, 2), Group(ten, 0)]
     assert compare(both, expected=1).verdict == "shown" and compare(both, expected=-1).verdict == "contradicted"
     assert compare(both).verdict == "no expectation"
+    # Models as a whole that agree to the last digit do not tell how exact that is.
+    assert compare([Group(np.full((4, 1), 0.5))], expected=1).verdict == "not resolved"
 
 
 def test_a_plan_is_about_right():
