@@ -11,6 +11,7 @@ DOCS = ["furo>=2024.8.6", "myst-parser>=4", "sphinx>=8"]
 COMMANDS = (
     "train",
     "evaluate",
+    "evaluate_checkpoints",
     "export",
     "export_program",
     "report",

@@ -12,13 +12,14 @@ def source(dataset: dict[str, Any], *, data_dir: str | None = None, cache_dir: s
     """The data set, as `data.sources.load` returns it; `dataset` has its arguments, and may have counts and digests.
 
     Args:
-        dataset: see above.
+        dataset: see above. With `held_out`, it is as many images as a training run holds out of the set for validation.
         data_dir: see `data.sources.load`, like `cache_dir`.
     """
     from robust_keras.data import sources
 
-    named = {name: value for name, value in dataset.items() if name not in ("num_examples", "sha256")}
-    return sources.load(**named, data_dir=data_dir, cache_dir=cache_dir)
+    named = {name: value for name, value in dataset.items() if name not in ("num_examples", "sha256", "held_out")}
+    loaded = sources.load(**named, data_dir=data_dir, cache_dir=cache_dir)
+    return sources.hold_out(loaded, dataset["held_out"])[1] if "held_out" in dataset else loaded
 
 
 def loader(

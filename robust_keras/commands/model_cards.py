@@ -46,10 +46,24 @@ def another_threat(saved_model: str, threat: threats.Threat) -> str | None:
         stated = _stated_threat(posixpath.join(saved_model, opening.CARD))
     except ValueError:  # Other tools write cards of that name too.
         return None
+    return _differing("model's card", stated, threat)
+
+
+def another_threat_of_run(config: str, threat: threats.Threat) -> str | None:
+    """The same line of a run.
+
+    Args:
+        config: its gin configuration.
+        threat: what it is attacked within.
+    """
+    return _differing("run", _threat_of(config, "config.gin"), threat)
+
+
+def _differing(what: str, stated: threats.Threat | None, threat: threats.Threat) -> str | None:
     if stated is None or (stated.norm, stated.epsilon) == (threat.norm, threat.epsilon):
         return None
     return (
-        f"The model's card is for {stated.norm} {stated.epsilon_fraction}; the attacks here are of {threat.norm} "
+        f"The {what} is for {stated.norm} {stated.epsilon_fraction}; the attacks here are of {threat.norm} "
         f"{threat.epsilon_fraction}, as NORM and EPSILON say"
     )
 

@@ -66,9 +66,9 @@ def run(
     started, manifest = time.monotonic() if started is None else started, rows.read()
     (chosen, claimed), plan = _chosen(manifest, claim, table, row, setting), planning.plan_of(scale, num_runs)
     configured = functools.partial(configurations.configurations, manifest, bindings=gin_params, resolve=_resolve)
-    for extra_data in dict.fromkeys(each.extra_data for each in configured(chosen, plan).values()):
-        if extra_data is not None:  # Missing data shows now, not after hours of training something else.
-            sources.find_extra(extra_data, data_dir=data_dir)
+    for each in configured(chosen, plan).values():
+        if each.extra_data is not None:  # Missing data shows now, not after hours of training something else.
+            sources.find_extra(each.extra_data, data_dir=data_dir, dataset=each.dataset)
     folder = posixpath.join(workdir, plan.name if budget is None else f"{plan.name}-{budget}")
     study = runs.Study(manifest, chosen, setting, configured, folder, _commands(data_dir, strategy, tpu))
     within = strategies.strategy(strategy or "auto", tpu=tpu)
