@@ -66,7 +66,7 @@ def lines(path):
 def test_a_row_and_its_baseline_from_training_to_the_table(monkeypatch, tmp_path, params, small):
     run = {**ROW, "scale": "mini", "workdir": str(tmp_path), "gin_params": params, "num_runs": 1}
     paths = reproduce.run(**run)
-    assert [path.rpartition(".")[2] for path in paths] == ["md", "csv", "png"]
+    assert [path.rpartition(".")[2] for path in paths] == ["md", "csv", "png", "pdf"]
     baseline, line = lines(paths[1])
     assert (baseline["row"], baseline["kind"], baseline["seeds"]) == ("no averaging", "baseline", "0")
     # The paper's Table 7: .995 gets 52.10 %, no averaging 50.80 %.
@@ -91,6 +91,9 @@ def test_a_row_and_its_baseline_from_training_to_the_table(monkeypatch, tmp_path
     assert "WRN-10-1 for the paper's WRN-28-10" in text and "| 52.10 " in text
     assert "no difference can be told: at chance on clean images at-tau=0.995 of seed 0" in text
     assert (tmp_path / "mini" / "table7.png").read_bytes().startswith(b"\x89PNG")
+    # The figure alone, of what is finished.
+    same = {name: run[name] for name in ("setting", "scale", "workdir", "gin_params", "num_runs")}
+    assert reproduce.draw(figure=4, **same) == paths[2:]
 
     # Again, and with the baseline alone: nothing is trained, and the table is the same.
     monkeypatch.setattr(train, "run", lambda **_: pytest.fail("trained again"))
@@ -207,6 +210,12 @@ def test_list_and_dry_run(capsys):
         ),
         (["--table=7", "--budget=3 hours"], "Expected a budget such as 90m or 3h. Received: '3 hours'"),
         (["--table=7", "--scale=tiny"], "tiny"),
+        (["--figure=4", "--table=7"], "Expected --figure without --table"),
+        (["--evaluation=runs/mine"], "Expected --evaluation with --figure=1.*without --figure"),
+        (["--figure=2", "--evaluation=runs/mine"], "Expected --evaluation with --figure=1.*--figure=2"),
+        (["--figure=1", "--evaluation=none"], "Expected the folder of a finished evaluation. Received: none"),
+        (["--figure=1", "--evaluation=none,2020-13"], "Expected a date such as 2020-10 or 2020-10-07.*2020-13"),
+        (["--figure=6"], "--figure"),
         (["--table=7", "--dry_run", "--budget=1h"], "Expected --budget with neither --list nor --dry_run"),
         (
             ["--table=7", "--setting=cifar10", "--budget=12m", "--scale=mini"],
