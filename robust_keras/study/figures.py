@@ -65,9 +65,8 @@ def by_date(models: Sequence[models_by_date.Model], *, scale: str) -> Figure:
     own = [each for each in models if each.is_own]
     lowest = min([40.0, *(each.robust - (each.spread or 0.0) for each in own)]) - 2
     shown, below = [each for each in models if each.robust >= lowest], sum(each.robust < lowest for each in models)
-    measured = (
-        "Stars are measured here" + (f", the study's at {scale}" if scale else "") if own else "Nothing is measured yet"
-    )
+    here = f"Filled: measured here, the study at {scale}" if scale else "Filled: measured here"
+    measured = here if own else "Nothing is measured yet"
     left_out = f"; {below} models below {lowest:.0f} % are left out" if below else ""
     with matplotlib.rc_context(drawing.FONT):
         figure = drawing.empty(f"Figure 1 of the paper: CIFAR-10, Linf 8/255, AutoAttack{left_out}", measured)
@@ -292,11 +291,10 @@ def _dated(axis: Any, models: Sequence[models_by_date.Model], style: drawing.Sty
     if not models:
         return
     label = f"{style.label}, measured here" if is_own else style.label
-    marks = {"marker": "*", "markersize": 11} if is_own else {"marker": style.marker, "markerfacecolor": "white"}
+    look: dict[str, Any] = {"markersize": 6.5} if is_own else {"markerfacecolor": "white"}
+    look |= {"label": label, "color": style.color, "marker": style.marker, "linestyle": "none"}
     values = [(each.robust, each.spread) for each in models]
-    drawing.errorbar(
-        axis, [each.date for each in models], values, label=label, color=style.color, linestyle="none", **marks
-    )
+    drawing.errorbar(axis, [each.date for each in models], values, **look)
 
 
 def _place_labels(figure: Figure, axis: Any, models: Sequence[models_by_date.Model]) -> None:

@@ -165,7 +165,7 @@ def test_figure_1_has_models_by_date_and_ones_own():
     said = [each.get_text() for each in axis.texts]
     assert {"Madry et al.\n44.04 %", "Zhang et al. (TRADES)\n53.08 %", "mine\n45.50 %"} <= set(said)
     assert max(axis.get_xlim()) > 20_780 and axis.get_ylim()[0] == 37  # Days since 1970, up to November 2026.
-    assert "9 models below 38 % are left out\nStars are measured here" in figure.get_suptitle()
+    assert "9 models below 38 % are left out\nFilled: measured here" in figure.get_suptitle()
 
 
 def test_no_text_lies_on_another_or_is_cut_off(tmp_path):
