@@ -227,22 +227,22 @@ def summary(results: dict[str, Any]) -> str:
         f"robust accuracy (an upper bound of the true one): {100 * results['robust_accuracy']:.2f} %, "
         f"95 % interval {low:.2f} to {high:.2f} %"
     )
-    named = _named(results)
+    named = named_by_warnings(results)
     lines += [f"warning: {name}{f' ({named[name]})' if named.get(name) else ''}" for name in results["warnings"]]
     return "\n".join(printable(line, most=1000) for line in lines)
 
 
-def _named(results):
-    """What warnings speak of, by name: attacks, and how many of their images."""
-    records = [*([results["baseline"]] if "baseline" in results else []), *results["attacks"]]
+def named_by_warnings(results: dict[str, Any]) -> dict[str, str]:
+    """What warnings of a results dictionary speak of, by name: attacks, and how many of their images."""
+    records = [*([results["baseline"]] if results.get("baseline") else []), *results["attacks"]]
 
     def counts(name):
         return ", ".join(f"{record[name]} of {record['name']}" for record in records if name in record)
 
-    diagnosis = results.get("diagnosis", {})
+    diagnosis = results.get("diagnosis") or {}
     alone = diagnosis.get("broken_by_diagnosis_alone")
     return {
-        "diagnosis_beats_attacks": f"{alone} of {diagnosis['examples']} images" if alone else "",
+        "diagnosis_beats_attacks": f"{alone} of {diagnosis.get('examples')} images" if alone else "",
         "zero_gradients": ", ".join(gradient_masking.without_gradients(diagnosis)),
         "non_finite_gradients": counts("non_finite_images"),
         "outside_threat_model": counts("outside_threat_model"),
