@@ -205,10 +205,9 @@ def test_bad_input_is_refused(monkeypatch, capsys, copied, extra, message):
 
 def test_a_network_at_chance_is_evaluated_as_any_other(monkeypatch, images, copied):
     """As those of the first steps are."""
-    for step in (3, 6):
-        snapshot = storage.read(copied / "checkpoints", step)
+    for snapshot in [storage.read(copied / "checkpoints", step) for step in (3, 6)]:
         arrays = {name: array * 0 if "logits" in name else array for name, array in snapshot.arrays.items()}
-        storage.write(copied / "checkpoints", step, arrays, snapshot.info, keep=9)
+        storage.write(copied / "checkpoints", snapshot.step, arrays, snapshot.info, keep=9)
     call(monkeypatch, evaluate_checkpoints, *following_of(copied, "--num_examples=64"))
     assert [row["clean_accuracy"] for row in table(copied)] == [0.25, 0.25]
 
