@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from robust_keras import losses
-from robust_keras.evaluation import gradient_masking, warnings
+from robust_keras.evaluation import gradient_masking, security_file, warnings
 from robust_keras.evaluation.examples import Examples
 from robust_keras.evaluation.plan import Plan
 from robust_keras.evaluation.saved_state import Verdicts
@@ -18,16 +18,27 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class Evaluation(NamedTuple):
-    """What `evaluate` returns; printed, it is the `summary`.
+class _Measured(NamedTuple):
+    results: dict[str, Any]
+    examples: dict[str, np.ndarray]
+
+
+class Evaluation(_Measured):
+    """What `evaluate` returns; printed, it is the `summary`. As a tuple it is `(results, examples)`.
 
     Attributes:
         results: a dictionary as results.json holds it, perhaps without `model`, `dataset` and `versions`.
         examples: NumPy arrays by name as examples.npz holds them.
+        security: a dictionary as security.json holds it; None where no security curve was measured.
     """
 
-    results: dict[str, Any]
-    examples: dict[str, np.ndarray]
+    security: dict[str, Any] | None = None
+
+    def with_security(self, security: dict[str, Any] | None) -> "Evaluation":
+        """The same with a security curve."""
+        found = Evaluation(*self)
+        found.security = security
+        return found
 
     @property
     def clean_accuracy(self) -> float:
@@ -78,7 +89,8 @@ class Evaluation(NamedTuple):
         return pictures.chart(self.results)
 
     def __repr__(self) -> str:
-        return summary(self.results)
+        lines = [summary(self.results), *([security_file.summary(self.security)] if self.security else [])]
+        return "\n".join(lines)
 
 
 def conclude(
