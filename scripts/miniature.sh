@@ -1,12 +1,20 @@
 #!/usr/bin/env bash
 # The study in miniature: small networks in which the larger effects of adversarial training show, with seeds and intervals.
 #   DATA_DIR=DIR bash scripts/miniature.sh
-#   DATA_DIR=DIR bash scripts/miniature.sh adversarial few
-# Parts are all or those named, in their order. Everything lands in runs/miniature (RUNS names another folder), and running it
-# again goes on where it stopped. SEEDS="10 11" are others than the study's, for a pilot. What it found is in docs/evidence.md.
+#   DATA_DIR=DIR bash scripts/miniature.sh standard averaging
+# The parts are all, or those named, each with the adversarially trained networks that it is compared with. Everything lands in
+# runs/miniature (RUNS names another folder), and running it again goes on where it stopped. SEEDS="10 11" are others than the
+# study's, for a pilot. What it found is in docs/evidence.md.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+PARTS="standard averaging few margin pseudo"
+for part in "$@"; do
+  if [[ " $PARTS " != *" $part "* ]]; then
+    echo "Expected parts out of $PARTS. Received: $part" >&2
+    exit 2
+  fi
+done
 PYTHON=${PYTHON:-python}
 RUNS=${RUNS:-runs/miniature}
 SEEDS=${SEEDS:-0 1 2}
@@ -38,20 +46,19 @@ PYTHON
   touch "$RUNS/split"
 fi
 
-# gin/scales/mini.gin with 250 steps, at a learning rate that does not fall, weight averaging, and PGD-3.
+# gin/scales/mini.gin with 250 steps at a learning rate that does not fall, and weight averaging.
 miniature=(
   --gin_file=gin/scales/mini.gin
   --gin_param="DATASET = 'npz:$RUNS/all.npz'"
   --gin_param="TRAIN_STEPS = $STEPS"
   --gin_param="multistep.drops = ()"
   --gin_param="TAU = 0.98"
-  --gin_param="training/pgd.num_steps = 3"
-  --gin_param="training/pgd.step_size = '4/255'"
   --gin_param="train.dtype_policy = '$POLICY'"
   --gin_param="training_data.num_validation = 128"
   --gin_param="train.validate_every = $VALIDATE_EVERY"
   --gin_param="train.checkpoint_every = $STEPS"
 )
+inner_attack=(--gin_param="training/pgd.num_steps = 3" --gin_param="training/pgd.step_size = '4/255'")
 # gin/eval/aa_mt_mini.gin with 20 steps each.
 attacks=(
   --gin_file=gin/eval/aa_mt_mini.gin
@@ -93,12 +100,13 @@ compare() { # NAME BASELINE
 
 adversarial() {
   for seed in $SEEDS; do
-    train adversarial "$seed" "${miniature[@]}"
+    train adversarial "$seed" "${miniature[@]}" "${inner_attack[@]}"
     attack adversarial "$seed"
   done
 }
 
 standard() {
+  adversarial
   for seed in $SEEDS; do
     train standard "$seed" --gin_file=gin/objectives/standard.gin "${miniature[@]}"
     attack standard "$seed"
@@ -107,6 +115,7 @@ standard() {
 }
 
 averaging() { # The raw weights of the networks whose averages `adversarial` has attacked.
+  adversarial
   for seed in $SEEDS; do
     local raw=$RUNS/raw/seed$seed
     mkdir -p "$raw"
@@ -121,22 +130,25 @@ averaging() { # The raw weights of the networks whose averages `adversarial` has
 }
 
 few() {
+  adversarial
   for seed in $SEEDS; do
-    train few "$seed" "${miniature[@]}" "${few[@]}"
+    train few "$seed" "${miniature[@]}" "${inner_attack[@]}" "${few[@]}"
     attack few "$seed"
   done
   compare adversarial few
 }
 
 margin() {
+  adversarial
   for seed in $SEEDS; do
-    train margin "$seed" "${miniature[@]}" --gin_param="training/pgd.loss_fn = @margin()"
+    train margin "$seed" "${miniature[@]}" "${inner_attack[@]}" --gin_param="training/pgd.loss_fn = @margin()"
     attack margin "$seed"
   done
   compare margin adversarial
 }
 
 pseudo() { # The few and, at 3:7, the images that a plain network trained on them is surest of.
+  few
   local labels=$RUNS/pseudo_labels
   if [ ! -e "$labels/finished" ]; then
     echo "== Labelling"
@@ -147,11 +159,11 @@ pseudo() { # The few and, at 3:7, the images that a plain network trained on the
     touch "$labels/finished"
   fi
   for seed in $SEEDS; do
-    train pseudo "$seed" "${miniature[@]}" "${few[@]}" --gin_param="EXTRA_DATA = 'tfrecord:$labels/10k/*.tfrecord'" \
-      --gin_param="batches.labelled_fraction = 0.3"
+    train pseudo "$seed" "${miniature[@]}" "${inner_attack[@]}" "${few[@]}" \
+      --gin_param="EXTRA_DATA = 'tfrecord:$labels/10k/*.tfrecord'" --gin_param="batches.labelled_fraction = 0.3"
     attack pseudo "$seed"
   done
   compare pseudo few
 }
 
-for part in ${*:-adversarial standard averaging few margin pseudo}; do "$part"; done
+for part in ${*:-$PARTS}; do "$part"; done
