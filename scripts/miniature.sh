@@ -8,7 +8,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-PARTS="standard averaging few margin pseudo"
+PARTS="standard flattery few averaging margin pseudo"
 for part in "$@"; do
   if [[ " $PARTS " != *" $part "* ]]; then
     echo "Expected parts out of $PARTS. Received: $part" >&2
@@ -65,7 +65,6 @@ attacks=(
   --gin_param="apgd_ce/apgd.num_steps = 20"
   --gin_param="apgd_dlr/apgd.num_steps = 20"
   --gin_param="multi_targeted.num_steps = 20"
-  --num_examples="$IMAGES"
 )
 few=(--gin_param="DATASET = 'npz:$RUNS/few.npz'")
 
@@ -80,12 +79,13 @@ train() { # NAME SEED FLAG...
   fi
 }
 
-attack() { # NAME SEED [MODEL]
-  local folder=$RUNS/$1/seed$2 model=${3:-$RUNS/$1/seed$2/saved_model}
+attack() { # NAME SEED [MODEL [FLAG...]]
+  local folder=$RUNS/$1/seed$2 model=${3:-$RUNS/$1/seed$2/saved_model} flags=("${@:4}")
+  if [ ${#flags[@]} = 0 ]; then flags=("${attacks[@]}"); fi
   if [ ! -e "$folder/evaluation/results.json" ]; then
     echo "== Attacking $1, seed $2"
-    time "$PYTHON" scripts/evaluate.py --saved_model="$model" --dataset="npz:$RUNS/test.npz" "${attacks[@]}" \
-      --workdir="$folder/evaluation" --strategy=one
+    time "$PYTHON" scripts/evaluate.py --saved_model="$model" --dataset="npz:$RUNS/test.npz" "${flags[@]}" \
+      --num_examples="$IMAGES" --workdir="$folder/evaluation" --strategy=one
   fi
 }
 
@@ -127,6 +127,14 @@ averaging() { # The raw weights of the networks whose averages `adversarial` has
     attack raw "$seed"
   done
   compare adversarial raw
+}
+
+flattery() { # The same networks under PGD-40 alone.
+  adversarial
+  for seed in $SEEDS; do
+    attack pgd40 "$seed" "$RUNS/adversarial/seed$seed/saved_model" --gin_file=gin/eval/pgd40.gin
+  done
+  compare adversarial pgd40
 }
 
 few() {

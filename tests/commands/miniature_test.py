@@ -59,7 +59,7 @@ def test_its_commands_are_ones_that_there_are(tmp_path):
     assert first["few"].data.keywords["dataset"] == f"npz:{tmp_path}/runs/few.npz"
     assert first["pseudo"].data.keywords["extra_data"] == f"tfrecord:{tmp_path}/runs/pseudo_labels/10k/*.tfrecord"
     evaluations = of(commands, "evaluate")
-    assert len(evaluations) == 12  # Those, and the raw weights of the first.
+    assert len(evaluations) == 14  # Those, and of the first by PGD-40 and with raw weights.
     files, params = next(iter(evaluations.values()))
     configuration.parse(files, params)
     attacks = configuration.resolve(configuration.evaluate).keywords["attacks"]
@@ -86,4 +86,4 @@ def test_a_part_brings_what_it_is_compared_with(tmp_path):
 def test_what_is_no_part_is_refused(tmp_path):
     commands, ended = call(tmp_path, "marging")
     assert not commands and ended.returncode == 2
-    assert ended.stderr == "Expected parts out of standard averaging few margin pseudo. Received: marging\n"
+    assert ended.stderr == "Expected parts out of standard flattery few averaging margin pseudo. Received: marging\n"
