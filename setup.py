@@ -11,6 +11,7 @@ DOCS = ["furo>=2024.8.6", "myst-parser>=4", "sphinx>=8"]
 COMMANDS = (
     "train",
     "evaluate",
+    "evaluate_checkpoints",
     "export",
     "export_program",
     "report",
@@ -58,7 +59,7 @@ setuptools.setup(
     package_data={
         "robust_keras": ["py.typed"],
         "robust_keras.data": ["digits.npz", "digits_LICENSE.txt"],
-        "robust_keras.gin": ["*.gin", "*/*.gin", "study.csv"],
+        "robust_keras.gin": ["*.gin", "*/*.gin", "study.csv", "claims.csv"],
     },
     entry_points={
         "console_scripts": [

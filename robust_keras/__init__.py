@@ -44,6 +44,7 @@ _MODULES = (
     "models",
     "noise",
     "pseudo_labelling",
+    "reports",
     "saved_models",
     "schedules",
     "storage",

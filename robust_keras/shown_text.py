@@ -3,6 +3,8 @@
 It needs the standard library alone, since `verify.py` beside an export has it too.
 """
 
+import re
+
 
 def printable(text: object, *, most: int = 200) -> str:
     """Text of a file as a terminal, a log and a table can show it: on one line, without anything that steers.
@@ -33,3 +35,13 @@ def table_cell(text: object) -> str:
     for mark, written in (("|", "\\|"), ("<", "&lt;"), ("](", "]\\(")):
         shown = shown.replace(mark, written)
     return shown
+
+
+def as_text(text: object, *, most: int = 4000) -> str:
+    """Text of a file among the words of a Markdown page: no mark in it means anything, and it stays on one line.
+
+    Args:
+        text: see `printable`, like `most`.
+    """
+    shown = printable(text, most=most).replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\\`*_\[\]#|~>$])", r"\\\1", shown)

@@ -61,13 +61,13 @@ def write(directory: str | os.PathLike, step: int, arrays: dict[str, np.ndarray]
         keep: how many to keep.
     """
     own_folders.make(directory)
-    commit(_stem(directory, step), arrays, info)
+    commit(stem_of(directory, step), arrays, info)
     # Later steps are what a run left behind that was resumed from before them.
     taken = steps(directory)
     older = [s for s in taken if s <= step]
     for unwanted in older[:-keep] + [s for s in taken if s > step]:
-        withdraw(_stem(directory, unwanted))
-    kept = {_data_path(_stem("", s)) for s in steps(directory)}
+        withdraw(stem_of(directory, unwanted))
+    kept = {_data_path(stem_of("", s)) for s in steps(directory)}
     for name in gfile.listdir(directory):
         if _DATA.fullmatch(name) and name not in kept:
             own_folders.remove(posixpath.join(str(directory), name))
@@ -142,6 +142,11 @@ def write_arrays(path: str | os.PathLike, arrays: dict[str, np.ndarray], *, comp
     return stream.digest()
 
 
+def stem_of(directory: str | os.PathLike, step: int) -> str:
+    """Where the snapshot of a step is, without an ending."""
+    return posixpath.join(str(directory), f"step-{step:08d}")
+
+
 def steps(directory: str | os.PathLike) -> list[int]:
     """Steps of the snapshots that have a marker, in rising order."""
     try:
@@ -168,7 +173,7 @@ def read(directory: str | os.PathLike, step: int) -> Snapshot:
     Raises:
         ValueError: where it is incomplete or its SHA-256 differs.
     """
-    arrays, info = read_committed(_stem(directory, step))
+    arrays, info = read_committed(stem_of(directory, step))
     return Snapshot(step, info, arrays)
 
 
@@ -253,10 +258,6 @@ def why(error: BaseException) -> str:
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Writes a JSON file, which ends with a line break: without one it is not whole."""
     write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def _stem(directory: str | os.PathLike, step: int) -> str:
-    return posixpath.join(str(directory), f"step-{step:08d}")
 
 
 def _data_path(stem: str) -> str:

@@ -55,6 +55,7 @@ MAY_IMPORT = {
     "saved_models": GROUND | {"models"},
     "evaluation": GROUND | {"engines", "models", "attacks", "saved_models"},
     "pseudo_labelling": GROUND | {"engines", "data", "data.readers"},
+    "reports": GROUND | {"evaluation"},
     "study": GROUND | {"engines", "evaluation", "training", "models", "attacks", "saved_models"},
     "tpu_check": GROUND | {"training", "evaluation", "attacks", "data", "models", "engines"},  # What it checks.
     "commands": None,  # All of them.

@@ -23,7 +23,13 @@ NOT_READY = 1
 _CORES = 32
 _MEMORY_GIB = 16.0
 # Shape of the images and number of classes, by the name of the set. Others have to be loaded.
-_SETS = {"cifar10": ((32, 32, 3), 10), "cifar100": ((32, 32, 3), 100), "digits": ((32, 32, 3), 10)}
+_SETS = {
+    "cifar10": ((32, 32, 3), 10),
+    "cifar100": ((32, 32, 3), 100),
+    "digits": ((32, 32, 3), 10),
+    "mnist": ((28, 28, 1), 10),
+    "svhn_cropped": ((32, 32, 3), 10),
+}
 
 
 class _Evaluation(NamedTuple):
@@ -167,7 +173,7 @@ def _flops(recipe: Any, data: Any, batch_size: int) -> float | None:
         recipe.model.keywords["depth"],
         recipe.model.keywords["width"],
         num_classes=data.labelled.num_classes,
-        size=size,
+        size=size + 2 * recipe.model.keywords.get("padding", 0),
         channels=channels,
     )
     return costs.training_flops(

@@ -10,8 +10,8 @@ from robust_keras.commands import launcher  # isort: skip  Before TensorFlow is 
 
 import functools
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
 
@@ -65,49 +65,87 @@ def run(
         ValueError: for bad input, before any attack; for a folder of another evaluation, or in use by one.
     """
     from robust_keras.evaluation import folder
-    from robust_keras.saved_models import load
+    from robust_keras.saved_models import load, opening
 
-    reading = {
-        "input_range": list(input_range),
-        "input_layout": input_layout,
-        "outputs": outputs,
-        "logits_output": logits_output,
-    }
+    reading: dict[str, Any] = {"input_range": list(input_range), "input_layout": input_layout}
+    reading |= {"outputs": outputs, "logits_output": logits_output}
     model = {"path": saved_model, "sha256": load.fingerprint(saved_model), **reading}
     data = {"name": dataset, "split": split, "num_examples": num_examples}
-    sizes = {"image_size": image_size, "short_side": short_side}
-    data |= {name: size for name, size in sizes.items() if size is not None}
+    sizes = (("image_size", image_size), ("short_side", short_side))
+    data |= {name: size for name, size in sizes if size is not None}
     subject = {"model": model, "dataset": data, "individual": individual}
     places = {"data_dir": data_dir, "cache_dir": cache_dir}
     load_images = functools.cache(functools.partial(evaluated_images.source, data, **places))
-    return _run(subject, folder.Folder(workdir), gin_files, gin_params, load_images, strategy or "auto", tpu)
+    opening.check(saved_model)
+    attacks = configured(gin_files, gin_params, strategy=strategy, tpu=tpu)
+    load_model = functools.partial(load.load_logits_fn, saved_model, **reading)
+    return measure(attacks, subject, folder.Folder(workdir), load_model, load_images)
 
 
-def _run(subject: dict, of: "folder.Folder", gin_files, gin_params, load_images, strategy, tpu) -> dict[str, Any]:
-    from robust_keras import failures, ownership
-    from robust_keras.commands import configuration, model_cards
+class Configured(NamedTuple):
+    """What attacks any number of models, and where it computes.
+
+    Attributes:
+        evaluate: `evaluation.evaluate.evaluate` with its settings.
+        config: these as gin text.
+        within: the strategy.
+        process: the number of this one.
+    """
+
+    evaluate: functools.partial
+    config: str
+    within: Any
+    process: int
+
+
+def configured(
+    gin_files: Sequence[str], gin_params: Sequence[str], *, strategy: str | None, tpu: str | None
+) -> Configured:
+    """What `run` attacks with, and says where; arguments and errors as there."""
+    from robust_keras.commands import configuration
     from robust_keras.engines import replicas, strategies
-    from robust_keras.saved_models import opening
 
-    opening.check(subject["model"]["path"])
+    strategy = strategy or "auto"
     within = strategies.strategy(strategy, tpu=tpu)  # Processes meet before anything else.
     with within.scope():
         process = replicas.process_index()
     configuration.parse(gin_files, gin_params)
     with within.scope():  # Other networks may be loaded here.
         evaluate = configuration.resolve(configuration.evaluate)
-    writes = process == 0
-    if writes:
+    if process == 0:
         print(strategies.announcement(strategy, tpu=tpu), file=sys.stderr, flush=True)
+    return Configured(evaluate, configuration.operative_config(), within, process)
+
+
+def measure(
+    attacks: Configured, subject: dict[str, Any], of: "folder.Folder", load_model: Callable, load_images: Callable
+) -> dict[str, Any]:
+    """Evaluates a model in a folder, or goes on there; errors as of `run`.
+
+    Args:
+        attacks: what with.
+        subject: `model`, `dataset` and `individual`, as results.json has them.
+        of: where.
+        load_model: `() -> logits_fn`, called in the strategy's scope.
+        load_images: `() -> data.sources.Source`, the same one each time.
+
+    Returns:
+        The results, a dictionary as in results.json.
+    """
+    from robust_keras import failures, ownership
+    from robust_keras.commands import model_cards
+
+    evaluate, process = attacks.evaluate, attacks.process
+    writes = process == 0
     with failures.running(of.workdir, process=process), ownership.lock(of.workdir, what="an evaluation", writes=writes):
-        if (finished := _claim(of, subject, configuration.operative_config(), load_images, writes)) is not None:
-            told = _checked(evaluate, of, finished, subject, load_images, within)
+        if (finished := _claim(of, subject, attacks.config, load_images, writes)) is not None:
+            told = _checked(attacks, of, finished, subject, load_model, load_images)
             if writes:
                 print(told)
             return finished
         if line := model_cards.another_threat(subject["model"]["path"], evaluate.keywords["threat"]):
             print(line, flush=True)
-        return _evaluate(evaluate, of, subject, load_images, within, writes)
+        return _evaluate(attacks, of, subject, load_model, load_images)
 
 
 def _claim(of: "folder.Folder", subject: dict, config: str, load_images, writes: bool) -> dict[str, Any] | None:
@@ -120,25 +158,22 @@ def _claim(of: "folder.Folder", subject: dict, config: str, load_images, writes:
     return folder.finished(of, subject, writes=writes, digest=digest)
 
 
-def _checked(evaluate, of: "folder.Folder", results: dict, subject: dict, load_images, within) -> str:
+def _checked(attacks: Configured, of: "folder.Folder", results: dict, subject: dict, load_model, load_images) -> str:
     """Refuses finished results that do not hold; what to say of others."""
     from robust_keras.data import sources
     from robust_keras.evaluation import examples, folder, kept_verdicts, plan
     from robust_keras.evaluation import results as evaluation
-    from robust_keras.saved_models import load
 
-    model = subject["model"]
-    reading = {name: value for name, value in model.items() if name not in ("path", "sha256")}
+    evaluate = attacks.evaluate
     try:
         given = examples.first(load_images(), subject["dataset"]["num_examples"])
     except sources.DataUnavailable:  # What has finished can be read wherever it is.
         return f"{folder.told_of_finished(of, None)}\n{evaluation.summary(results)}"
-    settings = {name: evaluate.keywords.get(name) for name in ("attacks", "baseline", "threat")}
+    settings: dict[str, Any] = {name: evaluate.keywords.get(name) for name in ("attacks", "baseline", "threat")}
     planned = plan.make(**settings, search_dtype=evaluate.keywords.get("search_dtype", "float32"))
-    with within.scope():
-        logits_fn = load.load_logits_fn(model["path"], **reading)
+    with attacks.within.scope():
         arrays = folder.read_examples(of)
-        num_kept = kept_verdicts.check_finished(of.workdir, results, arrays, given, logits_fn, planned)
+        num_kept = kept_verdicts.check_finished(of.workdir, results, arrays, given, load_model(), planned)
     return f"{folder.told_of_finished(of, num_kept)}\n{evaluation.summary(results)}"
 
 
@@ -148,20 +183,20 @@ def _digest(load_images, num_examples: int | None) -> str:
     return examples.digest(*examples.first(load_images(), num_examples))
 
 
-def _evaluate(evaluate, of: "folder.Folder", subject: dict, load_images, within, writes: bool) -> dict[str, Any]:
+def _evaluate(attacks: Configured, of: "folder.Folder", subject: dict, load_model, load_images) -> dict[str, Any]:
     from robust_keras.commands import model_cards
     from robust_keras.evaluation import folder
     from robust_keras.evaluation import results as evaluation
-    from robust_keras.saved_models import export, load
+    from robust_keras.saved_models import export
 
+    writes = attacks.process == 0
     model, num_examples = dict(subject["model"]), subject["dataset"]["num_examples"]
     subject = {**subject, "dataset": {**subject["dataset"], "sha256": _digest(load_images, num_examples)}}
     folder.begin(of, subject, writes=writes)
     path = model.pop("path")
-    reading = {name: value for name, value in model.items() if name != "sha256"}
-    with within.scope():
-        results, examples = evaluate(
-            load.load_logits_fn(path, **reading),
+    with attacks.within.scope():
+        results, examples = attacks.evaluate(
+            load_model(),
             load_images(),
             num_examples=num_examples,
             individual=subject["individual"],

@@ -7,9 +7,8 @@ from typing import Any
 from robust_keras import storage, threats
 from robust_keras.commands import gin_text
 from robust_keras.foreign_files import printable
+from robust_keras.reports import class_names as names_of_classes
 from robust_keras.saved_models import opening
-
-_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 def of_run(
@@ -24,8 +23,9 @@ def of_run(
     """
     threat = _threat_of(card.get("config"), "config")
     told: dict[str, Any] = {"licence": licence, "class_names": class_names and list(class_names)}
-    if class_names is None and card.get("dataset") == "cifar10":
-        told["class_names"] = list(_CIFAR10)
+    if class_names is None:
+        known = names_of_classes.BY_DATASET.get(card.get("dataset") or "")
+        told["class_names"] = known and list(known)
     if threat is not None:
         told["threat_model"] = {
             "norm": threat.norm,
@@ -46,10 +46,24 @@ def another_threat(saved_model: str, threat: threats.Threat) -> str | None:
         stated = _stated_threat(posixpath.join(saved_model, opening.CARD))
     except ValueError:  # Other tools write cards of that name too.
         return None
+    return _differing("model's card", stated, threat)
+
+
+def another_threat_of_run(config: str, threat: threats.Threat) -> str | None:
+    """The same line of a run.
+
+    Args:
+        config: its gin configuration.
+        threat: what it is attacked within.
+    """
+    return _differing("run", _threat_of(config, "config.gin"), threat)
+
+
+def _differing(what: str, stated: threats.Threat | None, threat: threats.Threat) -> str | None:
     if stated is None or (stated.norm, stated.epsilon) == (threat.norm, threat.epsilon):
         return None
     return (
-        f"The model's card is for {stated.norm} {stated.epsilon_fraction}; the attacks here are of {threat.norm} "
+        f"The {what} is for {stated.norm} {stated.epsilon_fraction}; the attacks here are of {threat.norm} "
         f"{threat.epsilon_fraction}, as NORM and EPSILON say"
     )
 

@@ -63,7 +63,7 @@ def run(command: str, arguments: Sequence[str] = (), *, stop_at_step: int | None
         raise ValueError(f"Expected a command out of {', '.join(COMMANDS)}. Received: {command!r}")
     if isinstance(arguments, str):
         raise ValueError(f"Expected a list of flags, such as ['--workdir=runs/at']. Received: {arguments!r}")
-    curve, process = _LiveCurve(_workdir(arguments)), _start(command, arguments)
+    process, curve = _start(command, arguments), _LiveCurve(_workdir(arguments))
     said, is_asked = _Output(process.stdout), False
     try:
         with _stop_button(process) as presses:
@@ -189,6 +189,8 @@ class _LiveCurve:
         self._picture: Any = None
         self._bar: Any = None
         self.step = 0
+        if self._is_shown:
+            _figure([])  # What it imports takes a second, while the command starts and not while it trains.
 
     def look(self, *, at_once: bool = False) -> None:
         """Reads the metrics again."""

@@ -1,6 +1,10 @@
-"""Prints the results of evaluations as one table, and how they differ from a baseline on the same images.
+"""Tells what runs and evaluations came to: a table here, and a page with all there is to see.
 
-    python scripts/report.py --workdir=runs/at/pgd40 --workdir=runs/trades/pgd40
+    python scripts/report.py --workdir=runs/at/autoattack
+
+prints the table and writes report.html and report.md beside the results. Of several, side by side, they go to a folder:
+
+    python scripts/report.py --workdir=runs/at/autoattack --workdir=runs/trades/autoattack --output=reports/two
 
 With several seeds on both sides, in the same order, the intervals speak of other images and other seeds:
 
@@ -15,45 +19,80 @@ from collections.abc import Sequence
 from absl import flags
 
 
-def run(*, workdirs: Sequence[str], baselines: Sequence[str] = ()) -> None:
-    """Prints a table, and how evaluations differ from their baselines.
+def run(
+    *,
+    workdirs: Sequence[str],
+    baselines: Sequence[str] = (),
+    output: str | None = None,
+    dataset: str | None = None,
+    data_dir: str | None = None,
+) -> None:
+    """Prints a table, and how evaluations differ from their baselines; writes report.html and report.md.
 
     Args:
-        workdirs: folders of finished evaluations.
-        baselines: folders of those to compare with, one for each; none for no comparison.
+        workdirs: folders of runs or of finished evaluations.
+        baselines: folders of evaluations to compare with, one for each; none for no comparison.
+        output: where the page goes; None for the folder in `workdirs` where it is one, and nowhere where they are more.
+        dataset: where the evaluated images are, as `data.sources.load` takes it; None for those of results.json where
+            they are the package's, or a prepared set of TensorFlow Datasets.
+        data_dir: where prepared sets are.
 
     Raises:
-        ValueError: for a folder without a finished evaluation, or baselines on other images.
+        ValueError: for a folder of anything else, files that hold it, or baselines on other images.
     """
-    from robust_keras import foreign_files
-    from robust_keras.evaluation import comparison, report
+    from robust_keras import foreign_files, own_folders, storage
+    from robust_keras.commands import evaluated_images
+    from robust_keras.evaluation import report
+    from robust_keras.reports import contents, document, markdown, page
 
-    compared = report.compare_evaluations(workdirs, baselines) if baselines else {}
-    print(report.table(report.read_results([*workdirs, *baselines])))
-    files = ", ".join(dict.fromkeys(posixpath.join(folder, "results.json") for folder in [*workdirs, *baselines]))
-    print(f"Read from {foreign_files.printable(files, most=4000)}; nothing was measured now.")
-    at_chance = report.at_chance([*workdirs, *baselines]) if baselines else []
-    for name, found in compared.items():
-        told = comparison.summary(found)
-        if name == "robust" and at_chance:
-            told = f"no difference can be told: at chance on clean images {', '.join(at_chance)}"
+    load_images = evaluated_images.at_hand(dataset=dataset, data_dir=data_dir)
+    found = contents.read(workdirs, baselines=baselines, load_images=load_images)
+    if found.evaluations:
+        print(report.table([each.results for each in found.evaluations]))
+    folders = [each.folder for each in found.evaluations]
+    files = [posixpath.join(folder, "results.json") for folder in folders]
+    files += [posixpath.join(each.folder, "metrics.csv") for each in found.runs]
+    named = foreign_files.printable(", ".join(dict.fromkeys(files)), most=4000)
+    print(f"Read from {named}; nothing was measured now.")
+    for name, told in found.differences.items():
         print(f"{name}: {told}")
+    folder = output or (workdirs[0] if len(workdirs) == 1 else None)
+    if folder is None:
+        print("--output=FOLDER writes report.html, which shows them side by side, and report.md")
+        return
+    made = document.of(found)
+    with own_folders.within(folder):
+        own_folders.make(folder)
+        for name, text in (("report.md", markdown.of(made)), ("report.html", page.of(made))):
+            storage.write_text(posixpath.join(folder, name), text)
+    print(f"Report: {posixpath.join(folder, 'report.html')}")
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the command's flags."""
     flags.DEFINE_multi_string(
-        "workdir", None, "Folder of a finished evaluation; any number of times.", flag_values=values
+        "workdir", None, "Folder of a run or of a finished evaluation; any number of times.", flag_values=values
     )
     flags.DEFINE_multi_string(
         "baseline", [], "Folder of an evaluation to compare with, one for each --workdir.", flag_values=values
     )
+    flags.DEFINE_string("output", None, "Folder for report.html and report.md; the only --workdir.", flag_values=values)
+    flags.DEFINE_string(
+        "dataset", None, "Where the evaluated images are, such as npz:FILE; as results.json says.", flag_values=values
+    )
+    flags.DEFINE_string("data_dir", None, "Where prepared data sets are, to show clean images.", flag_values=values)
     flags.mark_flag_as_required("workdir", flag_values=values)
 
 
 def main(values: flags.FlagValues) -> None:
     """Runs the command with the values of its flags."""
-    run(workdirs=values.workdir, baselines=values.baseline)
+    run(
+        workdirs=values.workdir,
+        baselines=values.baseline,
+        output=values.output,
+        dataset=values.dataset,
+        data_dir=values.data_dir,
+    )
 
 
 def command() -> None:

@@ -1,4 +1,4 @@
-"""Runs rows of the paper's tables, and writes the paper's numbers next to the measured ones.
+"""Runs rows of the paper's tables, or the claims of its text, and writes the paper's numbers next to the measured ones.
 
     python scripts/reproduce.py --list
     python scripts/reproduce.py --table=7 --setting=80mti --dry_run
@@ -27,6 +27,7 @@ def run(
     table: int | None = None,
     row: Sequence[str] = (),
     setting: str | None = None,
+    claim: Sequence[str] = (),
     scale: str = "paper",
     budget: str | None = None,
     workdir: str = "runs/study",
@@ -41,6 +42,7 @@ def run(
 
     Args:
         table: its number; None for all, like `row`, names of rows, and `setting`, 'cifar10' or '80mti'.
+        claim: names of claims, in place of rows.
         scale: a key of `planning.PLANS`.
         budget: such as '3h': all of this call is made to fit. None for no limit.
         workdir: where runs and tables go.
@@ -62,12 +64,11 @@ def run(
     from robust_keras.study import configurations, planning, rows, runs
 
     started, manifest = time.monotonic() if started is None else started, rows.read()
-    chosen = configurations.choose(manifest, table=table, names=row, setting=setting)
-    plan = planning.plan_of(scale, num_runs)
+    (chosen, claimed), plan = _chosen(manifest, claim, table, row, setting), planning.plan_of(scale, num_runs)
     configured = functools.partial(configurations.configurations, manifest, bindings=gin_params, resolve=_resolve)
-    for extra_data in dict.fromkeys(each.extra_data for each in configured(chosen, plan).values()):
-        if extra_data is not None:  # Missing data shows now, not after hours of training something else.
-            sources.find_extra(extra_data, data_dir=data_dir)
+    for each in configured(chosen, plan).values():
+        if each.extra_data is not None:  # Missing data shows now, not after hours of training something else.
+            sources.find_extra(each.extra_data, data_dir=data_dir, dataset=each.dataset)
     folder = posixpath.join(workdir, plan.name if budget is None else f"{plan.name}-{budget}")
     study = runs.Study(manifest, chosen, setting, configured, folder, _commands(data_dir, strategy, tpu))
     within = strategies.strategy(strategy or "auto", tpu=tpu)
@@ -76,22 +77,44 @@ def run(
         if budget is not None:
             with within.scope():  # What it gets done is measured there.
                 trained = runs.train_within(budget, plan, study, started=started)
-        paths = runs.measure(study, trained)
+        paths = runs.measure_claims(study, trained, claimed) if claimed else runs.measure(study, trained)
     if budget is not None:
         print(f"Took {time.monotonic() - started:,.0f} s of {budget}")
     print("\n".join(paths))
     return paths
 
 
-def list_rows(*, table: int | None = None, row: Sequence[str] = (), setting: str | None = None) -> None:
-    """Prints rows with the paper's numbers."""
-    from robust_keras.evaluation import report
-    from robust_keras.study import configurations, rows, tables
+def _chosen(manifest, claim, table, row, setting):
+    """The rows to run, and the `claims.Claim`s that they are sides of; no claims where none is named."""
+    from robust_keras.study import claims, configurations
 
-    chosen = configurations.choose(rows.read(), table=table, names=row, setting=setting)
-    print(report.markdown(tables.paper_columns(chosen)))
-    if any(each.is_reported for each in chosen):
-        print(tables.REPORTED)
+    if not claim:
+        return configurations.choose(manifest, table=table, names=row, setting=setting), ()
+    if table is not None or row:
+        raise ValueError("Expected --claim with neither --table nor --row. Received: both")
+    claimed = claims.select(claims.read(manifest), claim, setting=setting)
+    for each in claimed:
+        if each.side is None:
+            raise ValueError(f"Expected a claim that can be run. Received: {each.name}: {each.note}")
+    return tuple(side for each in claimed for side in each.rows), claimed
+
+
+def list_rows(
+    *, table: int | None = None, row: Sequence[str] = (), setting: str | None = None, claim: Sequence[str] = ()
+) -> None:
+    """Prints rows with the paper's numbers, and claims where no table or row is named; claims alone where some are."""
+    from robust_keras.evaluation import report
+    from robust_keras.study import claim_verdicts, claims, configurations, rows, tables
+
+    manifest = rows.read()
+    if not claim:
+        chosen = configurations.choose(manifest, table=table, names=row, setting=setting)
+        print(report.markdown(tables.paper_columns(chosen)))
+        if any(each.is_reported for each in chosen):
+            print(tables.REPORTED)
+    if claim or (table is None and not row):
+        claimed = claims.select(claims.read(manifest), claim, setting=setting)
+        print(report.markdown(claim_verdicts.paper_columns(claimed)))
 
 
 def dry_run(
@@ -99,6 +122,7 @@ def dry_run(
     table: int | None = None,
     row: Sequence[str] = (),
     setting: str | None = None,
+    claim: Sequence[str] = (),
     scale: str = "paper",
     num_runs: int | None = None,
     gin_params: Sequence[str] = (),
@@ -108,7 +132,7 @@ def dry_run(
     from robust_keras.study import configurations, costs, planning, rows, tables
 
     manifest, plan = rows.read(), planning.plan_of(scale, num_runs)
-    chosen = configurations.choose(manifest, table=table, names=row, setting=setting)
+    chosen, _ = _chosen(manifest, claim, table, row, setting)
     by_name = configurations.configurations(manifest, chosen, plan, bindings=gin_params, resolve=_resolve)
     print(report.markdown(tables.cost_columns(plan, {name: each.job for name, each in by_name.items()})))
     for device in costs.DEVICES.values():
@@ -146,7 +170,7 @@ def _commands(data_dir, strategy, tpu):
         finally:
             keras.backend.clear_session()
 
-    def evaluate(configuration, gin_file, workdir, num_examples):
+    def evaluate(configuration, gin_file, workdir, num_examples, folder):
         return evaluation.run(
             saved_model=posixpath.join(workdir, "saved_model"),
             dataset=configuration.dataset,
@@ -154,7 +178,7 @@ def _commands(data_dir, strategy, tpu):
             gin_params=configuration.threat,
             data_dir=data_dir,
             num_examples=num_examples,
-            workdir=posixpath.join(workdir, "evaluation"),
+            workdir=posixpath.join(workdir, folder),
             strategy=strategy,
             tpu=tpu,
         )
@@ -171,6 +195,9 @@ def define_flags(values: flags.FlagValues) -> None:
     """Defines the command's flags."""
     flags.DEFINE_integer("table", None, "Number of the paper's table; all by default.", flag_values=values)
     flags.DEFINE_multi_string("row", [], "Name of a row; any number of times, all by default.", flag_values=values)
+    flags.DEFINE_multi_string(
+        "claim", [], "Name of a claim of the text, in place of rows; any number of times.", flag_values=values
+    )
     flags.DEFINE_enum(
         "setting", None, ["cifar10", "80mti"], "Without additional data, or with; both by default.", flag_values=values
     )
@@ -186,13 +213,13 @@ def define_flags(values: flags.FlagValues) -> None:
     launcher.define_bindings(values)
     launcher.define_strategy(values)
     flags.DEFINE_string("workdir", "runs/study", "Where runs and tables go.", flag_values=values)
-    flags.DEFINE_bool("list", False, "Print the rows with the paper's numbers.", flag_values=values)
+    flags.DEFINE_bool("list", False, "Print rows and claims with the paper's numbers.", flag_values=values)
     flags.DEFINE_bool("dry_run", False, "Print steps, operations and hours on several devices.", flag_values=values)
 
 
 def main(values: flags.FlagValues) -> None:
     """Runs the command with the values of its flags."""
-    rows = {"table": values.table, "row": values.row, "setting": values.setting}
+    rows = {"table": values.table, "row": values.row, "setting": values.setting, "claim": values.claim}
     scale = {"scale": values.scale, "num_runs": values.num_runs, "gin_params": values.gin_param}
     if values.budget is not None:
         from robust_keras.study import budget

@@ -1,10 +1,11 @@
 """The settings of a training run as gin binds them, `train.tau` and so on: one flat list, which becomes records."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 from robust_keras.attacks.attack import as_attack
-from robust_keras.evaluation.evaluate import correct_under_attack
+from robust_keras.evaluation.evaluate import correct_under_attack, seen_under_attack
 from robust_keras.training import epsilon_warm_up, recipes
 from robust_keras.training import train as training
 
@@ -72,7 +73,9 @@ def train(
             as_attack(each)  # Bad settings show before any work.
     epsilon_warm_up.checked(epsilon_warmup_steps, attack)
     inner = recipes.InnerAttack(attack, attack_target, attack_batch_norm, epsilon_warmup_steps) if attack else None
-    needs_wrong_ones = getattr(validation, "func", None) is not correct_under_attack
+    # Of another function nobody knows what it sees, nor whether it has to see what is wrong before any attack.
+    is_known = getattr(validation, "func", None) is correct_under_attack
+    seen_fn = functools.partial(seen_under_attack, **getattr(validation, "keywords", {})) if is_known else None
     layout = recipes.Layout(strategy, tpu, accumulation_steps, steps_per_execution, jit_compile, validation_batch_size)
     cadence = recipes.Cadence(validate_every, checkpoint_every, log_every, num_checkpoints, progress)
     recipe = recipes.Recipe(
@@ -82,7 +85,7 @@ def train(
         objective=objective,
         attack=inner,
         optimizer=recipes.Optimizer(learning_rate, momentum, weight_decay, optimizer),
-        validation=recipes.Validation(validation, best_by, needs_wrong_ones),
+        validation=recipes.Validation(validation, best_by, not is_known, seen_fn),
         train_steps=train_steps,
         seed=seed,
         averaging=None if tau is None else recipes.Averaging(tau, averaging_warm_up),

@@ -7,7 +7,7 @@ the same step whatever the number of devices and hosts.
 import functools
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,6 +54,8 @@ def training_data(
     cache_dir: str | None = None,
     image_size: int | None = None,
     short_side: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> TrainingData:
     """Loads what a run trains on.
 
@@ -65,12 +67,14 @@ def training_data(
         cache_dir: where data that cannot be mapped into memory as it is gets a copy that can; None for beside it.
         image_size: see `sources.load`; extra images are resized alike.
         short_side: see there. More than `image_size` leaves something at the edges for `random_resized_crop`.
+        mean: per channel, what networks take off pixels in [0, 1]; None for `sources.channel_statistics`.
+        std: per channel, what they then divide by; given where `mean` is.
 
     Returns:
         A `TrainingData`.
 
     Raises:
-        ValueError: for an unknown, missing or malformed set.
+        ValueError: for an unknown, missing or malformed set, and for a mean and std that do not fit its channels.
     """
     sources.check_sizes(image_size, short_side)
     side = short_side or image_size
@@ -84,10 +88,25 @@ def training_data(
             data_dir=data_dir,
             num_classes=source.num_classes,
             image_shape=source.images.shape[1:],
+            dataset=dataset,
             cache_dir=cache_dir,
             resized=side is not None,
         )
-    return TrainingData(labelled, validation, extra, *sources.channel_statistics(source))
+    return TrainingData(labelled, validation, extra, *_normalisation(source, mean, std))
+
+
+def _normalisation(source, mean, std):
+    if mean is None and std is None:
+        return sources.channel_statistics(source)
+    num_channels = source.images.shape[-1]
+    given = [each if isinstance(each, (tuple, list)) else () for each in (mean, std)]
+    are_numbers = all(isinstance(value, (int, float)) and math.isfinite(value) for each in given for value in each)
+    if [len(each) for each in given] != [num_channels] * 2 or not are_numbers or min(given[1]) <= 0:
+        raise ValueError(
+            f"Expected a mean and a std > 0 for each of the {num_channels} channels of {source.name!r}, or neither. "
+            f"Received: {mean} and {std}"
+        )
+    return tuple(map(float, mean)), tuple(map(float, std))
 
 
 def reading(settings: Mapping[str, Any]) -> dict[str, Any]:

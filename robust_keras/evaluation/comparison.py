@@ -5,7 +5,9 @@ print(comparison.summary(found))
 # +1.2 points (95 %: -0.4 to +2.8), 3 seeds x 500 images: not resolved; about 1,900 images and 3 seeds would
 """
 
+import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +35,7 @@ class Comparison(NamedTuple):
         covers_seeds: whether the interval speaks of models trained with other seeds. False with one seed, where it is
             about other images only and too narrow for a claim about the configurations.
         confidence: of the interval.
+        num_baseline_seeds: how many models of the other configuration, where that is another number (`contrast`).
     """
 
     difference: float
@@ -44,6 +47,7 @@ class Comparison(NamedTuple):
     not_needed: str
     covers_seeds: bool
     confidence: float
+    num_baseline_seeds: int | None = None
 
 
 class _Variances(NamedTuple):
@@ -90,18 +94,14 @@ def compare(
     is_resolved = abs(difference) > half
     needed, not_needed = None, ""
     if not is_resolved:
-        from scipy import stats
-
-        # The distribution of few seeds' variance is skewed: more often than not it is estimated too low. Plans are made
-        # with the estimate that is too low half the time.
-        scale = (num_seeds - 1) / stats.chi2.ppf(0.5, num_seeds - 1) if num_seeds > 1 else 1.0
-        needed, not_needed = _needed(_variances(d, scale), difference, num_seeds, num_images, confidence)
+        planned = functools.partial(_half_width, _variances(d, too_low(num_seeds - 1)), confidence=confidence)
+        needed, not_needed = least(planned, difference, num_seeds, num_images, num_seeds > 1)
     elif num_seeds == 1:
         not_needed = "more seeds would have to agree"
     return Comparison(
         difference=difference,
         interval=(max(difference - half, -1.0), min(difference + half, 1.0)),
-        verdict=_verdict(difference, expected, is_resolved and num_seeds > 1),
+        verdict=verdict(difference, expected, is_resolved and num_seeds > 1),
         num_seeds=num_seeds,
         num_images=num_images,
         needed=needed,
@@ -122,14 +122,20 @@ def _checked(row, baseline, expected, confidence):
             )
     if row.shape != baseline.shape:
         raise ValueError(f"Expected row and baseline of one shape. Received: {row.shape} and {baseline.shape}")
+    check_options(expected, confidence)
+    return row, baseline
+
+
+def check_options(expected: float | None, confidence: float) -> None:
+    """Raises ValueError for an expected difference or a confidence that is not a number in its range."""
     if expected is not None and not math.isfinite(expected):
         raise ValueError(f"Expected a finite expected difference or None. Received: {expected}")
     if not 0 < confidence < 1:
         raise ValueError(f"Expected a confidence in (0, 1). Received: {confidence}")
-    return row, baseline
 
 
-def _verdict(difference, expected, is_shown):
+def verdict(difference: float, expected: float | None, is_shown: bool) -> str:
+    """`Comparison.verdict`, of an interval that excludes 0 and speaks of other seeds, or not."""
     if not expected:
         return "no expectation"
     if not is_shown:
@@ -137,22 +143,24 @@ def _verdict(difference, expected, is_shown):
     return "shown" if (difference > 0) == (expected > 0) else "contradicted"
 
 
-def summary(comparison: Comparison) -> str:
-    """A comparison as one line for people, in percentage points."""
+def summary(comparison: Comparison, *, unit: str = "points") -> str:
+    """A comparison as one line for people, in percentage points, or hundredths of another unit."""
     low, high = comparison.interval
     verdict, not_needed = comparison.verdict, comparison.not_needed
     if verdict == "no expectation":
         verdict = "may be chance" if low <= 0 <= high else "more than chance"
     if not comparison.difference and not comparison.needed:
         not_needed = "the two are right equally often"
+    against, by_image = comparison.num_baseline_seeds, comparison.num_images > 1
     line = (
-        f"{_points(comparison.difference)} points ({100 * comparison.confidence:g} %: {_points(low)} to "
+        f"{_points(comparison.difference)} {unit} ({100 * comparison.confidence:g} %: {_points(low)} to "
         f"{_points(high)}{'' if comparison.covers_seeds else ', other seeds not covered'}), "
-        f"{_count(comparison.num_seeds, 'seed')} x {comparison.num_images:,} images: {verdict}"
+        f"{_count(comparison.num_seeds, 'seed')}{'' if against is None else f' against {against}'}"
+        f"{f' x {comparison.num_images:,} images' if by_image else ''}: {verdict}"
     )
     if comparison.needed:
         num_images, num_seeds = comparison.needed
-        line += f"; about {num_images:,} images and {_count(num_seeds, 'seed')} would"
+        line += f"; about {f'{num_images:,} images and ' if by_image else ''}{_count(num_seeds, 'seed')} would"
         line += "" if comparison.verdict == "not resolved" else " tell it from 0"
     return line + (f"; {not_needed}" if not_needed else "")
 
@@ -207,18 +215,40 @@ def _half_width(variances, num_seeds, num_images, confidence):
     return stats.t.ppf((1 + confidence) / 2, freedom) * np.sqrt(variance / (num_seeds * num_images))
 
 
-def _needed(variances, difference, num_seeds, num_images, confidence):
-    """`Comparison.needed` and `Comparison.not_needed`."""
+def too_low(freedom: int) -> float:
+    """What a variance of few degrees of freedom is multiplied by to plan with.
+
+    Its distribution is skewed: more often than not it is estimated too low. Plans are made with the estimate that is
+    too low half the time.
+    """
+    from scipy import stats
+
+    return float(freedom / stats.chi2.ppf(0.5, freedom)) if freedom else 1.0
+
+
+def least(
+    half_width: Callable, difference: float, num_seeds: int, num_images: int, can_add_seeds: bool
+) -> tuple[tuple[int, int] | None, str]:
+    """`Comparison.needed` and `Comparison.not_needed`.
+
+    Args:
+        half_width: `(num_seeds, num_images)`, an integer and an array of them, to half the interval's width.
+        difference: the observed one.
+        num_seeds: at hand, like `num_images`; with one image, models are measured as a whole.
+        num_images: of both configurations.
+        can_add_seeds: False where the models at hand do not tell how much they differ: no more of them can be planned.
+    """
     if not difference:
         return None, "no difference to resolve"
-    # Two digits are what such a plan is good for.
-    images = np.r_[num_images, 10:1000:10, 1000 : MAX_NUM_IMAGES + 1 : 100]
-    images = images[images >= num_images]
-    # From one seed no more can be planned: it does not tell how much they differ.
-    last_num_seeds = MAX_NUM_SEEDS if num_seeds > 1 else 1
+    images = np.array([1])
+    if num_images > 1:
+        # Two digits are what such a plan is good for.
+        images = np.r_[num_images, 10:1000:10, 1000 : MAX_NUM_IMAGES + 1 : 100]
+        images = images[images >= num_images]
+    last_num_seeds = MAX_NUM_SEEDS if can_add_seeds else num_seeds
     for seeds in range(num_seeds, last_num_seeds + 1):
         # All of them: with more images, seeds are more of the variance, and the interval of few seeds can grow.
-        is_enough = _half_width(variances, seeds, images, confidence) < abs(difference)
+        is_enough = half_width(num_seeds=seeds, num_images=images) < abs(difference)
         if is_enough.any():
             return (int(images[is_enough.argmax()]), seeds), ""
     limit = f"{max(MAX_NUM_IMAGES, num_images):,} images and {_count(last_num_seeds, 'seed')}"

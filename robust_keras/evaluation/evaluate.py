@@ -47,10 +47,39 @@ def correct_under_attack(
     Raises:
         ValueError: for an attack that returns anything but images like `x`.
     """
-    clean = ~losses.is_wrong(logits_fn(x), labels)
+    logits, _, adversarial_logits = _passes(logits_fn, x, labels, seeds, attack)
+    return _right(logits, adversarial_logits, labels)
+
+
+def seen_under_attack(
+    logits_fn: Callable, x: tf.Tensor, labels: tf.Tensor, *, seeds: tf.Tensor, attack: Callable
+) -> tuple[tf.Tensor, ...]:
+    """What `correct_under_attack` says, and what it saw.
+
+    Args:
+        logits_fn: see there, like all others.
+
+    Returns:
+        (clean, robust, clean margin, robust margin, x_adv): `losses.margin` is float32 `[batch]`, `x_adv` like `x`.
+
+    Raises:
+        ValueError: see there.
+    """
+    logits, x_adv, adversarial_logits = _passes(logits_fn, x, labels, seeds, attack)
+    margins = (losses.margin(each, labels) for each in (logits, adversarial_logits))
+    return *_right(logits, adversarial_logits, labels), *margins, x_adv
+
+
+def _passes(logits_fn, x, labels, seeds, attack):
+    logits = logits_fn(x)
     name = getattr(getattr(attack, "func", attack), "__name__", "that is given")
     x_adv = checked(attack(logits_fn, x, labels, seeds=seeds), x, name)
-    return clean, clean & ~losses.is_wrong(logits_fn(x_adv), labels)
+    return logits, x_adv, logits_fn(x_adv)
+
+
+def _right(logits, adversarial_logits, labels):
+    clean = ~losses.is_wrong(logits, labels)
+    return clean, clean & ~losses.is_wrong(adversarial_logits, labels)
 
 
 def evaluate(
@@ -112,7 +141,7 @@ def evaluate(
     judge = verification.Judge(predict_fn, seen.images, seen.labels, threat, batches.batch_size)
     with _locked(save_directory):
         _attack(outputs.attackable(logits_fn, seen.clean_logits), plan, seen, found, judge, batches, diagnose, progress)
-    return results.conclude(plan, seen, found, logits_fn)
+    return results.conclude(plan, seen, found, logits_fn, judge.predict)
 
 
 def check_batch_size(logits_fn: Callable, batch_size: int) -> None:

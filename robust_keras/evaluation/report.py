@@ -1,5 +1,6 @@
-"""Tables of evaluations, and how they compare."""
+"""Results of evaluations as they are read from files, as a table, and how they compare."""
 
+import math
 import posixpath
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -10,17 +11,7 @@ import tensorflow as tf
 from robust_keras import array_files, foreign_files, shown_text, storage
 from robust_keras.evaluation import comparison
 
-# What every results.json has, and of which kind, as far as it is read here.
-_KINDS = {
-    "model": dict,
-    "num_examples": int,
-    "norm": str,
-    "epsilon_fraction": str,
-    "attacks": list,
-    "clean_accuracy": float,
-    "robust_accuracy": float,
-    "confidence_interval_95": list,
-}
+HEADER = ("model", "examples", "threat model", "attacks", "clean", "robust (upper bound)", "95 % interval")
 
 
 def read_results(workdirs: Sequence[str]) -> list[dict[str, Any]]:
@@ -35,27 +26,45 @@ def read_results(workdirs: Sequence[str]) -> list[dict[str, Any]]:
         found = storage.read_object(path)
         if found is None:
             raise ValueError(f"Expected the folder of a finished evaluation. Received: {workdir}, without results.json")
-        if not _is_whole(found):
-            raise ValueError(f"Expected the results of an evaluation in {path}. Received: something else")
+        try:
+            _check(found)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            named = f" ({foreign_files.printable(error)})" if isinstance(error, ValueError) else ""
+            raise ValueError(
+                f"Expected the results of an evaluation in {path}. Received: something else{named}"
+            ) from error
         results.append({**found, "workdir": workdir})
     return results
 
 
-def _is_whole(found):
-    return (
-        all(isinstance(found.get(name), kind) for name, kind in _KINDS.items())
-        and all(isinstance(attack, dict) and "name" in attack for attack in found["attacks"])
-        and [type(bound) for bound in found["confidence_interval_95"]] == [float, float]
-        and "path" in found["model"]
-    )
+def _check(found: dict[str, Any]) -> None:
+    """Raises where results are not of the kinds that docs/evaluation.md says; older ones lack some of them."""
+    low, high = found["confidence_interval_95"]
+    after = [(each["attack"], each["robust_accuracy"]) for each in found.get("robust_accuracy_after", [])]
+    baseline = [found["baseline"]] if found.get("baseline") else []
+    records = [*found["attacks"], *baseline]
+    texts = [found["norm"], found["epsilon_fraction"], found["model"]["path"], *(name for name, _ in after)]
+    texts += [*(each["name"] for each in records), *found.get("warnings", []), found["model"].get("sha256") or ""]
+    shares = [found["clean_accuracy"], found["robust_accuracy"], low, high, *(share for _, share in after)]
+    shares += [each["robust_accuracy"] for each in baseline]
+    in_bytes = found.get("robust_accuracy_uint8")
+    shares += [] if in_bytes is None else [in_bytes]
+    objects = [found.get(name) or {} for name in ("dataset", "versions", "diagnosis")]
+    objects += [each.get("parameters", {}) for each in records]
+    if not all(isinstance(text, str) for text in texts) or not all(isinstance(each, dict) for each in objects):
+        raise TypeError
+    if not all(isinstance(share, float) and math.isfinite(share) and 0 <= share <= 1 for share in shares):
+        raise ValueError("an accuracy that is none")
+    if type(found["num_examples"]) is not int or not 1 <= found["num_examples"] <= 1 << 40:
+        raise ValueError(f"num_examples = {found['num_examples']}")
 
 
-def table(results: Sequence[dict[str, Any]]) -> str:
-    """A Markdown table, one row per evaluation. Robust accuracy is an upper bound of the true one."""
-    rows = [("model", "examples", "threat model", "attacks", "clean", "robust (upper bound)", "95 % interval")]
+def lines(results: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Text cells, a line an evaluation, the first of which is `HEADER`; as they are in files."""
+    found: list[tuple[str, ...]] = [HEADER]
     for result in results:
         low, high = result["confidence_interval_95"]
-        rows.append(
+        found.append(
             (
                 result["model"]["path"],
                 str(result["num_examples"]),
@@ -66,7 +75,12 @@ def table(results: Sequence[dict[str, Any]]) -> str:
                 f"{100 * low:.2f} to {100 * high:.2f} %",
             )
         )
-    return markdown(rows)
+    return found
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """A Markdown table, one row per evaluation. Robust accuracy is an upper bound of the true one."""
+    return markdown(lines(results))
 
 
 def examples(workdir: str) -> dict[str, np.ndarray]:
@@ -118,6 +132,23 @@ def compare_evaluations(workdirs: Sequence[str], baselines: Sequence[str]) -> di
         name: comparison.compare(*(np.stack([is_right(one) for one in side]) for side in sides))
         for name, is_right in right.items()
     }
+
+
+def differences(workdirs: Sequence[str], baselines: Sequence[str]) -> dict[str, str]:
+    """What `compare_evaluations` finds, a line each for people: of models at chance no robust difference is told.
+
+    Args:
+        workdirs: see there, like `baselines`; none of the latter for no comparison.
+
+    Raises:
+        ValueError: see there.
+    """
+    if not baselines:
+        return {}
+    told = {name: comparison.summary(found) for name, found in compare_evaluations(workdirs, baselines).items()}
+    if named := at_chance([*workdirs, *baselines]):
+        told["robust"] = f"no difference can be told: at chance on clean images {', '.join(named)}"
+    return told
 
 
 def at_chance(workdirs: Iterable[str]) -> list[str]:

@@ -1,10 +1,12 @@
 """What an evaluation comes to: the dictionary of results.json, the arrays of examples.npz, and the numbers as text."""
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from robust_keras import losses
 from robust_keras.evaluation import gradient_masking, warnings
 from robust_keras.evaluation.examples import Examples
 from robust_keras.evaluation.plan import Plan
@@ -79,7 +81,9 @@ class Evaluation(NamedTuple):
         return summary(self.results)
 
 
-def conclude(plan: Plan, examples: Examples, verdicts: Verdicts, logits_fn: Any) -> Evaluation:
+def conclude(
+    plan: Plan, examples: Examples, verdicts: Verdicts, logits_fn: Any, predict: Callable[[np.ndarray], np.ndarray]
+) -> Evaluation:
     """The `Evaluation` of finished verdicts.
 
     Args:
@@ -87,6 +91,7 @@ def conclude(plan: Plan, examples: Examples, verdicts: Verdicts, logits_fn: Any)
         examples: on what.
         verdicts: what was found.
         logits_fn: the model, whose attributes say how it was read.
+        predict: the model once more, of float32 images `[n, ...]`: its logits `[n, num_classes]`.
     """
     broken, broken_uint8 = verdicts.broken[plan.first :], verdicts.broken_uint8[plan.first :]
     correct = examples.correct
@@ -117,7 +122,7 @@ def conclude(plan: Plan, examples: Examples, verdicts: Verdicts, logits_fn: Any)
         results["saturated_examples"] = outputs.num_saturated(examples.clean_logits)
     if plan.has_baseline:
         results["baseline"] = {**records[0], "robust_accuracy": float((correct & ~verdicts.broken[0]).mean())}
-    return Evaluation(results, _arrays(plan, examples, verdicts))
+    return Evaluation(results, _arrays(plan, examples, verdicts, predict))
 
 
 def _record(attack, k, verdicts):
@@ -172,21 +177,36 @@ def _warnings(plan, examples, verdicts, logits_fn):
     return found
 
 
-def _arrays(plan, examples, verdicts):
+def _arrays(plan, examples, verdicts, predict):
     broken = verdicts.broken[plan.first :]
     standing = examples.correct & ~broken.any(axis=0)
     broken_by = np.where(standing, -1, 0)
     for k in reversed(range(len(broken))):
         broken_by[broken[k]] = k + 1
     position = np.where(broken_by > 0, broken_by - 1 + plan.first, -1)
+    adversarial = verdicts.adversarial(examples.images, position)
+    prediction = examples.clean_logits.argmax(axis=-1).astype(np.int32)
     return {
         "index": np.arange(len(examples.labels)),
         "label": examples.labels,
-        "clean_prediction": examples.clean_logits.argmax(axis=-1).astype(np.int32),
+        "clean_prediction": prediction,
         "robust": standing,
         "broken_by": broken_by.astype(np.int32),
-        "adversarial": verdicts.adversarial(examples.images, position),
+        "adversarial": adversarial,
+        "adversarial_prediction": _taken_for(prediction, examples.labels, broken_by > 0, adversarial, predict),
+        "clean_margin": -losses.margin(examples.clean_logits, examples.labels).numpy(),
     }
+
+
+def _taken_for(prediction, labels, is_broken, adversarial, predict):
+    """The class that an image ends as: the clean prediction, or that of the image that broke it, which is no label."""
+    found = prediction.copy()
+    if len(broken := np.flatnonzero(is_broken)):
+        logits = np.nan_to_num(predict(adversarial[broken]), nan=-np.inf)
+        # It was wrong when it was judged; in other batches, rounding may make an image at the border right again.
+        logits[np.arange(len(broken)), labels[broken]] = -np.inf
+        found[broken] = logits.argmax(axis=-1)
+    return found
 
 
 def summary(results: dict[str, Any]) -> str:

@@ -112,6 +112,10 @@ class Judge:
         self._threat, self.batch_size = threat, batch_size
         self.non_finite = False
 
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        """float32 logits `[n, num_classes]` of float32 images `[n, ...]`, n >= 1."""
+        return predict(self._predict_fn, x, self.batch_size)
+
     def judge(self, indices: np.ndarray, proposed: np.ndarray) -> Judged:
         """Fresh predictions on proposed images, as they are and rounded to bytes.
 
@@ -142,11 +146,11 @@ class Judge:
         """
         finite = np.isfinite(kept).all(axis=tuple(range(1, kept.ndim)))
         inside = finite & self._is_inside(np.where(np.isfinite(kept), kept, 2.0), as_floats(self._images[indices]))
-        logits = predict(self._predict_fn, np.clip(np.nan_to_num(kept), 0.0, 1.0), self.batch_size)
+        logits = self.predict(np.clip(np.nan_to_num(kept), 0.0, 1.0))
         return inside & is_wrong_or_nearly(logits, self._labels[indices])
 
     def _is_wrong(self, x, labels):
-        logits = predict(self._predict_fn, x, self.batch_size)
+        logits = self.predict(x)
         self.non_finite = self.non_finite or not np.isfinite(logits).all()
         return losses.is_wrong(logits, labels).numpy()
 

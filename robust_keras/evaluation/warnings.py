@@ -2,32 +2,95 @@
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from robust_keras.attacks import attack as attacks_of
 
-# What was seen, by the name in results.json. `{attack}` is an attack's name.
+
+class Explained(NamedTuple):
+    """What a warning means; what is between backticks is code.
+
+    Attributes:
+        seen: what was seen.
+        advice: what to do.
+    """
+
+    seen: str
+    advice: str
+
+
+# By the name in results.json, as docs/evaluation.md and reports show them. `{attack}` is an attack's name.
 WARNINGS = {
-    "non_finite_logits": "an attack found logits that are no finite numbers, which count as wrong",
-    "randomized_model": "five passes over the same images differ",
-    "zero_gradients": "the margin, or the loss of an attack that `diagnosis` names, has no gradient on some images",
-    "non_finite_gradients": "gradients, or images that attacks made of them, are no finite numbers",
-    "gradient_mismatch": "finite differences contradict the gradients",
-    "loss_did_not_rise": "50 steps of PGD reach less than 5",
-    "batch_dependent_model": "an image's logits depend on the other images of its batch",
-    "{attack}_beats_white_box": "an attack without gradients broke what those with gradients did not",
-    "baseline_gap_above_5_points": "the baseline alone flatters the model by more than 5 points",
-    "baseline_beats_attacks": "the attacks together broke less than the baseline, which does not count",
-    "diagnosis_beats_attacks": "the attacks together broke less than the short PGD of the diagnosis, on its images",
-    "outside_threat_model": "images that an attack proposed left the threat model, and count not",
-    "dlr_fell_back_to_margin": "too few classes for the difference of logits ratio",
-    "targeted_dlr_fell_back_to_margin": "too few classes for the targeted difference of logits ratio",
-    "fewer_target_classes": "fewer wrong classes than an attack would aim at",
-    "fewer_targets_than_classes": "an attack aims at some of the wrong classes only, fewer than upstream's standard",
-    "straight_through_cast": "the model takes integers; gradients pass straight through the rounding",
-    "outputs_between_0_and_1": "all outputs lie between 0 and 1: are they probabilities? Say --outputs=probabilities",
-    "saturated_probabilities": "probabilities of exactly 0 or 1, whose gradient is lost",
+    "randomized_model": Explained("five passes over the same images differ", "use `autoattack.version = 'rand'`"),
+    "batch_dependent_model": Explained(
+        "an image's logits depend on the other images of its batch; `batch_dependence` says how much",
+        "export the model with moving statistics: accuracies here hold for this batch size alone",
+    ),
+    "zero_gradients": Explained(
+        "the margin, or the loss of an attack that is named, has no gradient on some images",
+        "trust attacks that need none (Square), a transfer or another loss; find what saturates",
+    ),
+    "non_finite_gradients": Explained(
+        "gradients, or images that attacks made of them, are no finite numbers; such entries count as zero, such "
+        "images not at all",
+        "find the layer (a root or a power at 0); the other images' verdicts stand",
+    ),
+    "gradient_mismatch": Explained(
+        "finite differences contradict the gradients", "look for rounding and custom gradients in the network"
+    ),
+    "loss_did_not_rise": Explained(
+        "50 steps of PGD reach less than 5", "look for rounding and custom gradients in the network"
+    ),
+    "{attack}_beats_white_box": Explained(
+        "`square` or `transfer`, which need no gradients, broke what attacks with gradients did not",
+        "gradients are masked: the true accuracy is lower still",
+    ),
+    "baseline_gap_above_5_points": Explained(
+        "the baseline, PGD-40, alone flatters the model by more than 5 points (the margin inside and MART, sections "
+        "4.2.1 and 4.1 of the paper)",
+        "do not compare such models by PGD-40",
+    ),
+    "baseline_beats_attacks": Explained(
+        "the attacks together broke less than the baseline, which does not count",
+        "the attacks are too weak for this model: take `autoattack.gin`",
+    ),
+    "diagnosis_beats_attacks": Explained(
+        "on the images that the diagnosis looks at, its own PGD (5 and 50 steps on the margin) broke more than all "
+        "attacks together, by more than chance (a sign test at 5 %); `broken_by_diagnosis_alone` says how many",
+        "the attacks are too weak for this model, or its logits are of a scale or shape that blinds their loss: take "
+        "`autoattack.gin`",
+    ),
+    "outside_threat_model": Explained(
+        "images that an attack proposed left the threat model, and did not count",
+        "some by rounding cost nothing; many make the attack weak",
+    ),
+    "straight_through_cast": Explained(
+        "the model takes integers; images are rounded and gradients pass straight through",
+        "evaluate the network before the cast if you can",
+    ),
+    "non_finite_logits": Explained(
+        "an attack found logits that are no finite numbers, which count as wrong", "find where the network overflows"
+    ),
+    "outputs_between_0_and_1": Explained(
+        "all outputs lie between 0 and 1", "if they are probabilities, say `--outputs=probabilities`"
+    ),
+    "saturated_probabilities": Explained(
+        "probabilities of exactly 0 or 1, whose gradient is lost, counted in `saturated_examples`",
+        "evaluate the logits",
+    ),
+    "dlr_fell_back_to_margin": Explained(
+        "fewer classes than the attack's loss is made for", "none: the margin takes its place"
+    ),
+    "targeted_dlr_fell_back_to_margin": Explained(
+        "fewer classes than the attack's loss is made for", "none: the margin takes its place"
+    ),
+    "fewer_target_classes": Explained("fewer wrong classes than an attack would aim at", "none"),
+    "fewer_targets_than_classes": Explained(
+        "an attack aims at some of the wrong classes only, as AA+MT's nine of the 99 of CIFAR-100",
+        "more targets, `multi_targeted.num_targets = 99`, for a tighter bound",
+    ),
 }
 
 # Attacks that ask the attacked classifier for no gradients.
@@ -38,6 +101,13 @@ TARGETED = ("apgd-t", "fab-t", "multi-targeted")
 _STANDARD_TARGETS = {"apgd-t": 9, "fab-t": 9}
 # Verdicts that differ on two examples in a thousand may do so by chance.
 _BY_CHANCE = 0.002
+
+
+def explained(name: str) -> Explained | None:
+    """What a warning of results means; None of one that this version does not know."""
+    if name not in WARNINGS and any(name == f"{attack}_beats_white_box" for attack in BLACK_BOX):
+        name = "{attack}_beats_white_box"
+    return WARNINGS.get(name)
 
 
 def of_verdicts(

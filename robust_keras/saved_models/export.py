@@ -112,20 +112,37 @@ def network_of_run(workdir: str, weights: str = "best") -> tuple[keras.Model, di
     snapshot = storage.read_newest(posixpath.join(workdir, folder))
     if snapshot is None or not any(name.startswith(prefix) for name in snapshot.arrays):
         raise ValueError(f"Expected a run that has {weights} weights. Received: {workdir}")
-    description = snapshot.info.get("description")
-    if not isinstance(description, dict) or "architecture" not in description:
-        raise ValueError(f"Expected the weights of a run in {posixpath.join(workdir, folder)}. Received: others")
-    description = dict(description)
-    weight_bytes = sum(array.nbytes for array in snapshot.arrays.values())
-    network = network_of(description.pop("architecture"), weight_bytes, workdir)
-    arrays = {name.removeprefix(prefix): array for name, array in snapshot.arrays.items() if name.startswith(prefix)}
-    named_weights.assign(network, arrays)
+    network, description = network_of_snapshot(snapshot, posixpath.join(workdir, folder), prefix=prefix)
     if weights != "best":
         description["weights"] = {"last": "raw", "last_averaged": "averaged"}[weights]
     # The newest checkpoint also knows the last validation.
     validation = {name: snapshot.info[name] for name in ("best", "last_validation") if name in snapshot.info}
     config = storage.read_text(posixpath.join(workdir, "config.gin")) or None
     return network, {"step": snapshot.step, **description, "validation": validation, "config": config}
+
+
+def network_of_snapshot(
+    snapshot: storage.Snapshot, where: str, *, prefix: str = ""
+) -> tuple[keras.Model, dict[str, Any]]:
+    """The network of a snapshot of a training run, and what the run says of it but its architecture.
+
+    Args:
+        snapshot: of the run's best weights, or of its state.
+        where: it lies, for messages.
+        prefix: of the names of the weights, in a state 'weights/' or 'averages/'.
+
+    Raises:
+        ValueError: where these are no weights of a run, or not those of its architecture.
+    """
+    description = snapshot.info.get("description")
+    if not isinstance(description, dict) or "architecture" not in description:
+        raise ValueError(f"Expected the weights of a run in {where}. Received: others")
+    description = dict(description)
+    weight_bytes = sum(array.nbytes for array in snapshot.arrays.values())
+    network = network_of(description.pop("architecture"), weight_bytes, where)
+    arrays = {name.removeprefix(prefix): array for name, array in snapshot.arrays.items() if name.startswith(prefix)}
+    named_weights.assign(network, arrays)
+    return network, description
 
 
 def is_finished(directory: str | os.PathLike) -> bool:

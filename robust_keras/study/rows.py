@@ -74,14 +74,14 @@ def read(path: str | os.PathLike | None = None) -> tuple[Row, ...]:
         ValueError: for a malformed line, a row that is there twice, a baseline that is not there or cannot be run, and
             two configurations of one `run_name`.
     """
-    path = pathlib.Path(path) if path is not None else _default_path()
+    path = pathlib.Path(path) if path is not None else folder() / "study.csv"
     rows = []
     with path.open(newline="", encoding="utf-8") as file:
         lines = csv.reader(file)
         if (header := ",".join(next(lines, []))) != _COLUMNS:
             raise ValueError(f"Expected the columns {_COLUMNS} in {path.name}. Received: {header}")
         for line in lines:
-            rows.append(_row(line, f"in line {lines.line_num} of {path.name}"))
+            rows.append(from_cells(line, f"in line {lines.line_num} of {path.name}"))
     seen: set[tuple] = set()
     configurations: dict[str, tuple] = {}
     for row in rows:
@@ -156,39 +156,48 @@ def run_name(row: Row) -> str:
     return "-".join(re.sub("[^a-z0-9_.=]+", "_", name.lower()).replace("=_", "=").strip("_") for name in names)
 
 
-def _default_path() -> pathlib.Path:
+def folder() -> pathlib.Path:
+    """The folder of the recipes."""
     package = pathlib.Path(__file__).parents[1]
     folders = (package / "gin", package.parent / "gin")  # In the installed package, or beside it in a checkout.
-    return next(folder / "study.csv" for folder in folders if folder.is_dir())
+    return next(each for each in folders if each.is_dir())
 
 
-def _row(cells: Sequence[str], where: str) -> Row:
-    def check(fine: object, expected: str, received: object) -> None:
-        if not fine:
-            raise ValueError(f"Expected {expected} {where}. Received: {received!r}")
+def check(fine: object, expected: str, where: str, received: object) -> None:
+    """Raises ValueError where what stands somewhere in a file is not fine."""
+    if not fine:
+        raise ValueError(f"Expected {expected} {where}. Received: {received!r}")
 
-    check(len(cells) == _COLUMNS.count(",") + 1, "as many cells as columns", len(cells))
+
+def from_cells(cells: Sequence[str], where: str) -> Row:
+    """The row of a line of `gin/study.csv`.
+
+    Raises:
+        ValueError: for a malformed one; it says `where` that is.
+    """
+    check(len(cells) == _COLUMNS.count(",") + 1, "as many cells as columns", where, len(cells))
     table, row, setting, kind, recipe, bindings, baseline, *numbers = cells
     files = tuple(recipe.split("; ")) if recipe else ()
     bound = tuple(bindings.split("; ")) if bindings else ()
-    check(table.isdecimal(), "the number of a table", table)
-    check(row, "the name of a row", row)
-    check(setting in SETTINGS, f"a setting out of {', '.join(SETTINGS)}", setting)
-    check(kind in KINDS, f"a kind out of {', '.join(KINDS)}", kind)
-    check(all(re.fullmatch(r"[\w/]+\.gin", file) for file in files), "gin files", recipe)
+    check(table.isdecimal(), "the number of a table", where, table)
+    check(row, "the name of a row", where, row)
+    check(setting in SETTINGS, f"a setting out of {', '.join(SETTINGS)}", where, setting)
+    check(kind in KINDS, f"a kind out of {', '.join(KINDS)}", where, kind)
+    check(all(re.fullmatch(r"[\w/]+\.gin", file) for file in files), "gin files", where, recipe)
     check(
         bool(files) == (kind != "reference"),
         f"{'no' if kind == 'reference' else 'a'} recipe for a row of the kind {kind}",
+        where,
         recipe,
     )
-    check(all(re.fullmatch(r"[\w./]+ = \S.*", binding) for binding in bound), "bindings NAME = VALUE", bindings)
-    check(len({binding.split(" = ")[0] for binding in bound}) == len(bound), "each name bound once", bindings)
-    check(files or not bound, "no bindings without a recipe", bindings)
-    check(kind == "ours" or not baseline, f"no baseline for a row of the kind {kind}", baseline)
+    check(all(re.fullmatch(r"[\w./]+ = \S.*", binding) for binding in bound), "bindings NAME = VALUE", where, bindings)
+    check(len({binding.split(" = ")[0] for binding in bound}) == len(bound), "each name bound once", where, bindings)
+    check(files or not bound, "no bindings without a recipe", where, bindings)
+    check(kind == "ours" or not baseline, f"no baseline for a row of the kind {kind}", where, baseline)
     is_reported = kind == "reference" and numbers[3].endswith("*")
     numbers[3] = numbers[3][: len(numbers[3]) - is_reported]
     for number in numbers:
-        check(re.fullmatch(r"100|\d?\d(\.\d+)?|", number), "percent numbers", number)
+        check(re.fullmatch(r"100|\d?\d(\.\d+)?|", number), "percent numbers", where, number)
     clean, clean_spread, pgd40, robust, spread = (float(number) if number else None for number in numbers)
     paper = (clean, clean_spread, pgd40, robust, spread, is_reported)
     return Row(int(table), row, setting, kind, files, bound, baseline, *paper)

@@ -3,7 +3,7 @@
 import functools
 import posixpath
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -11,11 +11,12 @@ import tensorflow as tf
 from robust_keras import storage
 from robust_keras.saved_models import export
 from robust_keras.study import budget as budgets
-from robust_keras.study import planning, rows, tables, throughput, trials
+from robust_keras.study import claim_verdicts, claims, figures, measured, planning, rows, tables, throughput, trials
 from robust_keras.study.configurations import Configuration
 from robust_keras.training import recorder
 
 Validations = Mapping[int, Mapping[str, float]]  # By seed, the accuracies of a run's best weights.
+EVALUATION = "evaluation"  # The sub-folder of a run's folder with its evaluation by AA+MT.
 
 
 class Commands(NamedTuple):
@@ -23,13 +24,13 @@ class Commands(NamedTuple):
 
     Attributes:
         train: `(gin files, bindings, workdir)`: trains into a folder, or goes on there, and exports.
-        evaluate: `(configuration, gin file, workdir, num_examples)`: evaluates the model of a run's folder into its
-            sub-folder `evaluation`, on all images where num_examples is None; returns the results.
+        evaluate: `(configuration, gin file, workdir, num_examples, folder)`: evaluates the model of a run's folder into
+            a sub-folder, on all images where num_examples is None; returns the results.
         differences: `(gin files, bindings, workdir)`: in what the run in a folder differs, one line each.
     """
 
     train: Callable[[Sequence[str], Sequence[str], str], None]
-    evaluate: Callable[[Configuration, str, str, int | None], dict]
+    evaluate: Callable[[Configuration, str, str, int | None, str], dict]
     differences: Callable[[Sequence[str], Sequence[str], str], list[str]]
 
 
@@ -73,10 +74,53 @@ def measure(study: Study, trained: Trained) -> list[str]:
     Returns:
         The paths of the tables and figures; none where nothing can be compared.
     """
+    if (found := _models(study, trained, {})) is None:
+        return []
+    paths = []
+    for table in dict.fromkeys(each.table for each in study.chosen):
+        shown: Sequence[rows.Row] = rows.select(study.manifest, table=table, setting=study.setting)
+        # What earlier calls finished stays in the table.
+        for name, configuration in study.configured(shown, trained.plan).items():
+            folder = posixpath.join(study.folder, name)
+            if name not in found and (finished := finished_models(configuration, folder, study.commands)):
+                found[name] = finished
+        shown = [each for each in shown if not each.runnable or rows.run_name(each) in found or each in study.chosen]
+        compared = tables.compare_rows(study.manifest, shown, found)
+        paths += tables.write_study(study.folder, table, compared, scale=trained.plan.description)
+        paths += figures.write(study.folder, table, compared, scale=trained.plan.description)
+    return paths
+
+
+def measure_claims(study: Study, trained: Trained, chosen: Sequence[claims.Claim]) -> list[str]:
+    """Trains what the claims' sides and baselines want, evaluates, and writes what that says of each claim.
+
+    Returns:
+        The paths; none where nothing can be compared.
+    """
+    attacks: dict[str, set[str]] = {}
+    for claim in chosen:
+        for row in (*claim.rows, claims.baseline_of(study.manifest, claim)):
+            if row is not None:
+                attacks.setdefault(rows.run_name(row), set()).add(measured.MEASURES[claim.measure].attack)
+    if (found := _models(study, trained, attacks)) is None:
+        return []
+    paths = []
+    for name in dict.fromkeys(claim.name for claim in chosen):
+        judged = [claim_verdicts.judge(study.manifest, claim, found) for claim in chosen if claim.name == name]
+        paths += claim_verdicts.write(study.folder, judged, scale=trained.plan.description)
+    return paths
+
+
+def _models(
+    study: Study, trained: Trained, attacks: Mapping[str, Iterable[str]]
+) -> dict[str, list[measured.Measured]] | None:
+    """Models of the chosen rows and their baselines by name, evaluated by AA+MT and, by name, by some of
+    `measured.ATTACKS` too; None where all are at chance.
+    """
     if trained.is_at_chance:
         print("All networks are at chance on their validation images: the budget is too small to compare", flush=True)
-        return []
-    measured = {}
+        return None
+    found = {}
     by_name = study.configured(study.chosen, trained.plan)
     for count, (name, configuration) in enumerate(by_name.items()):
         print(f"Configuration {count + 1} of {len(by_name)}: {name}", flush=True)
@@ -84,19 +128,9 @@ def measure(study: Study, trained: Trained) -> list[str]:
         validations = trained.validations.get(name)
         if validations is None:
             validations = train_models(configuration, folder, study.commands)
-        measured[name] = evaluate_models(trained.plan, configuration, folder, validations, study.commands)
-    paths = []
-    for table in dict.fromkeys(each.table for each in study.chosen):
-        shown: Sequence[rows.Row] = rows.select(study.manifest, table=table, setting=study.setting)
-        # What earlier calls finished stays in the table.
-        for name, configuration in study.configured(shown, trained.plan).items():
-            folder = posixpath.join(study.folder, name)
-            if name not in measured and (finished := finished_models(configuration, folder, study.commands)):
-                measured[name] = finished
-        shown = [each for each in shown if not each.runnable or rows.run_name(each) in measured or each in study.chosen]
-        compared = tables.compare_rows(study.manifest, shown, measured)
-        paths += tables.write_study(study.folder, table, compared, scale=trained.plan.description)
-    return paths
+        further = sorted({*attacks.get(name, ())} - {""})
+        found[name] = evaluate_models(trained.plan, configuration, folder, validations, study.commands, further)
+    return found
 
 
 def train_models(configuration: Configuration, folder: str, commands: Commands) -> Validations:
@@ -120,27 +154,53 @@ def train_models(configuration: Configuration, folder: str, commands: Commands) 
                 continue
         elif different := commands.differences(configuration.files, bindings, workdir):
             raise ValueError(f"Expected a workdir of this run. Received: {workdir} of another, {'; '.join(different)}")
-        card_path = posixpath.join(saved_model, export.CARD)
-        try:
-            validations[seed] = (storage.read_object(card_path) or {})["validation"]["best"]["metrics"]
-        except (KeyError, TypeError) as error:
-            raise ValueError(
-                f"Expected the model card of a run in {card_path}. Received: {storage.why(error)}"
-            ) from error
+        validations[seed] = _validation(workdir)
     return validations
 
 
+def _validation(workdir: str) -> Mapping[str, float]:
+    """What the best weights of a finished run got on its validation images."""
+    card_path = posixpath.join(workdir, "saved_model", export.CARD)
+    try:
+        return (storage.read_object(card_path) or {})["validation"]["best"]["metrics"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"Expected the model card of a run in {card_path}. Received: {storage.why(error)}") from error
+
+
 def evaluate_models(
-    plan: planning.Plan, configuration: Configuration, folder: str, validations: Validations, commands: Commands
-) -> list[tables.Measured]:
-    """Evaluates the models of a configuration that the protocol chooses."""
-    measured = []
-    for seed in chosen_seeds(configuration, validations):
+    plan: planning.Plan,
+    configuration: Configuration,
+    folder: str,
+    validations: Validations,
+    commands: Commands,
+    attacks: Iterable[str] = (),
+) -> list[measured.Measured]:
+    """Evaluates the models of a configuration that the protocol chooses, by AA+MT and by `measured.ATTACKS` alone."""
+    models = []
+    chosen = chosen_seeds(configuration, validations)
+    num_examples = None if plan.evaluates_whole_set else plan.examples
+    for seed in chosen:
         workdir = posixpath.join(folder, f"seed{seed}")
-        num_examples = None if plan.evaluates_whole_set else plan.examples
-        commands.evaluate(configuration, plan.evaluation, workdir, num_examples)
-        measured.append(tables.read_measured(posixpath.join(workdir, "evaluation"), seed=seed, training=workdir))
-    return measured
+        folders = {name: f"evaluation_{name}" for name in attacks}
+        commands.evaluate(configuration, plan.evaluation, workdir, num_examples, EVALUATION)
+        for name, of in folders.items():
+            commands.evaluate(configuration, measured.ATTACKS[name], workdir, num_examples, of)
+        models.append(
+            measured.read(
+                posixpath.join(workdir, EVALUATION),
+                seed=seed,
+                training=workdir,
+                attacks={name: posixpath.join(workdir, of) for name, of in folders.items()},
+                validation=_accuracy(validations[seed], "robust"),
+                chosen_of=_chosen_of(configuration, chosen, validations),
+            )
+        )
+    return models
+
+
+def _chosen_of(configuration: Configuration, evaluated: Sequence[int], validations: Validations) -> int:
+    """Of how many models validation has chosen the one that is evaluated."""
+    return len(validations) if configuration.job.num_evaluated == len(evaluated) == 1 else 1
 
 
 def chosen_seeds(configuration: Configuration, validations: Validations) -> list[int]:
@@ -154,16 +214,28 @@ def _accuracy(metrics: Mapping[str, float], kind: str) -> float:
     return metrics.get(f"val_{kind}_averaged", metrics[f"val_{kind}"])
 
 
-def finished_models(configuration: Configuration, folder: str, commands: Commands) -> list[tables.Measured]:
+def finished_models(configuration: Configuration, folder: str, commands: Commands) -> list[measured.Measured]:
     """What a configuration has of finished evaluations."""
-    measured = []
+    validations, evaluated = {}, []
     for seed in range(configuration.job.num_runs):
         workdir = posixpath.join(folder, f"seed{seed}")
-        evaluation = posixpath.join(workdir, "evaluation")
-        if tf.io.gfile.exists(posixpath.join(evaluation, "results.json")):
-            if not commands.differences(configuration.files, configuration.with_seed(seed), workdir):
-                measured.append(tables.read_measured(evaluation, seed=seed, training=workdir))
-    return measured
+        if not export.is_finished(posixpath.join(workdir, "saved_model")):
+            continue
+        if commands.differences(configuration.files, configuration.with_seed(seed), workdir):
+            continue
+        validations[seed] = _validation(workdir)
+        if tf.io.gfile.exists(posixpath.join(workdir, EVALUATION, "results.json")):
+            evaluated.append(seed)
+    return [
+        measured.read(
+            posixpath.join(folder, f"seed{seed}", EVALUATION),
+            seed=seed,
+            training=posixpath.join(folder, f"seed{seed}"),
+            validation=_accuracy(validations[seed], "robust"),
+            chosen_of=_chosen_of(configuration, evaluated, validations),
+        )
+        for seed in evaluated
+    ]
 
 
 def train_within(
@@ -212,7 +284,7 @@ def train_within(
     trained = {
         name: train_models(each, posixpath.join(study.folder, name), study.commands) for name, each in by_name.items()
     }
-    models = _models(by_name, trained)
+    models = _trained_models(by_name, trained)
     if budgets.all_at_chance(fitted.plan, jobs, models):
         return Trained(fitted.plan, trained, is_at_chance=True)
     images = budgets.num_images(fitted, jobs, models, left=left())
@@ -222,7 +294,7 @@ def train_within(
     return Trained(fitted.plan, trained)
 
 
-def _models(by_name: Mapping[str, Configuration], trained: Mapping[str, Validations]) -> list[budgets.Model]:
+def _trained_models(by_name: Mapping[str, Configuration], trained: Mapping[str, Validations]) -> list[budgets.Model]:
     return [
         budgets.Model(name, *(_accuracy(trained[name][seed], kind) for kind in ("clean", "robust")))
         for name, configuration in by_name.items()
@@ -237,6 +309,8 @@ def _time_trials(study: Study, clock: Callable[[], float], plan: planning.Plan) 
         study.configured(study.chosen, plan),
         folder,
         train=lambda configuration, bindings: commands.train(configuration.files, bindings, folder),
-        evaluate=lambda configuration, images: commands.evaluate(configuration, plan.evaluation, folder, images),
+        evaluate=lambda configuration, images: commands.evaluate(
+            configuration, plan.evaluation, folder, images, EVALUATION
+        ),
         clock=clock,
     )

@@ -1,45 +1,20 @@
-"""The study's tables and figures: the paper's numbers beside what was measured."""
+"""The study's tables: the paper's numbers beside what was measured."""
 
 import csv
 import io
 import posixpath
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from robust_keras import own_folders, storage
-from robust_keras.evaluation import comparison, report
+from robust_keras.evaluation import comparison, contrast, report
 from robust_keras.study import costs, planning
 from robust_keras.study import rows as study
+from robust_keras.study.measured import Measured, group
 
-# Figures of the paper that show a table.
-FIGURES = {6: "Figure 3", 7: "Figure 4", 8: "Figure 5", 9: "Figure 2"}
 REPORTED = "* reported by others, by an attack that the paper calls similar in strength to AA+MT"
-
-
-class Measured(NamedTuple):
-    """One evaluated model.
-
-    Attributes:
-        seed: of its training run.
-        clean: accuracy in percent, like the next two.
-        pgd40: under PGD-40; None where the evaluation had no baseline.
-        robust: under all attacks.
-        is_at_chance: whether no more clean images are right than a guesser's, see `comparison.is_at_chance`: it has
-            learned nothing, and what it withstands says nothing.
-        stands: bool `[num_examples]`, which examples are right under all attacks.
-        curve: rows of the run's metrics.csv with a validation: dictionaries of floats.
-    """
-
-    seed: int
-    clean: float
-    pgd40: float | None
-    robust: float
-    is_at_chance: bool
-    stands: np.ndarray
-    curve: list[dict[str, float]]
 
 
 class StudyRow(NamedTuple):
@@ -68,74 +43,52 @@ class StudyRow(NamedTuple):
         return comparison.summary(self.compared) if self.compared else ""
 
 
-def read_measured(evaluation: str, *, seed: int, training: str) -> Measured:
-    """What a finished evaluation and its training run have on disk.
-
-    Args:
-        evaluation: the folder with results.json and examples.npz.
-        seed: of the training run.
-        training: the run's folder, with metrics.csv.
-
-    Returns:
-        A `Measured`.
-
-    Raises:
-        ValueError: for an evaluation that is not finished.
-    """
-    (results,) = report.read_results([evaluation])
-    metrics = storage.read_text(posixpath.join(training, "metrics.csv"))
-    lines = [line for line in csv.DictReader(io.StringIO(metrics)) if line["val_robust"]]
-    curve = [{name: float(value) for name, value in line.items() if value} for line in lines]
-    pgd40 = results.get("baseline", {}).get("robust_accuracy")
-    examples = report.examples(evaluation)
-    return Measured(
-        seed=seed,
-        clean=100 * results["clean_accuracy"],
-        pgd40=None if pgd40 is None else 100 * pgd40,
-        robust=100 * results["robust_accuracy"],
-        is_at_chance=comparison.is_at_chance(examples["clean_prediction"], examples["label"]),
-        stands=examples["robust"],
-        curve=curve,
-    )
-
-
 def compare_rows(
-    manifest: Sequence[study.Row], rows: Iterable[study.Row], measured: Mapping[str, Sequence[Measured]]
+    manifest: Sequence[study.Row], rows: Iterable[study.Row], models: Mapping[str, Sequence[Measured]]
 ) -> list[StudyRow]:
-    """Rows beside what was measured, each compared with its baseline over the seeds that both have.
+    """Rows beside what was measured, each compared with its baseline.
 
-    A comparison in which one model is at chance is not made.
+    Three models or more of the same seeds on both sides are compared seed by seed, others by all models of each side. A
+    comparison in which one model is at chance is not made.
 
     Args:
         manifest: all `rows.Row`s.
         rows: those to show.
-        measured: lists of `Measured` by `rows.run_name`.
+        models: lists of `Measured` by `rows.run_name`.
 
     Returns:
         A list of `StudyRow`.
     """
-    return [_compare(manifest, row, measured) for row in rows]
+    return [_compare(manifest, row, models) for row in rows]
 
 
-def _compare(manifest: Sequence[study.Row], row: study.Row, measured: Mapping[str, Sequence[Measured]]) -> StudyRow:
-    own = measured.get(study.run_name(row), []) if row.runnable else []
+def _compare(manifest: Sequence[study.Row], row: study.Row, models: Mapping[str, Sequence[Measured]]) -> StudyRow:
+    own = tuple(models.get(study.run_name(row), ())) if row.runnable else ()
     baseline = study.baseline_of(manifest, row)
     if baseline is None or row.robust is None or baseline.robust is None:
-        return StudyRow(row, tuple(own), None, None)
+        return StudyRow(row, own, None, None)
     expected = row.robust - baseline.robust
-    others = {each.seed: each for each in measured.get(study.run_name(baseline), [])}
-    pairs = [(each, others[each.seed]) for each in own if each.seed in others]
+    others = tuple(models.get(study.run_name(baseline), ())) if own else ()
     at_chance = tuple(
         f"{study.run_name(of)} of seed {each.seed}"
-        for pair in pairs
-        for of, each in zip((row, baseline), pair)
-        if each.is_at_chance
+        for of, of_it in ((row, own), (baseline, others))
+        for each in of_it
+        if others and each.is_at_chance
     )
     found = None
-    if pairs and not at_chance:
-        stands = ([each.stands for each in models] for models in zip(*pairs))
-        found = comparison.compare(*map(np.stack, stands), expected=expected)
-    return StudyRow(row, tuple(own), expected, found, at_chance)
+    if others and not at_chance:
+        found = _compared(own, others, expected)
+    return StudyRow(row, own, expected, found, at_chance)
+
+
+def _compared(own: Sequence[Measured], others: Sequence[Measured], expected: float) -> comparison.Comparison:
+    # Of two pairs, `compare` shows up to six in a hundred differences of none.
+    if len(own) > 2 and [each.seed for each in own] == [each.seed for each in others]:
+        return comparison.compare(
+            *(np.stack([each.stands for each in side]) for side in (own, others)), expected=expected
+        )
+    groups = [group(side, "robust", sign) for side, sign in ((own, 1), (others, -1))]
+    return contrast.compare(groups, expected=expected)
 
 
 def paper_columns(rows: Iterable[study.Row]) -> list[tuple[str, ...]]:
@@ -180,7 +133,7 @@ def _totals(flops: float) -> list[str]:
 
 
 def write_study(directory: str, table: int, rows: Sequence[StudyRow], *, scale: str) -> list[str]:
-    """Writes a table of the study as Markdown and CSV, and where the paper has a figure of it, as a plot.
+    """Writes a table of the study as Markdown and CSV.
 
     Args:
         directory: where to; any `tf.io.gfile` path.
@@ -203,10 +156,6 @@ def write_study(directory: str, table: int, rows: Sequence[StudyRow], *, scale: 
     writer.writeheader()
     writer.writerows(records)
     storage.write_text(paths[1], text.getvalue())
-    if table in FIGURES:
-        paths.append(f"{base}.png")
-        with own_folders.open_file(paths[2], "wb") as file:
-            file.write(_plot(rows, f"{FIGURES[table]} ({title})", curves=table == 7))
     return paths
 
 
@@ -225,7 +174,7 @@ def _lines(rows: Iterable[StudyRow]) -> list[tuple[str, ...]]:
                 _spread(row.clean, row.clean_spread),
                 _number(row.pgd40),
                 _robust(row),
-                *(_spread(*_mean(each.measured, name)) for name in ("clean", "pgd40", "robust")),
+                *(_spread(*mean_of(each.measured, name)) for name in ("clean", "pgd40", "robust")),
                 str(len(each.measured)),
                 row.baseline,
                 _number(each.expected, "+.2f"),
@@ -252,21 +201,21 @@ def _record(each: StudyRow) -> dict[str, Any]:
         "seeds": " ".join(str(measured.seed) for measured in each.measured),
     }
     for name in ("clean", "pgd40", "robust"):
-        mean, deviation = _mean(each.measured, name)
+        mean, deviation = mean_of(each.measured, name)
         record |= {f"measured_{name}": mean, f"measured_{name}_deviation": deviation}
-    low, high = compared.interval if compared else (None, None)
-    needed_images, needed_seeds = compared.needed if compared and compared.needed else (None, None)
-    return record | {
-        "difference": compared and 100 * compared.difference,
-        "difference_low": None if low is None else 100 * low,
-        "difference_high": None if high is None else 100 * high,
-        "verdict": "at chance" if each.at_chance else compared and compared.verdict,
-        "images_needed": needed_images,
-        "seeds_needed": needed_seeds,
-    }
+    return record | difference_columns(compared) | ({"verdict": "at chance"} if each.at_chance else {})
 
 
-def _mean(measured: Iterable[Measured], name: str) -> tuple[float | None, float | None]:
+def difference_columns(compared: comparison.Comparison | None) -> dict[str, Any]:
+    """Cells of a CSV: a difference in points, or hundredths of its unit; None where there is none."""
+    names = ("difference", "difference_low", "difference_high", "verdict", "images_needed", "seeds_needed")
+    if compared is None:
+        return dict.fromkeys(names)
+    points = (100 * each for each in (compared.difference, *compared.interval))
+    return dict(zip(names, (*points, compared.verdict, *(compared.needed or (None, None)))))
+
+
+def mean_of(measured: Iterable[Measured], name: str) -> tuple[float | None, float | None]:
     """Mean and standard deviation over models; None where there is none."""
     values = [value for each in measured if (value := getattr(each, name)) is not None]
     if not values:
@@ -284,50 +233,3 @@ def _number(value: float | None, form: str = ".2f") -> str:
 
 def _spread(value: float | None, deviation: float | None) -> str:
     return _number(value) + ("" if deviation is None else f" ± {deviation:.2f}")
-
-
-def _plot(rows: Sequence[StudyRow], title: str, *, curves: bool) -> bytes:
-    """A PNG file's bytes: robust accuracies of the paper and measured, and where asked for, validation curves."""
-    from matplotlib.figure import Figure
-
-    settings = list(dict.fromkeys(each.row.setting for each in rows))
-    figure = Figure(figsize=(7 * (len(settings) + curves), 5))
-    axes = figure.subplots(1, len(settings) + curves, squeeze=False)
-    for axis, setting in zip(axes[0], settings):
-        _plot_accuracies(axis, [each for each in rows if each.row.setting == setting])
-        axis.set_title(setting)
-    if curves:
-        _plot_curves(axes[0][-1], rows)
-    figure.suptitle(textwrap.fill(title, 80 * axes.size), fontsize="medium")
-    figure.tight_layout()
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=120)
-    return image.getvalue()
-
-
-def _plot_accuracies(axis: Any, rows: Sequence[StudyRow]) -> None:
-    positions = range(len(rows))
-    axis.plot(positions, [each.row.robust for each in rows], "o--", color="0.6", label="paper")
-    for position, each in zip(positions, rows):
-        mean, deviation = _mean(each.measured, "robust")
-        if mean is not None:
-            axis.errorbar(position, mean, deviation or 0.0, fmt="s", color="C0", capsize=3)
-    axis.plot([], [], "s", color="C0", label="measured, with the deviation of seeds")
-    axis.set_xticks(positions, [each.row.row for each in rows], rotation=45, ha="right")
-    axis.set_ylabel("robust accuracy, %")
-    axis.legend()
-
-
-def _plot_curves(axis: Any, rows: Sequence[StudyRow]) -> None:
-    for each in rows:
-        for measured in each.measured[:1]:
-            steps = [line["step"] for line in measured.curve]
-            raw = axis.plot(steps, [100 * line["val_robust"] for line in measured.curve], ":", alpha=0.7)[0]
-            column = [100 * line.get("val_robust_averaged", np.nan) for line in measured.curve]
-            label = f"{each.row.row}, {each.row.setting}"
-            axis.plot(steps, column, "-", color=raw.get_color(), label=label)
-    axis.set_title("validation, PGD-40: raw (dotted) and averaged weights")
-    axis.set_xlabel("step")
-    axis.set_ylabel("robust accuracy, %")
-    if any(each.measured for each in rows):
-        axis.legend(fontsize="small")

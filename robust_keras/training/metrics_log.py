@@ -11,6 +11,8 @@ import tensorflow as tf
 
 from robust_keras import own_folders
 from robust_keras.engines import replicas
+from robust_keras.training import tensorboard_events
+from robust_keras.training.validation import Validator
 
 METRICS = (
     "step",
@@ -32,15 +34,19 @@ class MetricsLog:
         workdir: the run's folder.
         learning_rate: a function of the step.
         batch_size: examples in a step.
+        hyper_parameters: of the run, for TensorBoard.
 
     Attributes:
         rows: all rows so far, each a dictionary.
     """
 
-    def __init__(self, workdir: str, learning_rate: Callable, batch_size: int) -> None:
+    def __init__(
+        self, workdir: str, learning_rate: Callable, batch_size: int, hyper_parameters: Mapping | None = None
+    ) -> None:
         self._path = posixpath.join(str(workdir), "metrics.csv")
         self._events_path = posixpath.join(str(workdir), "events")
         self._learning_rate, self._batch_size = learning_rate, batch_size
+        self._hyper_parameters = hyper_parameters
         self._is_writer = replicas.process_index() == 0
         self._events: tf.summary.SummaryWriter | None = None
         # A step and when it ended: training alone is timed from there, and not the first step, which compiles.
@@ -63,12 +69,17 @@ class MetricsLog:
             file.write(",".join(METRICS) + "\n" + _csv(self.rows))
 
     @contextlib.contextmanager
-    def events(self) -> Iterator[None]:
-        """Inside the context, rows become events too."""
+    def events(self, start_step: int = 0) -> Iterator[None]:
+        """Inside the context, rows become events too, in the place of those after `start_step`."""
         self._since = None
         own_folders.check(self._events_path)
-        self._events = tf.summary.create_file_writer(self._events_path) if self._is_writer else None
+        if self._is_writer:
+            tensorboard_events.cut_off(self._events_path, start_step)
+            self._events = tf.summary.create_file_writer(self._events_path)
         try:
+            if self._events is not None and start_step == 0 and self._hyper_parameters:
+                with self._events.as_default():
+                    tensorboard_events.write_hyper_parameters(self._hyper_parameters)
             yield
         finally:
             if self._events is not None:
@@ -95,6 +106,12 @@ class MetricsLog:
             for name, value in row.items():
                 if name != "step":
                     tf.summary.scalar(name, value)
+
+    def picture(self, step: int, validator: Validator) -> None:
+        """Makes events of what the last validation saw, after `step`."""
+        if self._events is not None:
+            with self._events.as_default(step=step):
+                tensorboard_events.write_validation(validator.pictured, validator.seen)
 
     def go_on(self, step: int, pause: float, *, anew: bool) -> None:
         """Times the steps after `step`, without the `pause` in seconds since it ended; `anew`, or with those before."""

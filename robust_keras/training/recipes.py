@@ -59,11 +59,14 @@ class Validation(NamedTuple):
             some.
         needs_wrong_ones: whether `correct_fn` has to see images that are classified wrongly before any attack. Those
             that it need not see count as neither.
+        seen_fn: like `correct_fn`, to `(clean, robust, clean margin, robust margin, x_adv)`: what TensorBoard is shown;
+            margins are `losses.margin`, `[batch]`. None where there is none.
     """
 
     correct_fn: Callable
     best_by: str = "robust"
     needs_wrong_ones: bool = True
+    seen_fn: Callable | None = None
 
 
 class Recipe(NamedTuple):
@@ -135,7 +138,7 @@ class Cadence(NamedTuple):
         checkpoint_every: steps between snapshots; the last step has one too.
         log_every: steps between rows of metrics.csv.
         num_checkpoints: snapshots kept.
-        progress: whether to show a progress bar.
+        progress: whether to show a progress bar or, where stderr is no terminal, lines between validations.
     """
 
     validate_every: int = 1000

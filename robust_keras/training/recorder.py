@@ -2,20 +2,20 @@
 
 import contextlib
 import math
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
 import numpy as np
-from tqdm import tqdm
 
 from robust_keras import failures, storage
 from robust_keras.engines import replicas
+from robust_keras.training import tensorboard_events
 from robust_keras.training.best_weights import BestWeights
 from robust_keras.training.checkpoints import Snapshots
 from robust_keras.training.metrics_log import MetricsLog
+from robust_keras.training.progress import SAVING, VALIDATING, Progress
 from robust_keras.training.recipes import Cadence
 from robust_keras.training.run_state import NonFiniteLoss, RunState
 from robust_keras.training.termination import Termination
@@ -54,12 +54,13 @@ class RunRecorder(keras.callbacks.Callback):
         super().__init__()
         self._state, self._snapshots, self._log = state, snapshots, log
         self._train_steps, self._cadence = train_steps, cadence
-        self._best = BestWeights(validator, state)
+        self._validator, self._best = validator, BestWeights(validator, state)
         self._termination = Termination()
         self._start_step = 0
         self._unseen: list = []  # Steps and their losses since the last look.
         self._unfinished: dict | None = None  # {"step", "logs"} of a validation that a signal stopped
         self._is_writer = replicas.process_index() == 0
+        self._progress = Progress(train_steps, cadence, writes=self._is_writer)
 
     def restore(self) -> int:
         """Continues from the newest intact snapshot, if there is one.
@@ -108,25 +109,20 @@ class RunRecorder(keras.callbacks.Callback):
         A validation that a signal had stopped is caught up on first. What is being written at the end is finished,
         however it ends.
         """
-        with self._termination.heard(), self._log.events():
+        # Of the step itself there are events where its validation was caught up on, and is to be again.
+        start = self._start_step - (self._unfinished is not None)
+        with self._termination.heard(), self._log.events(start):
             try:
                 self._catch_up()
                 yield
             finally:
+                self._progress.end()
                 self._snapshots.finish()
         replicas.all_processes(0)  # None goes on before the files are there.
 
     def on_train_begin(self, logs: Mapping | None = None) -> None:
-        """Shows the progress bar."""
-        interactive = sys.stderr.isatty()
-        self._bar = tqdm(
-            total=self._train_steps,
-            initial=self._start_step,
-            unit=" steps",
-            disable=not (self._cadence.progress and self._is_writer),
-            dynamic_ncols=interactive,
-            mininterval=0.5 if interactive else 30.0,
-        )
+        """Says where the steps begin."""
+        self._progress.begin(self._start_step, self._best.last, self._best.best)
 
     def on_train_batch_end(self, batch: int, logs: Mapping) -> None:
         """Validates, logs and saves as due after a step.
@@ -137,30 +133,26 @@ class RunRecorder(keras.callbacks.Callback):
         """
         failures.work_begins()  # A setting that cannot be traced has shown by now.
         step = self._start_step + batch + 1
-        self._bar.update(step - self._bar.n)
         self._unseen.append((step, logs["loss"]))
         stops = self._should_stop()
         if replicas.is_on_jax() and not (stops or self._is_due(step)):  # Its devices go on without being asked.
             self._log.go_on(step, 0.0, anew=False)
+            self._progress.step(step)
             return
         loss = self._seen_losses()
-        self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        self._progress.step(step, loss)
         logs = {"loss": loss, "labelled_fraction": float(logs["labelled_fraction"])}
         is_last, ended = step == self._train_steps, time.perf_counter()
         row = self._validate_now(step) if is_last or step % self._cadence.validate_every == 0 else {}
         if row is None:
             self._unfinished = {"step": step, "logs": logs}
         elif row or is_last or step % self._cadence.log_every == 0:
-            self._log.add(step, logs, row, ended)
+            self._add_row(step, logs, row, ended)
         stops = stops or row is None
         saved = self._save_as_due(step, stops)
         self._log.go_on(step, time.perf_counter() - ended, anew=bool(row) or is_last)
         if stops:
             raise self._termination.terminated(saved)
-
-    def on_train_end(self, logs: Mapping | None = None) -> None:
-        """Ends the progress bar."""
-        self._bar.close()
 
     def _is_due(self, step):
         """Whether there is anything to validate, log or save after a step."""
@@ -190,7 +182,7 @@ class RunRecorder(keras.callbacks.Callback):
         if row is None:  # Again; what there is to save is saved.
             raise self._termination.terminated(step)
         self._unfinished = None
-        self._log.add(step, logs, row, time.perf_counter())
+        self._add_row(step, logs, row, time.perf_counter())
         # A snapshot would first take away the one of this step, which is good until the next one: this can be repeated.
         if step == self._train_steps:
             self._save(step)
@@ -199,11 +191,21 @@ class RunRecorder(keras.callbacks.Callback):
 
     def _validate_now(self, step):
         """Columns of a validation; None where a signal stopped it."""
-        metrics = self._best.validate(step, self._should_stop)
-        if metrics is not None and self._is_writer:
-            shown = ", ".join(f"{name} {100 * value:.2f} %" for name, value in metrics.items())
-            tqdm.write(f"Step {step}: {shown}", file=sys.stderr)
+
+        def should_stop():
+            self._progress.go_on()
+            return self._should_stop()
+
+        with self._progress.pause(VALIDATING):
+            metrics = self._best.validate(step, should_stop)
+        if metrics is not None:
+            self._progress.validated(step, self._best.last, self._best.best)
         return metrics
+
+    def _add_row(self, step, logs, row, ended):
+        self._log.add(step, logs, row, ended)
+        if row and tensorboard_events.is_due(step, self._train_steps, self._cadence.validate_every):
+            self._log.picture(step, self._validator)
 
     def _save_as_due(self, step, stops):
         """Saves a step where that is due; the step of the snapshot from which a stopped run goes on."""
@@ -214,7 +216,8 @@ class RunRecorder(keras.callbacks.Callback):
         has_failed = under_way is None and self._snapshots.has_failed()
         is_due = step == self._train_steps or step % self._cadence.checkpoint_every == 0
         if is_due or stops or has_failed:
-            self._save(step)
+            with self._progress.pause(SAVING):
+                self._save(step)
         return step
 
     def _save(self, step):

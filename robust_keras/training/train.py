@@ -11,7 +11,7 @@ from robust_keras.data import sources
 from robust_keras.data.training_batches import TrainingData
 from robust_keras.engines import replicas, strategies
 from robust_keras.models import weights
-from robust_keras.training import inputs
+from robust_keras.training import hyper_parameters, inputs
 from robust_keras.training.checkpoints import Snapshots
 from robust_keras.training.metrics_log import MetricsLog
 from robust_keras.training.program import Program, build, network_of
@@ -96,7 +96,7 @@ def _train(workdir, recipe, layout, cadence, data_dir, strategy):
             state_of(program),
             program.validator,
             Snapshots(workdir, description(program, data), cadence.num_checkpoints),
-            MetricsLog(workdir, program.learning_rate, share * replicas.num_processes()),
+            MetricsLog(workdir, program.learning_rate, share * replicas.num_processes(), hyper_parameters.of(recipe)),
             train_steps=recipe.train_steps,
             cadence=cadence,
         )

@@ -21,7 +21,7 @@ FEW_CLASSES = ("dlr_fell_back_to_margin", "targeted_dlr_fell_back_to_margin", "f
     [
         (2, (28, 28, 1), "Linf", "8/255", {"targeted_dlr_fell_back_to_margin", "fewer_target_classes"}),
         (3, (40, 24, 3), "L2", 0.5, {"targeted_dlr_fell_back_to_margin", "fewer_target_classes"}),
-        (10, (28, 28, 1), "L1", 5.0, set()),
+        pytest.param(10, (28, 28, 1), "L1", 5.0, set(), marks=pytest.mark.slow),
         (100, (40, 24, 3), "Linf", "8/255", set()),
     ],
 )

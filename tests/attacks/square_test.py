@@ -406,7 +406,7 @@ def test_restarts_are_runs():
 # Compilation.
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", ["Linf", *(pytest.param(norm, marks=pytest.mark.slow) for norm in ("L2", "L1"))])
 def test_compiled_by_xla(norm):
     x, logits_fn = images(8, (12, 10, 3)), staircase((12, 10, 3))
     labels, seeds = labels_of(logits_fn, x), seeds_of(range(8))

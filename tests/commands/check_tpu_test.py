@@ -187,7 +187,11 @@ def test_every_evaluation_is_ready(evaluation, norm):
     "recipe, bindings",
     [
         ("quickstart.gin", ["train.objective = @own()", "training/pgd.num_steps = 1"]),
-        ("quickstart_plain.gin", ["train.attack = @multi_targeted()", "multi_targeted.threat = @threat()"]),
+        pytest.param(
+            "quickstart_plain.gin",
+            ["train.attack = @multi_targeted()", "multi_targeted.threat = @threat()"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_what_the_costs_do_not_know_is_checked_all_the_same(monkeypatch, capsys, own_objective, recipe, bindings):

@@ -15,14 +15,15 @@ FILES = sorted(path.relative_to(GIN).as_posix() for path in GIN.rglob("*.gin"))
 LEAVES = sorted(
     path.name
     for path in GIN.glob("*.gin")
-    if not path.name.startswith(("base", "convnext", "pseudo_label", "quickstart"))
+    if not path.name.startswith(("base", "convnext", "pseudo_label", "quickstart", "released"))
 )
+RELEASED = sorted(path.name for path in GIN.glob("released*.gin"))
 FOLDERS = {
     name: sorted(f"{name}/{path.name}" for path in (GIN / name).glob("*.gin")) for name in ("objectives", "schedules")
 }
 # After any leaf.
 OVERLAYS = ["data/cutmix.gin", "data/images.gin", "models/preact_resnet_18.gin", "presets/released_code.gin"]
-OVERLAYS += ["scales/mini.gin", *FOLDERS["schedules"]]
+OVERLAYS += ["data/mnist.gin", "data/svhn.gin", "scales/mini.gin", *FOLDERS["schedules"]]
 # The paper says of these that they are there, or nothing: what is chosen, in the words of the headers.
 CHOICES = {
     "momentum is .9": lambda name: True,
@@ -79,11 +80,11 @@ def test_every_file_says_what_it_is(name):
     assert len(header(name)) > 30 and header(name)[0].isupper()
 
 
-@pytest.mark.parametrize("name", LEAVES)
+@pytest.mark.parametrize("name", LEAVES + RELEASED)
 def test_a_leaf_has_its_command(name):
     (words, *_) = commands(name)
     assert words[:3] == ["python", "scripts/train.py", f"--gin_file=gin/{name}"]
-    assert ("--data_dir=DIR" in words) == ("80mti" in name)
+    assert ("--data_dir=DIR" in words) == ("80mti" in name or "ddpm" in name)
 
 
 @pytest.mark.parametrize("name", LEAVES)
@@ -103,10 +104,10 @@ def test_a_leaf_says_what_is_not_the_papers(name, choice):
     assert header(name).count("Not the paper's: ") == 1
 
 
-@pytest.mark.parametrize("name", LEAVES)
+@pytest.mark.parametrize("name", LEAVES + RELEASED)
 def test_a_leaf_has_its_cost(name):
     (hours,) = (int(text) for text in re.findall(r"(\d+) (?:TPU v3 )?core-hours", header(name)))
-    like = "at_80mti.gin" if "80mti" in name else "at.gin"
+    like = "at_80mti.gin" if "80mti" in name or "released" in name else "at.gin"
 
     def operations(leaf):
         recipe = bound([leaf]).recipe
@@ -153,7 +154,7 @@ def test_objectives_combine_with_every_recipe(name):
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_overlays_fit_every_recipe(overlay):
-    for name in LEAVES:
+    for name in LEAVES + RELEASED:
         bound([name, overlay])
 
 

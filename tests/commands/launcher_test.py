@@ -7,7 +7,16 @@ import pytest
 import tensorflow as tf
 from absl import flags
 
-from robust_keras.commands import check_tpu, evaluate, export_program, launcher, pseudo_label, reproduce, train
+from robust_keras.commands import (
+    check_tpu,
+    evaluate,
+    evaluate_checkpoints,
+    export_program,
+    launcher,
+    pseudo_label,
+    reproduce,
+    train,
+)
 
 
 def test_a_lost_process_is_one_line(monkeypatch, capsys):
@@ -74,6 +83,7 @@ def test_recipes_and_their_data_are_given_by_the_same_flags(name):
         train,
         check_tpu,
         evaluate,
+        evaluate_checkpoints,
         export_program,
         pseudo_label,
         *([] if name == "gin_file" else [reproduce]),

@@ -275,14 +275,17 @@ def test_another_pool_or_classifier_is_refused(monkeypatch, capsys, data, undist
         ([f"--saved_model={data}/saved_model"], {"label_pool.near_duplicate": "0.9"}, "near_duplicate"),
         ([f"--saved_model={tmp_path}/none"], {}, "none"),
         (
-            [f"--saved_model={data}/saved_model", "--input_range=-1,1"],
+            [f"--saved_model={data}/saved_model", "--input_range=0,.5"],
             {},
-            "classifier.input_range = [0.0, 1.0], not [-1.0, 1.0]",
+            "classifier.input_range = [0.0, 1.0], not [0.0, 0.5]",
         ),
+        ([f"--saved_model={data}/saved_model", "--input_range=-1,1"], {}, "images in [0, 1]"),
+        ([f"--saved_model={data}/saved_model", "--input_range=0,255"], {}, "images in [0, 1]"),
         ([f"--saved_model={data}/saved_model", "--strategy=gpus"], {}, "'gpus'"),
         ([f"--init_from={tmp_path}/none"], {}, "of another, with "),
         ([f"--saved_model={data}/saved_model", "--worker=2", "--num_workers=2"], {}, "2 of 2"),
     ):
         with pytest.raises(SystemExit) as exit:
             call(monkeypatch, pseudo_label, *arguments(data, undisturbed, *extra, **changes))
-        assert exit.value.code == 2 and message in capsys.readouterr().err.partition("error: ")[2]
+        said = capsys.readouterr().err.partition("error: ")[2]
+        assert exit.value.code == 2 and message in said and "\n" not in said.rstrip("\n"), said

@@ -11,7 +11,7 @@ import pytest
 from robust_keras import ownership
 from robust_keras.commands import evaluate, reproduce, train
 from robust_keras.evaluation import gradient_masking
-from robust_keras.study import budget, planning, throughput, trials
+from robust_keras.study import budget, measured, planning, throughput, trials
 from robust_keras.training import recorder
 
 TINY = {
@@ -116,9 +116,9 @@ def test_the_papers_protocol_evaluates_the_better_of_two_by_validation(monkeypat
     monkeypatch.setattr(train, "run", trained)
     monkeypatch.setattr(evaluate, "run", lambda *, workdir, **_: evaluated.append(workdir.split("/")[-3:-1]))
     monkeypatch.setattr(
-        "robust_keras.study.tables.read_measured",
-        lambda *_, seed, **__: types.SimpleNamespace(
-            seed=seed, clean=1.0, pgd40=None, robust=1.0, is_at_chance=False, stands=np.arange(12) < 3, curve=[]
+        "robust_keras.study.measured.read",
+        lambda *_, seed, validation, chosen_of, **__: measured.Measured(
+            seed, 1.0, None, 1.0, False, np.arange(12) < 3, [], {}, validation, chosen_of
         ),
     )
     paths = reproduce.run(**ROW, workdir=str(tmp_path))
@@ -133,7 +133,7 @@ def test_runs_and_evaluations_compute_where_the_study_is_told_to(monkeypatch, sm
     monkeypatch.setattr(evaluate, "run", lambda **given: asked.append(given))
     commands = reproduce._commands("data", "jax", None)
     commands.train(["at.gin"], [], "run")
-    commands.evaluate(types.SimpleNamespace(dataset="digits", threat=[]), "eval/aa_mt.gin", "run", None)
+    commands.evaluate(types.SimpleNamespace(dataset="digits", threat=[]), "eval/aa_mt.gin", "run", None, "evaluation")
     assert [(given["strategy"], given["tpu"]) for given in asked] == [("jax", None)] * 2
 
 
@@ -196,6 +196,10 @@ def test_list_and_dry_run(capsys):
     [
         (["--table=11"], "Expected a table out of 1, 2, 3.*Received: 11"),
         (["--table=7", "--row=tau=0.5"], "Expected a row of Table 7 out of no averaging,.*Received: tau=0.5"),
+        (["--claim=silo"], "Expected a claim out of .*silu,.*Received: silo"),
+        (["--claim=silu", "--table=8"], "Expected --claim with neither --table nor --row"),
+        (["--claim=calibration-rice"], "Expected a claim that can be run. Received: calibration-rice: Their weights"),
+        (["--claim=200k-to-500k", "--setting=cifar10"], "Expected a claim of cifar10 out of .*Received: 200k-to-500k"),
         (["--table=4"], "Fetch it with"),
         (
             ["--table=5", "--setting=80mti", "--row=Ours (WRN-70-16, L2)"],

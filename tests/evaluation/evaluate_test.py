@@ -234,6 +234,8 @@ def test_keys(random_evaluation):
         "robust": (np.bool_, (10,)),
         "broken_by": (np.int32, (10,)),
         "adversarial": (np.float32, (10, 2, 2, 3)),
+        "adversarial_prediction": (np.int32, (10,)),
+        "clean_margin": (np.float32, (10,)),
     }
 
 

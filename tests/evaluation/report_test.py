@@ -100,7 +100,9 @@ def evaluations(folder, robust, clean, index):
     """Folders of evaluations, one for each line of bool `[seeds, images]`."""
     for seed, (stands, is_right) in enumerate(zip(robust, clean)):
         (folder / str(seed)).mkdir(parents=True)
-        (folder / str(seed) / "results.json").write_text(json.dumps(FIRST))
+        shares = {"clean_accuracy": float(np.mean(is_right)), "robust_accuracy": float(np.mean(stands))}
+        results = {**FIRST, "num_examples": len(index), **shares}
+        (folder / str(seed) / "results.json").write_text(json.dumps(results))
         label = np.arange(len(index)) % 10
         np.savez(
             folder / str(seed) / "examples.npz",

@@ -98,7 +98,7 @@ def test_what_rounding_breaks_is_not_broken():
     assert found.examples["robust"].all()
 
 
-@pytest.mark.parametrize("stop_at", [2, 5, 7])
+@pytest.mark.parametrize("stop_at", [5, *(pytest.param(stop_at, marks=pytest.mark.slow) for stop_at in (2, 7))])
 def test_resuming(trained, tmp_path, stop_at, monkeypatch):
     expected = evaluate(trained, "bfloat16")
     save, calls = saved_state.Verdicts.save, []

@@ -133,7 +133,7 @@ def test_frozen_normalisation_stays_in_inference():
     np.testing.assert_allclose(network(x, training=True), network(x, training=False), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["ConvNeXtTiny", "MobileNetV3Small", "ResNet50"])
+@pytest.mark.parametrize("name", [pytest.param("ConvNeXtTiny", marks=pytest.mark.slow), "MobileNetV3Small", "ResNet50"])
 def test_pixels_and_logits_are_float32_in_mixed_precision(mixed_bfloat16, name):
     network = application.application(name=name, **SMALL)
     layers = list(fine_tuning.layers_of(network))

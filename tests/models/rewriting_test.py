@@ -58,7 +58,10 @@ def compiled_parts(function, x):
     return sum("_XlaMustCompile" in op.node_def.attr for op in graph.get_operations() if "Call" in op.type)
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(
+    "activation",
+    ["relu", "silu", *(pytest.param(a, marks=pytest.mark.slow) for a in ACTIVATIONS if a not in ("relu", "silu"))],
+)
 def test_a_wide_resnet_in_float32_and_bfloat16(activation):
     network = scrambled(wide_resnet(depth=10, width=2, num_classes=5, activation=activation, input_shape=(16, 16, 3)))
     logits_fn = any_network.as_logits_fn(network)

@@ -211,7 +211,7 @@ def of_fixed_batch(tmp_path_factory, linear):
 
 @pytest.mark.parametrize("kind", ["SavedModel", "keras"])
 @pytest.mark.parametrize("size", [1, 4])
-@pytest.mark.parametrize("batch", [1, 4, 6, 8])
+@pytest.mark.parametrize("batch", [4, 6, *(pytest.param(batch, marks=pytest.mark.slow) for batch in (1, 8))])
 def test_any_batch_in_parts_of_the_models_own(of_fixed_batch, linear, kind, size, batch):
     logits_fn = load.load_logits_fn(of_fixed_batch[size, kind])
     x = tf.constant(np.random.default_rng(batch).random((batch, 4, 4, 3)), tf.float32)

@@ -57,7 +57,7 @@ class Device:
         metrics = dict(zip(("val_clean", "val_robust"), self._accuracy))
         (folder / "model_card.json").write_text(json.dumps({"validation": {"best": {"metrics": metrics}}}))
 
-    def _evaluate(self, configuration, gin_file, workdir, num_examples):
+    def _evaluate(self, configuration, gin_file, workdir, num_examples, folder):
         is_trial = pathlib.Path(workdir).name == "trial"
         clean, robust = (0.1, 0.0) if is_trial else self._accuracy
         # PGD-40 runs in whole batches, and counts examples; the others count the steps of every example.
@@ -67,7 +67,7 @@ class Device:
         last_batches = 2 * 50 * EVALUATION_BATCH / 2  # On their way to being empty.
         self.now += self._costs[2] + (sum(in_batches) + last_batches) * PASS
         self.evaluated.append((workdir, num_examples))
-        folder = pathlib.Path(workdir) / "evaluation"
+        folder = pathlib.Path(workdir) / folder
         folder.mkdir()
         labels = np.arange(num_examples) % 10
         right = np.random.RandomState(len(self.evaluated)).rand(2, num_examples) < [[clean], [robust]]

@@ -21,7 +21,7 @@ def time_trials(device, by_name, folder):
         by_name,
         str(folder),
         train=lambda each, bindings: commands.train(each.files, bindings, str(folder)),
-        evaluate=lambda each, images: commands.evaluate(each, "eval/aa_mt_mini.gin", str(folder), images),
+        evaluate=lambda each, images: commands.evaluate(each, "eval/aa_mt_mini.gin", str(folder), images, "evaluation"),
         clock=device.clock,
     )
 

@@ -39,7 +39,7 @@ def assert_same_run(ours, theirs):
         np.testing.assert_array_equal(ours[name], array, err_msg=name)
 
 
-@pytest.mark.parametrize("step", [3, NUM_STEPS])
+@pytest.mark.parametrize("step", [3, pytest.param(NUM_STEPS, marks=pytest.mark.slow)])
 def test_sigterm_stops_a_validation_which_is_caught_up_on(monkeypatch, capsys, undisturbed, tmp_path, step):
     validate, calls = recording.RunRecorder._validate_now, []
 
@@ -137,7 +137,7 @@ def test_what_was_saved_stays_while_a_validation_is_caught_up_on(monkeypatch, un
     assert_same_run(tmp_path, undisturbed)
 
 
-@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("fails", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_sigterm_waits_for_the_snapshot_under_way_and_writes_no_other(monkeypatch, undisturbed, tmp_path, fails):
     write, should_stop, steps = storage.write, recording.RunRecorder._should_stop, []
     go_on = threading.Event()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,9 +11,12 @@ import tensorflow as tf
 from robust_keras import storage
 
 CARMON_FILE = "ti_500K_pseudo_labeled.pickle"
-DDPM_FILE = "cifar10_ddpm.npz"
+# The images that Rebuffi et al. 2021 generated, by the TFDS name of the set that they resemble.
+DDPM_FILES = {"cifar10": "cifar10_ddpm.npz", "cifar100": "cifar100_ddpm.npz", "svhn_cropped": "svhn_ddpm.npz"}
 HOW_TO_LABEL = "scripts/pseudo_label.py gives the images of a pool their labels"
 _CARMON_ID = "1LTw3Sb5QoiCCN-6Y5PEKkq9C9W60w-Hi"
+_DDPM_URL = "https://storage.googleapis.com/dm-adversarial-robustness"
+_REGENERATED = re.compile(r"(^|/)(80mti/(200k|500k|1m)|80mti_cifar100/500k)/\*\.tfrecord$")
 
 
 class Published(NamedTuple):
@@ -23,6 +27,7 @@ class Published(NamedTuple):
     sha256: str | None = None
     num_images: int | None = None
     num_classes: int | None = None
+    dataset: str | None = None  # Of TFDS, whose labels these are.
 
 
 # By file name: a file of that name is taken for the published one, and has to match.
@@ -31,11 +36,12 @@ PUBLISHED = {
         f"https://drive.google.com/uc?id={_CARMON_ID}",
         num_images=500_000,
         num_classes=10,
+        dataset="cifar10",
     ),
-    DDPM_FILE: Published(
-        f"https://storage.googleapis.com/dm-adversarial-robustness/{DDPM_FILE}",
-        num_classes=10,
-    ),
+    **{
+        file: Published(f"{_DDPM_URL}/{file}", num_classes=100 if dataset == "cifar100" else 10, dataset=dataset)
+        for dataset, file in DDPM_FILES.items()
+    },
 }
 
 
@@ -54,6 +60,50 @@ def find_file(name: str, path: str, folder: str, exists: Callable = tf.io.gfile.
         if exists(candidate):
             return candidate
     raise DataUnavailable(f"Expected an existing {what} in {name!r}. Received: no {path}, neither here nor in {folder}")
+
+
+def default_file(kind: str, dataset: str | None) -> str | None:
+    """The published file that 'carmon' or 'ddpm' alone stands for beside a labelled set; None for other kinds.
+
+    Args:
+        kind: of extra data.
+        dataset: name of the labelled set. Beside one for which there are no generated images they are CIFAR-10's.
+    """
+    generated = DDPM_FILES.get(_plain(dataset), DDPM_FILES["cifar10"])
+    return {"carmon": CARMON_FILE, "ddpm": generated}.get(kind)
+
+
+def check_labels_are_of(name: str, published: Published, dataset: str | None) -> None:
+    """Refuses a published file beside another set of the same shape, whose classes are other things.
+
+    Args:
+        name: of the extra data.
+        published: what is known of its file.
+        dataset: name of the labelled set.
+    """
+    if published.dataset is not None and (known := _plain(dataset)) in DDPM_FILES and known != published.dataset:
+        raise ValueError(
+            f"Expected extra data with the classes of {known}, such as 'ddpm'. Received: {name!r}, with those of "
+            f"{published.dataset}"
+        )
+
+
+def is_paper_extra_data(name: str) -> bool:
+    """Whether extra data of a name is the paper's: the published file of Carmon et al., or a regenerated set.
+
+    A file by its published name counts, because `sources.load_extra` refuses it unless it is that file. The paper also
+    regenerated sets of 200 K, 500 K and 1 M images (section 4.3.1), and trained Table 5's models on the 500 K; they are
+    not published. Sets by the names that the recipes have for them count, as made in the way that the paper describes.
+    """
+    kind, colon, path = str(name).partition(":")
+    if kind == "tfrecord":
+        return bool(_REGENERATED.search(path.replace("\\", "/")))
+    return kind == "carmon" and (not colon or os.path.basename(path) == CARMON_FILE)
+
+
+def _plain(dataset: str | None) -> str:
+    """A TFDS name without its version."""
+    return (dataset or "").partition(":")[0]
 
 
 def verify(path: str, published: Published) -> None:
@@ -92,9 +142,9 @@ def _sha256(path, stat):
 
 def how_to_obtain(name: str, path: str) -> str:
     """The commands that fetch the file of 'carmon' or 'ddpm' to `path`, one on a line."""
-    folder = os.path.dirname(path)
-    ddpm = os.path.join(folder, DDPM_FILE)
-    generated = f"  mkdir -p {folder}\n  curl -L -o {ddpm} {PUBLISHED[DDPM_FILE].url}\n"
+    folder, file = os.path.split(path)
+    ddpm = file if name == "ddpm" else DDPM_FILES["cifar10"]
+    generated = f"  mkdir -p {folder}\n  curl -L -o {os.path.join(folder, ddpm)} {_DDPM_URL}/{ddpm}\n"
     if name == "ddpm":
         return f"Expected {path}. Fetch it with\n{generated}Received: no such file"
     return (

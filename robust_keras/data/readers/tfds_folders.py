@@ -53,6 +53,11 @@ def check(name: str, folder: str) -> None:
                 )
 
 
+def has_copy(name: str, folder: str) -> bool:
+    """Whether a folder of all sets holds a version of one."""
+    return any(_descriptions(posixpath.join(folder, name)))
+
+
 def _descriptions(folder: str) -> Iterator[str]:
     """The files features.json of the versions, and configurations, of a set."""
     for depth in range(3):

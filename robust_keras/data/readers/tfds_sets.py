@@ -29,6 +29,11 @@ def is_name(name: str) -> bool:
     return bool(_NAME.fullmatch(name))
 
 
+def is_prepared(name: str, folder: str) -> bool:
+    """Whether a folder of sets has a copy of one, of any version; nothing is downloaded to find out."""
+    return bool(_NAME.fullmatch(name)) and tfds_folders.has_copy(re.split("[/:]", name)[0], folder)
+
+
 class Split(NamedTuple):
     """A split of a set that is there.
 

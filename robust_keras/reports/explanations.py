@@ -1,0 +1,91 @@
+"""Threat models and attacks in plain words, for who sees a report and nothing else."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+# Of attacks, by name: what they do.
+ATTACKS = {
+    "pgd": "follows the gradient in small steps of a fixed schedule (Madry et al. 2018)",
+    "apgd-ce": "follows the gradient of the cross-entropy; adapts its steps (Croce and Hein 2020)",
+    "apgd-dlr": "the same on the difference of logits ratio, which does not change with the logits' scale",
+    "apgd-t": "the same, aimed at one wrong class after the other",
+    "fab": "looks for the nearest image of another class (Croce and Hein 2020)",
+    "fab-t": "the same, aimed at one wrong class after the other",
+    "square": "changes random squares and sees the outputs alone, no gradients (Andriushchenko et al. 2020)",
+    "multi-targeted": "follows the gradient of the margin to one wrong class after the other (Gowal et al. 2019)",
+    "transfer": "takes the images that an attack made for another model; sees no gradients of this one",
+}
+# Lists of attacks that claims can rest on, and of each attack the least that they run.
+_LISTS = {
+    "AutoAttack's standard version": {
+        "apgd-ce": {"num_steps": 100},
+        "apgd-t": {"num_steps": 100, "num_targets": 5},
+        "fab-t": {"num_steps": 100, "num_targets": 9},
+        "square": {"num_queries": 5000},
+    },
+    "AA+MT, the protocol of Gowal et al. (2020)": {
+        "apgd-ce": {"num_steps": 100, "num_restarts": 5},
+        "apgd-dlr": {"num_steps": 100, "num_restarts": 5},
+        "multi-targeted": {"num_steps": 200, "num_restarts": 10},
+    },
+}
+
+
+def threat(norm: str, epsilon_fraction: str) -> str:
+    """What an attacker may do, as the rest of a sentence that begins with "may"."""
+    return {
+        "Linf": f"change each value of each pixel by at most {epsilon_fraction} of the range from black to white",
+        "L2": f"change the image by at most {epsilon_fraction} in L2: the root of the sum of squared changes, where "
+        "black is 0 and white is 1",
+        "L1": f"change the image by at most {epsilon_fraction} in L1: the sum of changes, where black is 0 and white "
+        "is 1",
+    }.get(norm, f"change the image by at most {epsilon_fraction} in the norm {norm}")
+
+
+def strength(attacks: Sequence[dict[str, Any]]) -> str:
+    """What is known of attacks that ran together, of their records in results.json."""
+    for name, needed in _LISTS.items():
+        if all(any(_is_as_long(each, wanted, least) for each in attacks) for wanted, least in needed.items()):
+            return f"These are the attacks of {name}, or more, with as many steps: the usual ground for claims."
+    for name, needed in _LISTS.items():
+        if needed.keys() <= {each["name"] for each in attacks}:
+            return (
+                f"These are the attacks of {name}, but with fewer steps, restarts or targets: the full ones may well "
+                "leave less, and claims should not rest on this number."
+            )
+    return (
+        "These are fewer than AutoAttack's standard version or AA+MT has: those may well leave less, and claims should "
+        "not rest on this number."
+    )
+
+
+def _is_as_long(record: dict[str, Any], name: str, least: dict[str, int]) -> bool:
+    found = record.get("parameters", {})
+    return record["name"] == name and all(
+        is_count(found.get(key)) and found[key] >= number for key, number in least.items()
+    )
+
+
+def parameters(record: dict[str, Any]) -> str:
+    """How an attack ran, of its record in results.json: steps, restarts, targets, as far as it says."""
+    found = record.get("parameters", {})
+    words = {"num_steps": "steps", "num_queries": "queries", "num_restarts": "restarts", "num_targets": "targets"}
+    told = [f"{found[name]:,} {word}" for name, word in words.items() if is_count(found.get(name))]
+    if isinstance(found.get("search_dtype"), str):
+        told.append(f"searched in {found['search_dtype']}")
+    return ", ".join(told) or "\N{EN DASH}"
+
+
+def is_count(value: Any) -> bool:
+    """Whether it is a number of something."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def seconds(value: Any) -> str:
+    """A time as people say it; a dash where it is none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+        return "\N{EN DASH}"
+    if value < 120:
+        return f"{value:.1f} s"
+    return f"{value / 60:.1f} min" if value < 7200 else f"{value / 3600:.1f} h"
