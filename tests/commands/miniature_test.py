@@ -47,7 +47,9 @@ def test_its_commands_are_ones_that_there_are(tmp_path):
     runs = {}
     for folder, (files, params) in of(commands, "train").items():
         configuration.parse(files, params)
-        runs[pathlib.Path(folder).relative_to(tmp_path / "runs").as_posix()] = configuration.resolve(configuration.train)
+        runs[pathlib.Path(folder).relative_to(tmp_path / "runs").as_posix()] = configuration.resolve(
+            configuration.train
+        )
     names = ("adversarial", "standard", "few", "margin", "pseudo")
     assert sorted(runs) == sorted(f"{name}/seed{seed}" for name in names for seed in (4, 5))
     assert {run.recipe.seed for run in runs.values()} == {4, 5}
