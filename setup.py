@@ -59,7 +59,7 @@ setuptools.setup(
     package_data={
         "robust_keras": ["py.typed"],
         "robust_keras.data": ["digits.npz", "digits_LICENSE.txt"],
-        "robust_keras.gin": ["*.gin", "*/*.gin", "study.csv", "claims.csv"],
+        "robust_keras.gin": ["*.gin", "*/*.gin", "*.csv"],
     },
     entry_points={
         "console_scripts": [

@@ -91,7 +91,7 @@ def bits(seeds: tf.Tensor, num: int) -> tf.Tensor:
 def uniform(seeds: tf.Tensor, shape: Sequence[int], minval: Any = 0.0, maxval: Any = 1.0) -> tf.Tensor:
     """Uniform float32 in [minval, maxval), `[batch, *shape]`, on a grid of 2^-24 of the interval.
 
-    Its ends are numbers, or float32 scalars.
+    Its ends are numbers, or float32 tensors that broadcast against the result.
     """
     if tf.is_tensor(maxval):
         below = tf.math.nextafter(maxval, -np.inf)
@@ -99,7 +99,7 @@ def uniform(seeds: tf.Tensor, shape: Sequence[int], minval: Any = 0.0, maxval: A
         below = np.nextafter(np.float32(maxval), np.float32(-np.inf))
     num = math.prod(shape)
     unit = tf.cast(tf.bitwise.right_shift(bits(seeds, num), _u32(8)), tf.float32) * 2.0**-24
-    return tf.reshape(tf.minimum(minval + unit * (maxval - minval), below), (-1, *shape))
+    return tf.minimum(minval + tf.reshape(unit, (-1, *shape)) * (maxval - minval), below)
 
 
 def normal(seeds: tf.Tensor, shape: Sequence[int]) -> tf.Tensor:

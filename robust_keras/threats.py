@@ -8,7 +8,7 @@ import functools
 import math
 import numbers
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -92,10 +92,10 @@ def threat(*, norm: str, epsilon: float | str) -> Threat:
     )
 
 
-def part_of(whole: Threat, share: tf.Tensor) -> Threat:
-    """The same threat model with a `share` of its radius, a float32 scalar from 0 to 1 that may be a program's.
+def part_of(whole: Threat, share: tf.Tensor | float) -> Threat:
+    """The same threat model with a `share` of its radius, a float32 scalar or `[batch, 1, ...]`, maybe a program's.
 
-    With a share of 1 attacks do the same as with the whole, to the bit.
+    With a share of 1 attacks do the same as with the whole, to the bit. A share may exceed 1.
     """
     radius: Any = share * whole.epsilon
     random_start, _, project, _ = _NORMS[whole.norm]
@@ -130,6 +130,11 @@ def parse_fraction(value: float | str, name: str) -> float:
     return number
 
 
+def diameter(norm: str, shape: Sequence[int]) -> float:
+    """The largest distance in `norm` between images of a `shape` in [0, 1]: in it, any may become any other."""
+    return float(math.prod(shape) ** {"Linf": 0.0, "L2": 0.5, "L1": 1.0}[norm])
+
+
 def check_images(x: tf.Tensor, threat: Threat | None = None) -> tf.Tensor:
     """Images as attacks take them: float32 `[batch, ...]` in [0, 1].
 
@@ -157,10 +162,9 @@ def check_images(x: tf.Tensor, threat: Threat | None = None) -> tf.Tensor:
         if not (low >= -_ROUNDING and high <= 1.0 + _ROUNDING) or not tf.reduce_all(tf.math.is_finite(x)):
             raise ValueError(f"Expected finite images in [0, 1]. Received: values from {low:.6g} to {high:.6g}")
     if threat is not None and None not in x.shape[1:].as_list() and isinstance(threat.epsilon, float):
-        diameter = math.prod(x.shape[1:]) ** {"Linf": 0.0, "L2": 0.5, "L1": 1.0}[threat.norm]
-        if threat.epsilon > diameter:
+        if threat.epsilon > (most := diameter(threat.norm, x.shape[1:])):
             raise ValueError(
-                f"Expected a radius of at most {diameter:g}, the diameter in {threat.norm} of images of shape "
+                f"Expected a radius of at most {most:g}, the diameter in {threat.norm} of images of shape "
                 f"{tuple(x.shape[1:])}. Received: {threat.epsilon_fraction}"
             )
     return tf.cast(x, tf.float32)

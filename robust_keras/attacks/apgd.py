@@ -123,7 +123,8 @@ def _search(name, ascent):
         raise ValueError(f"Expected the norm L1 with shrinking_radius. Received: {ascent.threat.norm}")
     if ascent.shrinking_radius and ascent.num_steps < 3:
         raise ValueError(f"Expected num_steps >= 3 with shrinking_radius. Received: {ascent.num_steps}")
-    plan = _plan(_NORMS[ascent.threat.norm], ascent.threat.epsilon, ascent.num_steps, ascent.shrinking_radius)
+    whole = ascent.threat.whole or ascent.threat
+    plan = _plan(_NORMS[whole.norm], whole.epsilon, ascent.num_steps, ascent.shrinking_radius)
 
     def first_loss_fn(logits, labels):
         first = stepwise.target_class(tf.stop_gradient(logits), labels, tf.zeros_like(labels))
@@ -138,7 +139,7 @@ def _search(name, ascent):
 
 def _start(ascent, plan, x, labels, clean_logits, seeds, run):
     norm = _NORMS[ascent.threat.norm]
-    x_adv = norm.start(x, norm.draw(seeds, tuple(x.shape[1:])), float(plan.epsilon[0]))
+    x_adv = norm.start(x, norm.draw(seeds, tuple(x.shape[1:])), float(plan.epsilon[0]) * ascent.threat.share)
     zeros = tf.zeros_like(labels, tf.float32)
     image = tf.zeros_like(x)
     return {
@@ -162,14 +163,16 @@ def _step(ascent, plan, logits_fn, x, labels, state, k):
     norm = _NORMS[ascent.threat.norm]
     now = _Plan(*(tf.gather(tf.constant(column), tf.minimum(k, len(column) - 1)) for column in plan))
     # Where a run begins, its gradient is zero: the point stays where it is, or is brought within a smaller radius.
-    x_adv = norm.move(x, state, stepwise.expand(now.epsilon, x), stepwise.expand(now.momentum, x))
+    radius = stepwise.expand(now.epsilon, x) * ascent.threat.share
+    step_size_0 = norm.scale * tf.reshape(radius, (-1,))
+    x_adv = norm.move(x, state, radius, stepwise.expand(now.momentum, x))
     logits, loss, gradient = _evaluate(
         logits_fn, x_adv, lambda logits: ascent.loss_fn(logits, labels, state["target_classes"]), ascent.eot_steps
     )
-    fresh = norm.reset(x, x_adv, ascent.shrinking_radius) | {"step_size": norm.scale * now.epsilon}
+    fresh = norm.reset(x, x_adv, ascent.shrinking_radius) | {"step_size": step_size_0}
     state = _take_note(state, x_adv, loss, gradient, now.begins)
     state |= {key: tf.where(now.begins, fresh[key], state[key]) for key in fresh}
-    adapted, goes_back = norm.adapt(x, state, norm.scale * now.epsilon, now.window, ascent.rho)
+    adapted, goes_back = norm.adapt(x, state, step_size_0, now.window, ascent.rho)
     check = now.window > 0
     state |= {key: tf.where(check, value, state[key]) for key, value in adapted.items()}
     goes_back = check & goes_back

@@ -35,6 +35,7 @@ def run(
     cache_dir: str | None = None,
     num_examples: int | None = None,
     individual: bool = False,
+    security_curve: bool = False,
     input_range: Sequence[float] = (0.0, 1.0),
     input_layout: str = "NHWC",
     outputs: str = "logits",
@@ -55,6 +56,7 @@ def run(
         image_size: see `data.sources.load`, like `short_side` and `cache_dir`.
         num_examples: how many examples, the first ones; None for all.
         individual: whether each attack runs on every correctly classified example.
+        security_curve: whether to add security.json, see `evaluation.security`, also to what has finished.
         input_range: see `saved_models.load.load_logits_fn`, like `input_layout`, `outputs` and `logits_output`.
         strategy: see `strategies.strategy`, 'auto' by default, like `tpu`.
 
@@ -71,15 +73,14 @@ def run(
     reading |= {"outputs": outputs, "logits_output": logits_output}
     model = {"path": saved_model, "sha256": load.fingerprint(saved_model), **reading}
     data = {"name": dataset, "split": split, "num_examples": num_examples}
-    sizes = (("image_size", image_size), ("short_side", short_side))
-    data |= {name: size for name, size in sizes if size is not None}
+    data |= {name: size for name, size in (("image_size", image_size), ("short_side", short_side)) if size is not None}
     subject = {"model": model, "dataset": data, "individual": individual}
     places = {"data_dir": data_dir, "cache_dir": cache_dir}
     load_images = functools.cache(functools.partial(evaluated_images.source, data, **places))
     opening.check(saved_model)
+    load_model, of = functools.partial(load.load_logits_fn, saved_model, **reading), folder.Folder(workdir)
     attacks = configured(gin_files, gin_params, strategy=strategy, tpu=tpu)
-    load_model = functools.partial(load.load_logits_fn, saved_model, **reading)
-    return measure(attacks, subject, folder.Folder(workdir), load_model, load_images)
+    return measure(attacks, subject, of, load_model, load_images, security_curve=security_curve)
 
 
 class Configured(NamedTuple):
@@ -118,7 +119,13 @@ def configured(
 
 
 def measure(
-    attacks: Configured, subject: dict[str, Any], of: "folder.Folder", load_model: Callable, load_images: Callable
+    attacks: Configured,
+    subject: dict[str, Any],
+    of: "folder.Folder",
+    load_model: Callable,
+    load_images: Callable,
+    *,
+    security_curve: bool = False,
 ) -> dict[str, Any]:
     """Evaluates a model in a folder, or goes on there; errors as of `run`.
 
@@ -128,6 +135,7 @@ def measure(
         of: where.
         load_model: `() -> logits_fn`, called in the strategy's scope.
         load_images: `() -> data.sources.Source`, the same one each time.
+        security_curve: see `run`.
 
     Returns:
         The results, a dictionary as in results.json.
@@ -138,14 +146,19 @@ def measure(
     evaluate, process = attacks.evaluate, attacks.process
     writes = process == 0
     with failures.running(of.workdir, process=process), ownership.lock(of.workdir, what="an evaluation", writes=writes):
-        if (finished := _claim(of, subject, attacks.config, load_images, writes)) is not None:
-            told = _checked(attacks, of, finished, subject, load_model, load_images)
+        if security_curve:
+            _check_curve(evaluate, of, subject)
+        if (results := _claim(of, subject, attacks.config, load_images, writes)) is not None:
+            told = _checked(attacks, of, results, subject, load_model, load_images)
             if writes:
                 print(told)
-            return finished
-        if line := model_cards.another_threat(subject["model"]["path"], evaluate.keywords["threat"]):
-            print(line, flush=True)
-        return _evaluate(attacks, of, subject, load_model, load_images)
+        else:
+            if line := model_cards.another_threat(subject["model"]["path"], evaluate.keywords["threat"]):
+                print(line, flush=True)
+            results = _evaluate(attacks, of, subject, load_model, load_images)
+        if security_curve:
+            _add_curve(attacks, of, subject, load_model, load_images)
+        return results
 
 
 def _claim(of: "folder.Folder", subject: dict, config: str, load_images, writes: bool) -> dict[str, Any] | None:
@@ -213,6 +226,37 @@ def _evaluate(attacks: Configured, of: "folder.Folder", subject: dict, load_mode
     return results
 
 
+def _check_curve(evaluate, of: "folder.Folder", subject: dict) -> None:
+    """Refuses, before any work, a radius of zero and the security curve of another model, threat model or seed."""
+    from robust_keras.evaluation import security, security_file
+
+    security.check_radius(evaluate.keywords["threat"])
+    described = {**subject, "dataset": {"sha256": None}}
+    known = security_file.subject_of(described, evaluate.keywords["threat"], evaluate.keywords.get("seed", 0))
+    security_file.read(of.workdir, {name: value for name, value in known.items() if name != "images"})
+
+
+def _add_curve(attacks: Configured, of: "folder.Folder", subject: dict, load_model, load_images) -> None:
+    """Adds security.json to a finished evaluation, and prints what it holds."""
+    from robust_keras.engines import replicas
+    from robust_keras.evaluation import folder, security, security_file
+
+    settings, writes = attacks.evaluate.keywords, attacks.process == 0
+    names = ("threat", "seed", "batch_size", "jit_compile", "progress")
+    options = {name: settings[name] for name in names if name in settings}
+    described = {**subject, "dataset": {"sha256": _digest(load_images, subject["dataset"]["num_examples"])}}
+    known = security_file.subject_of(described, options["threat"], options.get("seed", 0))
+
+    def measured():
+        with attacks.within.scope():
+            replicas.all_processes(0.0)  # The first one has written the examples.
+            return security.measure(load_model(), load_images(), evaluated=folder.read_examples(of), **options)
+
+    found = security_file.read_or_measure(of.workdir, known, measured, writes=writes)
+    if writes:
+        print(security_file.summary(found))
+
+
 def _define_sizes(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "image_size", None, "Height and width that images of several sizes are resized to.", flag_values=values
@@ -234,6 +278,12 @@ def define_flags(values: flags.FlagValues) -> None:
     launcher.define_recipe(values, "Attacks, such as gin/eval/pgd40.gin")
     flags.DEFINE_integer("num_examples", None, "How many examples, the first ones; all by default.", flag_values=values)
     flags.DEFINE_bool("individual", False, "Run each attack on every correctly classified example.", flag_values=values)
+    flags.DEFINE_bool(
+        "security_curve",
+        False,
+        "Add security.json: robust accuracy by radius and checks of the attacks.",
+        flag_values=values,
+    )
     flags.DEFINE_string("workdir", None, "Where results.json and examples.npz go.", flag_values=values)
     launcher.define_reading(values)
     launcher.define_strategy(values)
@@ -255,6 +305,7 @@ def main(values: flags.FlagValues) -> None:
         cache_dir=values.cache_dir,
         num_examples=values.num_examples,
         individual=values.individual,
+        security_curve=values.security_curve,
         **launcher.reading(values),
         strategy=values.strategy,
         tpu=values.tpu,

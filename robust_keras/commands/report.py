@@ -6,6 +6,10 @@ prints the table and writes report.html and report.md beside the results. Of sev
 
     python scripts/report.py --workdir=runs/at/autoattack --workdir=runs/trades/autoattack --output=reports/two
 
+A run that is under way is shown to browsers of this machine, as it grows; nothing is written then:
+
+    python scripts/report.py --workdir=runs/at --watch
+
 With several seeds on both sides, in the same order, the intervals speak of other images and other seeds:
 
     python scripts/report.py --workdir=silu/0/eval --workdir=silu/1/eval --baseline=relu/0/eval --baseline=relu/1/eval
@@ -13,6 +17,7 @@ With several seeds on both sides, in the same order, the intervals speak of othe
 
 from robust_keras.commands import launcher  # isort: skip  Before TensorFlow is imported.
 
+import functools
 import posixpath
 from collections.abc import Sequence
 
@@ -68,6 +73,31 @@ def run(
     print(f"Report: {posixpath.join(folder, 'report.html')}")
 
 
+def watch(
+    *,
+    workdirs: Sequence[str],
+    baselines: Sequence[str] = (),
+    dataset: str | None = None,
+    data_dir: str | None = None,
+    port: int = 0,
+) -> None:
+    """Serves the page to browsers of this machine until Ctrl-C, made again when there is something new.
+
+    Args:
+        workdirs: folders as in `run`, like all but `port`; those of runs may hold nothing yet.
+        port: of 127.0.0.1; 0 for any that is free.
+
+    Raises:
+        ValueError: for what is no folder, and a port that is in use.
+    """
+    from robust_keras.commands import evaluated_images
+    from robust_keras.reports import page, watching
+
+    load_images = evaluated_images.at_hand(dataset=dataset, data_dir=data_dir)
+    make = functools.partial(page.html, workdirs, baselines=baselines, load_images=load_images)
+    watching.watch([*workdirs, *baselines], make, port=port)
+
+
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the command's flags."""
     flags.DEFINE_multi_string(
@@ -81,18 +111,25 @@ def define_flags(values: flags.FlagValues) -> None:
         "dataset", None, "Where the evaluated images are, such as npz:FILE; as results.json says.", flag_values=values
     )
     flags.DEFINE_string("data_dir", None, "Where prepared data sets are, to show clean images.", flag_values=values)
+    flags.DEFINE_bool("watch", False, "Serve the page of what is under way, and write nothing.", flag_values=values)
+    flags.DEFINE_integer("port", 6007, "Of 127.0.0.1, where --watch serves; 0 for any.", flag_values=values)
     flags.mark_flag_as_required("workdir", flag_values=values)
 
 
 def main(values: flags.FlagValues) -> None:
     """Runs the command with the values of its flags."""
-    run(
-        workdirs=values.workdir,
-        baselines=values.baseline,
-        output=values.output,
-        dataset=values.dataset,
-        data_dir=values.data_dir,
-    )
+    given = {
+        "workdirs": values.workdir,
+        "baselines": values.baseline,
+        "dataset": values.dataset,
+        "data_dir": values.data_dir,
+    }
+    if values.watch and values.output:
+        raise ValueError(f"Expected --output or --watch, which writes nothing. Received: both, {values.output}")
+    if values.watch:
+        watch(**given, port=values.port)
+    else:
+        run(**given, output=values.output)
 
 
 def command() -> None:

@@ -3,9 +3,11 @@
     python scripts/reproduce.py --list
     python scripts/reproduce.py --table=7 --setting=80mti --dry_run
     python scripts/reproduce.py --table=8 --row=Swish/SiLU --setting=cifar10 --scale=mini --workdir=runs/study
+    python scripts/reproduce.py --figure=1 --evaluation=runs/mine/autoattack
 
 Every row is trained, evaluated with AA+MT and compared with its baseline, which is run too. Tables share their runs,
-and the same command goes on where it was. Tables 9, 6, 7 and 8 are drawn as well: they are Figures 2 to 5.
+and the same command goes on where it was. Tables 5, 9, 6, 7 and 8 are drawn as well: they are Figures 1 to 5.
+`--figure` draws one of what is finished so far, and trains nothing.
 """
 
 from robust_keras.commands import exit_codes, launcher  # isort: skip  Before TensorFlow is imported.
@@ -84,6 +86,56 @@ def run(
     return paths
 
 
+def draw(
+    *,
+    figure: int,
+    evaluation: Sequence[str] = (),
+    setting: str | None = None,
+    scale: str = "paper",
+    workdir: str = "runs/study",
+    num_runs: int | None = None,
+    gin_params: Sequence[str] = (),
+) -> list[str]:
+    """Draws a figure of the paper with what `run` has finished; trains and evaluates nothing.
+
+    Args:
+        figure: its number, 1 to 5.
+        evaluation: further models of Figure 1, each 'FOLDER[,DATE][,SETTING]': a finished evaluation on CIFAR-10 in
+            Linf at 8/255, its date, the day on which its results were written unless said, and the setting of its
+            training.
+        setting: see `run`, like the others.
+
+    Returns:
+        The paths of the figure.
+
+    Raises:
+        ValueError: for an evaluation that does not belong into Figure 1, or is given for another.
+    """
+    from robust_keras.study import configurations, models_by_date, planning, rows, runs
+
+    if evaluation and figure != 1:
+        raise ValueError(f"Expected --evaluation with --figure=1. Received: --figure={figure}")
+    manifest, plan = rows.read(), planning.plan_of(scale, num_runs)
+    own = [models_by_date.of_evaluation(**_evaluation(each)) for each in evaluation]
+    configured = functools.partial(configurations.configurations, manifest, bindings=gin_params, resolve=_resolve)
+    folder = posixpath.join(workdir, plan.name)
+    study = runs.Study(manifest, (), setting, configured, folder, _commands(None, None, None))
+    paths = runs.draw(study, plan, figure, own)
+    print("\n".join(paths))
+    return paths
+
+
+def _evaluation(text: str) -> dict[str, Any]:
+    """Arguments of `models_by_date.of_evaluation`."""
+    from robust_keras.study import models_by_date, rows
+
+    folder, *told = text.split(",")
+    given: dict[str, Any] = {"folder": folder}
+    for each in told:
+        given |= {"setting": each} if each in rows.SETTINGS else {"date": models_by_date.as_date(each)}
+    return given
+
+
 def _chosen(manifest, claim, table, row, setting):
     """The rows to run, and the `claims.Claim`s that they are sides of; no claims where none is named."""
     from robust_keras.study import claims, configurations
@@ -155,6 +207,7 @@ def _commands(data_dir, strategy, tpu):
     from robust_keras.commands import configuration as configurables
     from robust_keras.commands import evaluate as evaluation
     from robust_keras.commands import train as training
+    from robust_keras.data import sources
     from robust_keras.study import runs
 
     def train(files, bindings, workdir):
@@ -171,6 +224,9 @@ def _commands(data_dir, strategy, tpu):
             keras.backend.clear_session()
 
     def evaluate(configuration, gin_file, workdir, num_examples, folder):
+        if num_examples is not None:  # Where the data set has so many.
+            found = sources.load(configuration.dataset, "test", data_dir=data_dir)
+            num_examples = min(num_examples, len(found.labels))
         return evaluation.run(
             saved_model=posixpath.join(workdir, "saved_model"),
             dataset=configuration.dataset,
@@ -213,6 +269,20 @@ def define_flags(values: flags.FlagValues) -> None:
     launcher.define_bindings(values)
     launcher.define_strategy(values)
     flags.DEFINE_string("workdir", "runs/study", "Where runs and tables go.", flag_values=values)
+    flags.DEFINE_integer(
+        "figure",
+        None,
+        "Draw a figure of the paper of what is finished, and train nothing.",
+        flag_values=values,
+        lower_bound=1,
+        upper_bound=5,
+    )
+    flags.DEFINE_multi_string(
+        "evaluation",
+        [],
+        "A model of your own for --figure=1: FOLDER[,DATE][,SETTING], a finished evaluation; any number of times.",
+        flag_values=values,
+    )
     flags.DEFINE_bool("list", False, "Print rows and claims with the paper's numbers.", flag_values=values)
     flags.DEFINE_bool("dry_run", False, "Print steps, operations and hours on several devices.", flag_values=values)
 
@@ -227,7 +297,19 @@ def main(values: flags.FlagValues) -> None:
         budget.parse(values.budget)
         if values.list or values.dry_run:
             raise ValueError("Expected --budget with neither --list nor --dry_run. Received: both")
-    if values.list:
+    if values.evaluation and values.figure is None:
+        raise ValueError(f"Expected --evaluation with --figure=1. Received: {values.evaluation} without --figure")
+    if values.figure is not None:
+        if others := [name for name in ("table", "row", "claim", "list", "dry_run", "budget") if values[name].value]:
+            raise ValueError(f"Expected --figure without --{others[0]}. Received: both")
+        draw(
+            figure=values.figure,
+            evaluation=values.evaluation,
+            setting=values.setting,
+            workdir=values.workdir,
+            **scale,
+        )
+    elif values.list:
         list_rows(**rows)
     elif values.dry_run:
         dry_run(**rows, **scale)

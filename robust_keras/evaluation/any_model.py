@@ -30,7 +30,7 @@ from robust_keras import failures, losses, ownership, threats
 from robust_keras.attacks import presets
 from robust_keras.attacks.attack import Attack
 from robust_keras.engines import replicas
-from robust_keras.evaluation import data_forms, examples, folder, kept_verdicts, verification
+from robust_keras.evaluation import data_forms, examples, folder, kept_verdicts, security, security_file, verification
 from robust_keras.evaluation import evaluate as evaluation
 from robust_keras.evaluation import plan as plans
 from robust_keras.evaluation.results import Evaluation
@@ -54,6 +54,7 @@ def evaluate(
     workdir: str | os.PathLike | None = None,
     batch_size: int = 128,
     seed: int = 0,
+    security_curve: bool = False,
     trust_model: bool = False,
     **options: Any,
 ) -> Evaluation:
@@ -78,6 +79,7 @@ def evaluate(
         workdir: where results.json and examples.npz go, and where an interrupted evaluation goes on; None for nowhere.
         batch_size: of every pass, over all replicas of the strategy in scope.
         seed: of the attacks' noise.
+        security_curve: whether to measure robust accuracy at other radii, and the attacks, see `security.measure`.
         trust_model: whether the model of a path may do more than compute: you have looked at it.
         **options: of `evaluation.evaluate.evaluate`, such as `individual`, `allow_chance`, `progress`.
 
@@ -92,13 +94,9 @@ def evaluate(
     threat = reading.against(norm, epsilon)
     subject = _subject(reading, data, num_examples, trust_model)
     plan = _plan(presets.choose(attacks, threat=threat), baseline, threat, seed, options)
-    _try_out(subject, plan, batch_size)
-    run = functools.partial(evaluation.evaluate, subject.logits_fn, subject.source, attacks=plan.attacks[plan.first :])
-    options |= {"threat": threat, "baseline": plan.attacks[0] if plan.has_baseline else None}
-    measure = functools.partial(run, batch_size=batch_size, seed=seed, **options)
-    if workdir is None:
-        return _described(measure(), subject.described())
-    return _in_folder(folder.Folder(os.fspath(workdir)), measure, subject, plan, batch_size)
+    work = _Work(subject, plan, batch_size, security_curve, options)
+    _try_out(work)
+    return work.measured() if workdir is None else _in_folder(folder.Folder(os.fspath(workdir)), work)
 
 
 class _Subject(NamedTuple):
@@ -118,6 +116,48 @@ class _Subject(NamedTuple):
         }
 
 
+class _Work(NamedTuple):
+    """What is measured, and how."""
+
+    subject: _Subject
+    plan: plans.Plan
+    batch_size: int
+    has_curve: bool
+    options: dict[str, Any]
+
+    def measured(self) -> Evaluation:
+        """The evaluation, with a security curve where one is wanted, without files."""
+        found = _described(self.evaluate(), self.subject.described())
+        return found.with_security(self.secure(found) if self.has_curve else None)
+
+    def evaluate(self, **where: Any) -> Evaluation:
+        plan = self.plan
+        return evaluation.evaluate(
+            self.subject.logits_fn,
+            self.subject.source,
+            attacks=plan.attacks[plan.first :],
+            threat=plan.threat,
+            baseline=plan.attacks[0] if plan.has_baseline else None,
+            seed=plan.seed,
+            batch_size=self.batch_size,
+            **self.options,
+            **where,
+        )
+
+    def secure(self, found: Evaluation) -> dict[str, Any]:
+        """The security curve of what was evaluated."""
+        options = {name: self.options[name] for name in ("jit_compile", "progress") if name in self.options}
+        return security.measure(
+            self.subject.logits_fn,
+            self.subject.source,
+            threat=self.plan.threat,
+            evaluated=found.examples,
+            batch_size=self.batch_size,
+            seed=self.plan.seed,
+            **options,
+        )
+
+
 def _subject(reading: any_network.Reading, data: Any, num_examples: int | None, is_trusted: bool) -> _Subject:
     network, bounds, from_logits, _ = reading
     with safety.trusting(is_trusted):
@@ -134,9 +174,12 @@ def _plan(chosen: presets.Preset, baseline: bool, threat: threats.Threat, seed: 
     return plans.make(chosen.attacks, given, threat, individual=individual, seed=seed, search_dtype=dtype)
 
 
-def _try_out(subject: _Subject, plan: plans.Plan, batch_size: int) -> None:
+def _try_out(work: _Work) -> None:
     """Looks at what shows on a few images: whether model, images, labels and attacks fit together."""
-    evaluation.check_batch_size(subject.logits_fn, batch_size)
+    subject, plan = work.subject, work.plan
+    if work.has_curve:
+        security.check_radius(plan.threat)
+    evaluation.check_batch_size(subject.logits_fn, work.batch_size)
     images, labels = subject.source.images, subject.source.given_labels
     if images.ndim != 4 and any(attack.name == "square" for attack in plan.attacks):
         raise ValueError(
@@ -152,11 +195,10 @@ def _try_out(subject: _Subject, plan: plans.Plan, batch_size: int) -> None:
     losses.check_labels(labels, logits.shape[-1])
 
 
-def _in_folder(
-    of: folder.Folder, measure: Callable, subject: _Subject, plan: plans.Plan, batch_size: int
-) -> Evaluation:
+def _in_folder(of: folder.Folder, work: _Work) -> Evaluation:
     """Goes on with an evaluation, or begins it, in a folder that is no other's."""
-    described = subject.described(_digest(subject, batch_size))
+    subject, plan = work.subject, work.plan
+    described = subject.described(_digest(subject, work.batch_size))
     described["dataset"]["sha256"] = examples.digest(*subject.source.pair())
     records = [{"name": attack.name, "parameters": attack.parameters} for attack in plan.attacks]
     threat = {"norm": plan.threat.norm, "epsilon": plan.threat.epsilon, "seed": plan.seed}
@@ -168,17 +210,24 @@ def _in_folder(
         failures.running(of.workdir, process=process),
         ownership.lock(of.workdir, what="an evaluation", writes=writes),
     ):
+        known = security_file.subject_of(described, plan.threat, plan.seed)
+        if work.has_curve:
+            security_file.read(of.workdir, known)  # Which may be another one's.
         if results := folder.finished(of, claimed, writes=writes):
             found = Evaluation(results, folder.read_examples(of))
             given = subject.source.pair()
             num_kept = kept_verdicts.check_finished(of.workdir, *found, given, subject.logits_fn, plan)
             print(folder.told_of_finished(of, num_kept))
+        else:
+            folder.begin(of, claimed, writes=writes)
+            where = {"model_identity": described["model"], "save_directory": of.state}
+            found = _described(work.evaluate(**where), described)
+            if writes:
+                folder.finish(of, found.results, found.examples)
+        if not work.has_curve:
             return found
-        folder.begin(of, claimed, writes=writes)
-        found = _described(measure(model_identity=described["model"], save_directory=of.state), described)
-        if writes:
-            folder.finish(of, found.results, found.examples)
-    return found
+        secure = functools.partial(work.secure, found)
+        return found.with_security(security_file.read_or_measure(of.workdir, known, secure, writes=writes))
 
 
 def _described(found: Evaluation, described: dict[str, Any]) -> Evaluation:

@@ -6,7 +6,7 @@ so its verdict is that of running alone. All replicas of the strategy in scope s
 the same books and compute their parts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -117,24 +117,32 @@ class Packing:
         """
         if attack.search is None:
             raise ValueError(f"Expected the record of a search. Received: {attack.name}")
-        self._search, self._indices = attack.search, np.asarray(indices)
-        self._examples, self._batches = examples, batches
-        self._num_runs = self._search.num_runs(examples.num_classes)
-        self._next = 0  # Into the queue: the first run of every example, then the second of every example, ...
-        self._slots = np.zeros((0, 2), np.int64)  # (example, run) of each slot; example -1 is an empty one.
-        self._steps = np.zeros(0, np.int64)  # Behind each slot.
-        self._batch: Any = None  # x, labels and progress of the slots, on the device.
-        self._runs = np.full(len(examples.labels), self._num_runs)  # Of each example.
-        self.steps_taken = 0
-        self.broken = np.zeros(len(examples.labels), bool)
+        self._search, self._examples, self._batches = attack.search, examples, batches
+        self.begin(indices, range(self._search.num_runs(examples.num_classes)))
 
         def merge(is_new, new, old):
             return tf.nest.map_structure(lambda n, o: stepwise.choose(is_new, n, o), new, old)
 
-        _, begin, advance = programs(attack, logits_fn, examples.num_classes)
-        self._begin = replicas.over_replicas(begin, jit_compile=batches.jit_compile)
+        _, start, advance = programs(attack, logits_fn, examples.num_classes)
+        self._start = replicas.over_replicas(start, jit_compile=batches.jit_compile)
         self._advance = replicas.over_replicas(advance, jit_compile=batches.jit_compile)
         self._merge = replicas.over_replicas(merge)
+
+    def begin(self, indices: np.ndarray, runs: Sequence[int]) -> None:
+        """Begins anew, with the programs that are compiled.
+
+        Args:
+            indices: int `[n]`, the examples to attack.
+            runs: by number, those of the search to take.
+        """
+        self._indices, self._numbers = np.asarray(indices), np.asarray(runs)
+        self._next = 0  # Into the queue: the first run of every example, then the second of every example, ...
+        self._slots = np.zeros((0, 2), np.int64)  # (example, run) of each slot; example -1 is an empty one.
+        self._steps = np.zeros(0, np.int64)  # Behind each slot.
+        self._batch: Any = None  # x, labels and progress of the slots, on the device.
+        self._runs = np.full(len(self._examples.labels), len(runs))  # Of each example.
+        self.steps_taken = 0
+        self.broken = np.zeros(len(self._examples.labels), bool)
 
     @property
     def num_steps(self) -> int:
@@ -201,7 +209,7 @@ class Packing:
 
     def _queued(self):
         """Places in the queue, from the next on, of runs of examples that still stand."""
-        places = np.arange(self._next, self._num_runs * len(self._indices))
+        places = np.arange(self._next, len(self._numbers) * len(self._indices))
         if not len(places):
             return places
         examples, runs = self._indices[places % len(self._indices)], places // len(self._indices)
@@ -225,7 +233,7 @@ class Packing:
             return
         places = queued[: len(free)]
         self._slots[free, 0] = self._indices[places % len(self._indices)]
-        self._slots[free, 1] = places // len(self._indices)
+        self._slots[free, 1] = self._numbers[places // len(self._indices)]
         self._steps[free] = 0
         self._next = int(places[-1]) + 1
         fresh = self._fresh(self._slots)
@@ -247,7 +255,7 @@ class Packing:
         seeds = stepwise.seeds_of(self._search, seeds)
         clean_logits = tf.constant(self._examples.clean_logits[indices])
         runs = tf.constant(np.maximum(slots[:, 1], 0), tf.int32)
-        return x, labels, self._begin(x, labels, clean_logits, seeds, runs)
+        return x, labels, self._start(x, labels, clean_logits, seeds, runs)
 
 
 class Batchwise:

@@ -135,8 +135,8 @@ def evaluate(
     """
     plan = plans.make(attacks, baseline, threat, individual=individual, seed=seed, search_dtype=search_dtype)
     chosen = examples.first(source, num_examples)
-    batches = _batches(logits_fn, len(chosen[0]), batch_size, seed, jit_compile)
-    seen, predict_fn = _look(logits_fn, *chosen, batches.batch_size, allow_chance)
+    batches = batches_of(logits_fn, len(chosen[0]), batch_size, seed, jit_compile)
+    seen, predict_fn = look(logits_fn, *chosen, batches.batch_size, allow_chance)
     found = saved_state.Verdicts(*plan.size(seen), save_directory, plan.identity(seen, model_identity), save_every)
     judge = verification.Judge(predict_fn, seen.images, seen.labels, threat, batches.batch_size)
     with _locked(save_directory):
@@ -157,7 +157,9 @@ def check_batch_size(logits_fn: Callable, batch_size: int) -> None:
         )
 
 
-def _batches(logits_fn, num_examples, batch_size, seed, jit_compile):
+def batches_of(
+    logits_fn: Callable, num_examples: int, batch_size: int, seed: int, jit_compile: bool
+) -> batching.Batches:
     """How examples are packed: where the model takes any number of them, in batches no larger than there are."""
     check_batch_size(logits_fn, batch_size)
     takes_any = getattr(logits_fn, "batch_size", None) is None
@@ -173,7 +175,9 @@ def _locked(save_directory):
     return ownership.lock(save_directory, what="an evaluation", writes=replicas.process_index() == 0)
 
 
-def _look(logits_fn, images, labels, batch_size, allow_chance):
+def look(
+    logits_fn: Callable, images: np.ndarray, labels: np.ndarray, batch_size: int, allow_chance: bool
+) -> tuple[examples.Examples, Callable]:
     """The `Examples`, once the model has seen the clean images and neither they nor it turn out to be wrong, and the
     compiled model.
     """
@@ -221,7 +225,7 @@ def _attack(logits_fn, plan, seen, found, judge, batches, diagnose, progress):
         if saved:
             work.restore(saved)
             saved = None
-        _run(work, found, judge, attack.name, progress)
+        run_to_end(work, found, judge, attack.name, progress)
         if plans.is_low(attack):
             doubtful |= work.broken & ~found.broken[position]
             found.notes["broken_in_bfloat16_alone"] = np.flatnonzero(doubtful).tolist()
@@ -245,12 +249,18 @@ def _diagnose(logits_fn, plan, seen, found, judge, batches):
     found.notes["diagnosed"] = {"examples": looked_at.tolist(), "broken": looked_at[wrong].tolist()}
 
 
-def _run(work, found, judge, name, progress):
-    """Runs an attack to its end, and saves now and then."""
+def run_to_end(
+    work: batching.Packing | batching.Batchwise,
+    found: saved_state.Verdicts,
+    judge: verification.Judge,
+    name: str,
+    progress: bool,
+) -> None:
+    """Runs an attack to its end, judges what it proposes, and saves now and then."""
     position, seconds_before = found.position, found.seconds[found.position]
     found.steps_without_packing[position] = work.num_steps
     started = time.perf_counter()
-    proposed = []
+    proposed: list[tuple[np.ndarray, np.ndarray]] = []
 
     def verify():
         if proposed:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from robust_keras import losses
-from robust_keras.evaluation import gradient_masking, warnings
+from robust_keras.evaluation import gradient_masking, security_file, warnings
 from robust_keras.evaluation.examples import Examples
 from robust_keras.evaluation.plan import Plan
 from robust_keras.evaluation.saved_state import Verdicts
@@ -18,16 +18,27 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-class Evaluation(NamedTuple):
-    """What `evaluate` returns; printed, it is the `summary`.
+class _Measured(NamedTuple):
+    results: dict[str, Any]
+    examples: dict[str, np.ndarray]
+
+
+class Evaluation(_Measured):
+    """What `evaluate` returns; printed, it is the `summary`. As a tuple it is `(results, examples)`.
 
     Attributes:
         results: a dictionary as results.json holds it, perhaps without `model`, `dataset` and `versions`.
         examples: NumPy arrays by name as examples.npz holds them.
+        security: a dictionary as security.json holds it; None where no security curve was measured.
     """
 
-    results: dict[str, Any]
-    examples: dict[str, np.ndarray]
+    security: dict[str, Any] | None = None
+
+    def with_security(self, security: dict[str, Any] | None) -> "Evaluation":
+        """The same with a security curve."""
+        found = Evaluation(*self)
+        found.security = security
+        return found
 
     @property
     def clean_accuracy(self) -> float:
@@ -78,7 +89,8 @@ class Evaluation(NamedTuple):
         return pictures.chart(self.results)
 
     def __repr__(self) -> str:
-        return summary(self.results)
+        lines = [summary(self.results), *([security_file.summary(self.security)] if self.security else [])]
+        return "\n".join(lines)
 
 
 def conclude(
@@ -227,22 +239,22 @@ def summary(results: dict[str, Any]) -> str:
         f"robust accuracy (an upper bound of the true one): {100 * results['robust_accuracy']:.2f} %, "
         f"95 % interval {low:.2f} to {high:.2f} %"
     )
-    named = _named(results)
+    named = named_by_warnings(results)
     lines += [f"warning: {name}{f' ({named[name]})' if named.get(name) else ''}" for name in results["warnings"]]
     return "\n".join(printable(line, most=1000) for line in lines)
 
 
-def _named(results):
-    """What warnings speak of, by name: attacks, and how many of their images."""
-    records = [*([results["baseline"]] if "baseline" in results else []), *results["attacks"]]
+def named_by_warnings(results: dict[str, Any]) -> dict[str, str]:
+    """What warnings of a results dictionary speak of, by name: attacks, and how many of their images."""
+    records = [*([results["baseline"]] if results.get("baseline") else []), *results["attacks"]]
 
     def counts(name):
         return ", ".join(f"{record[name]} of {record['name']}" for record in records if name in record)
 
-    diagnosis = results.get("diagnosis", {})
+    diagnosis = results.get("diagnosis") or {}
     alone = diagnosis.get("broken_by_diagnosis_alone")
     return {
-        "diagnosis_beats_attacks": f"{alone} of {diagnosis['examples']} images" if alone else "",
+        "diagnosis_beats_attacks": f"{alone} of {diagnosis.get('examples')} images" if alone else "",
         "zero_gradients": ", ".join(gradient_masking.without_gradients(diagnosis)),
         "non_finite_gradients": counts("non_finite_images"),
         "outside_threat_model": counts("outside_threat_model"),

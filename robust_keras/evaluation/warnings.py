@@ -148,10 +148,13 @@ def of_diagnosis(by_diagnosis: int, by_attacks: int) -> list[str]:
         by_diagnosis: how many examples it alone broke.
         by_attacks: how many of those that it looked at the attacks alone broke.
     """
-    num = by_diagnosis + by_attacks
-    # The probability that so many of them, or more, are heads of a coin.
-    p = sum(math.comb(num, k) for k in range(by_diagnosis, num + 1)) / 2**num
-    return ["diagnosis_beats_attacks"] if p < 0.05 else []
+    return ["diagnosis_beats_attacks"] if sign_test(by_diagnosis, by_attacks) < 0.05 else []
+
+
+def sign_test(num: int, num_others: int) -> float:
+    """The probability that of `num + num_others` throws of a coin so many as `num`, or more, are heads."""
+    total = num + num_others
+    return sum(math.comb(total, k) for k in range(num, total + 1)) / 2**total
 
 
 def of_classes(attacks: Sequence[attacks_of.Attack], num_classes: int) -> list[str]:

@@ -3,10 +3,12 @@
 import numpy as np
 
 from robust_keras.evaluation import warnings
+from robust_keras.evaluation.results import named_by_warnings
 from robust_keras.reports import class_sections, explanations, plots, reading, security_files, thumbnails
 from robust_keras.reports.blocks import Code, Items, Listing, Paragraph, Picture, Pictures, Plot, Section, Table
 from robust_keras.reports.contents import Evaluation
 
+_DASH = "\N{EN DASH}"
 _MINUS = "\N{MINUS SIGN}"
 _TIMES = "\N{MULTIPLICATION SIGN}"
 
@@ -20,12 +22,12 @@ def sections(evaluation: Evaluation, picture_bytes: int) -> tuple[Section, ...]:
     """
     return (
         Section(("Warnings",), tuple(_warnings(evaluation))),
+        Section(("What is not known",), (_unknown(evaluation),)),
         Section(("Attack by attack",), tuple(_attacks(evaluation))),
         Section(("Robust accuracy against the radius",), tuple(_radius(evaluation))),
         Section(("By class",), tuple(class_sections.blocks(evaluation))),
         Section(("What the attacks changed",), tuple(_pictures(evaluation, picture_bytes))),
         Section(("Margins",), tuple(_margins(evaluation))),
-        Section(("What is not known",), (_unknown(evaluation),)),
         Section(("Where the numbers come from",), tuple(_provenance(evaluation))),
     )
 
@@ -37,11 +39,13 @@ def _warnings(evaluation):
     elif not names:
         yield Paragraph(("None: nothing was seen that speaks against these numbers.",))
     else:
-        lines: list[tuple[str, ...]] = [("warning", "what was seen", "what to do")]
+        lines: list[tuple[str, ...]] = [("warning", "what was seen", "here", "what to do")]
+        here = named_by_warnings(evaluation.results)
         for name in names:
             known = warnings.explained(name)
             seen, advice = known if known else ("not known to this version", "see the version that evaluated")
-            lines.append((Code(name), seen.replace("`", ""), advice.replace("`", "")))
+            named = Code(here[name]) if here.get(name) else _DASH
+            lines.append((Code(name), seen.replace("`", ""), named, advice.replace("`", "")))
         yield Paragraph(("These speak against the numbers: look into them before you believe them.",), is_alert=True)
         yield Table("Warnings", tuple(lines))
 
@@ -72,7 +76,7 @@ def _attacks(evaluation):
                 Code(each["name"]),
                 explanations.ATTACKS.get(each["name"], "an attack of the evaluator's own"),
                 explanations.parameters(each),
-                *(f"{count:,}" if explanations.is_count(count) else "\N{EN DASH}" for count in counts),
+                *(f"{count:,}" if explanations.is_count(count) else _DASH for count in counts),
                 explanations.seconds(each.get("seconds")),
             )
         )
@@ -175,7 +179,7 @@ def _margins(evaluation):
             if len(values)
             else []
         )
-        lines.append((name, f"{len(values):,}", *(found or ["\N{EN DASH}"] * 3)))
+        lines.append((name, f"{len(values):,}", *(found or [_DASH] * 3)))
     if not finite.any():
         yield Paragraph(("The model's outputs are no finite numbers.",))
         return

@@ -31,6 +31,13 @@ _LISTS = {
     },
 }
 
+_COUNTS = (
+    ("num_steps", "step", "steps"),
+    ("num_queries", "query", "queries"),
+    ("num_restarts", "restart", "restarts"),
+    ("num_targets", "target", "targets"),
+)
+
 
 def threat(norm: str, epsilon_fraction: str) -> str:
     """What an attacker may do, as the rest of a sentence that begins with "may"."""
@@ -70,8 +77,11 @@ def _is_as_long(record: dict[str, Any], name: str, least: dict[str, int]) -> boo
 def parameters(record: dict[str, Any]) -> str:
     """How an attack ran, of its record in results.json: steps, restarts, targets, as far as it says."""
     found = record.get("parameters", {})
-    words = {"num_steps": "steps", "num_queries": "queries", "num_restarts": "restarts", "num_targets": "targets"}
-    told = [f"{found[name]:,} {word}" for name, word in words.items() if is_count(found.get(name))]
+    told = [
+        f"{found[name]:,} {one if found[name] == 1 else several}"
+        for name, one, several in _COUNTS
+        if is_count(found.get(name))
+    ]
     if isinstance(found.get("search_dtype"), str):
         told.append(f"searched in {found['search_dtype']}")
     return ", ".join(told) or "\N{EN DASH}"

@@ -74,8 +74,8 @@ def _section(section: blocks.Section, level: int, name: str, plots: Any) -> str:
         _section(block, level + 1, f"{name}-{k}", plots) if isinstance(block, blocks.Section) else _block(block, plots)
         for k, block in enumerate(section.blocks, 1)
     )
-    heading = f'<h{level} id="{name}-title">{_words(section.title)}</h{level}>'
-    return f'<section id="{name}" aria-labelledby="{name}-title">\n{heading}\n{inner}\n</section>'
+    heading = f'<h{level} id="{name}">{_words(section.title)}</h{level}>'
+    return f"<section>\n{heading}\n{inner}\n</section>"
 
 
 @functools.singledispatch
@@ -100,14 +100,13 @@ def _(block: blocks.Table, plots: Any) -> str:
     rows = []
     for k, (first, *cells) in enumerate(lines):
         shades = block.shades[k] if block.shades else (0,) * len(cells)
-        marked = (f' class="s{shade}"' if shade else "" for shade in shades)
-        data = "".join(f"<td{mark}>{_words((cell,))}</td>" for mark, cell in zip(marked, cells))
+        data = "".join(f"<td{_classes(cell, shade)}>{_words((cell,))}</td>" for cell, shade in zip(cells, shades))
         rows.append(f'<tr><th scope="row">{_words((first,))}</th>{data}</tr>')
     kind = ' class="shaded"' if block.shades else ""
     label = escapes.escape(printable(block.caption, most=80))
     return (
-        f'<div class="wide" role="region" tabindex="0" aria-label="{label}"><table{kind}>'
-        f"<caption>{_text(block.caption)}</caption><thead><tr>{head}</tr></thead>\n"
+        f'<div class="wide" role="group" tabindex="0" aria-label="{label}"><table{kind}>'
+        f"<caption><span>{_text(block.caption)}</span></caption><thead><tr>{head}</tr></thead>\n"
         f"<tbody>{chr(10).join(rows)}</tbody></table></div>"
     )
 
@@ -140,8 +139,14 @@ def _(block: blocks.Listing, plots: Any) -> str:
     title = _text(block.title)
     return (
         f"<details><summary>{title}</summary>"
-        f'<pre role="region" tabindex="0" aria-label="{title}">{escapes.escape(lines)}</pre></details>'
+        f'<pre role="group" tabindex="0" aria-label="{title}">{escapes.escape(lines)}</pre></details>'
     )
+
+
+def _classes(cell: str, shade: int) -> str:
+    """How dark a cell is, and whether it stays on one line, as numbers do."""
+    kinds = [f"s{shade}"] * bool(shade) + ["short"] * (len(cell) < 20)
+    return f' class="{" ".join(kinds)}"' if kinds else ""
 
 
 def _inline(svg: str, alt: str, number: int) -> str:
@@ -161,4 +166,4 @@ def _words(words: Sequence[str]) -> str:
 
 
 def _text(text: str, most: int = _MOST_WORDS) -> str:
-    return escapes.escape(printable(text, most=most))
+    return re.sub(r"(?<=\d) %", "&nbsp;%", escapes.escape(printable(text, most=most)))

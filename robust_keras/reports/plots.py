@@ -21,11 +21,12 @@ from robust_keras.reports import contents, security_files
 from robust_keras.shown_text import printable
 
 # What is drawn in which colour, and what stands in its place in the page.
-_INK, _GRID = "#010101", "#010102"
+_INK, _GRID, _GROUND = "#010101", "#010102", "#010107"
 CLEAN, ROBUST, LOST, OTHER = "#010103", "#010104", "#010105", "#010106"
 _VARIABLES = {
     _INK: "currentColor",
     _GRID: "var(--grid)",
+    _GROUND: "var(--ground)",
     CLEAN: "var(--clean)",
     ROBUST: "var(--robust)",
     LOST: "var(--lost)",
@@ -36,12 +37,12 @@ _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "robust_keras",
     "text.parse_math": False,  # A name may have dollars in it.
     "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 11,
+    "font.size": 13,
     "figure.facecolor": "none",
     "savefig.facecolor": "none",
     "axes.facecolor": "none",
     "legend.frameon": False,
-    "legend.fontsize": 10,
+    "legend.fontsize": 12,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -50,7 +51,7 @@ _STYLE: dict[Any, Any] = {
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
 }
 _WIDTH = 6.0  # Inches, which a page shows in 36 em at most.
-MOST_NAME = 24  # Letters of a name beside an axis.
+MOST_NAME = 22  # Letters of a name beside an axis.
 _MOST_POINTS = 400
 _drawing = threading.Lock()  # matplotlib's style is one for all threads.
 
@@ -69,7 +70,7 @@ def learning_curves(run: contents.Run) -> str:
             if there.any():
                 step, value = _thinned(run.curve["step"][there], 100 * run.curve[name][there])
                 every = max(len(step) // 12, 1)
-                axes.plot(step, value, line, color=color, marker=marker, ms=5, markevery=every, label=label)
+                axes.plot(step, value, line, color=color, marker=marker, ms=6, markevery=every, label=label)
         if run.best_step is not None:
             axes.axvline(run.best_step, color=_INK, lw=1, ls=":", label=f"best, step {run.best_step:,}")
         axes.set_ylim(0, 100)
@@ -109,13 +110,17 @@ def waterfall(names: Sequence[str], left: Sequence[float], interval: Sequence[fl
         before = 100.0
         for row, share in enumerate(left):
             axes.barh(row, before - share, left=share, color=LOST, height=0.6)
-            _at_end(axes, row, before, f"\N{MINUS SIGN}{before - share:.1f}", start=share)
+            end, side = (before + 1.5, "left") if before < 85 else (share - 1.5, "right")
+            axes.text(end, row, f"\N{MINUS SIGN}{before - share:.1f}", va="center", ha=side)
             before = share
         axes.barh(len(left), before, color=ROBUST, height=0.6)
         low, high = interval
         reach = [[max(before - low, 0.0)], [max(high - before, 0.0)]]
         axes.errorbar(before, len(left), xerr=reach, fmt="none", color=_INK, capsize=4)
-        _at_end(axes, len(left), max(high, before), f"{before:.1f}", start=min(low, before))
+        if high < 85:
+            axes.text(high + 1.5, len(left), f"{before:.1f}", va="center", ha="left")
+        else:  # On the bar.
+            axes.text(low - 1.5, len(left), f"{before:.1f}", va="center", ha="right", color=_GROUND)
         _rows(axes, names)
     return text()
 
@@ -149,8 +154,8 @@ def by_row(names: Sequence[str], clean: Sequence[float], robust: Sequence[float]
         axes.hlines(rows, robust, clean, color=_GRID, lw=3)
         reach = np.maximum([[r - low, high - r] for r, (low, high) in zip(robust, intervals)], 0).T
         axes.errorbar(robust, rows, xerr=reach, fmt="none", ecolor=ROBUST, capsize=3)
-        axes.plot(robust, rows, "s", color=ROBUST, ms=7, label="robust, with its 95 % interval")
-        axes.plot(clean, rows, "o", color=CLEAN, ms=7, label="clean")
+        axes.plot(robust, rows, "s", color=ROBUST, ms=7, clip_on=False, label="robust, with its 95 % interval")
+        axes.plot(clean, rows, "o", color=CLEAN, ms=7, clip_on=False, label="clean")
         _rows(axes, names)
         _legend(axes)
     return text()
@@ -211,16 +216,6 @@ def _rows(axes: Axes, names: Sequence[str]) -> None:
     axes.set_xlim(0, 100)
     axes.set_xlabel("right, %")
     axes.grid(visible=False, axis="y")
-
-
-def _at_end(axes: Axes, row: int, end: float, label: str, *, start: float) -> None:
-    """A label beside a bar, on the side where there is room."""
-    if end < 85:
-        axes.text(end + 1.5, row, label, va="center", ha="left")
-    elif start > 15:
-        axes.text(start - 1.5, row, label, va="center", ha="right")
-    else:
-        axes.text(50, row, label, va="center", ha="center")
 
 
 def _legend(axes: Axes) -> None:

@@ -27,6 +27,7 @@ h3 { font-size: 1.08rem; margin: 1.75rem 0 .4rem; overflow-wrap: anywhere; }
 p, li, figcaption, summary { max-width: 46rem; overflow-wrap: anywhere; }
 figcaption, caption { color: var(--soft); font-size: .92rem; text-align: left; }
 caption { padding: .3rem 0; }
+caption span { display: block; position: sticky; left: 0; max-width: min(46rem, calc(100vw - 3rem)); }
 a { color: var(--link); }
 code {
   font: .92em ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace;
@@ -43,7 +44,9 @@ th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align
 thead th { white-space: nowrap; }
 td, tbody th { max-width: 26rem; min-width: 3rem; }
 tbody th { font-weight: 600; }
+tbody :is(th, td):has(code) { min-width: 7rem; }
 td code, th code { overflow-wrap: anywhere; }
+.short { white-space: nowrap; }
 .shaded td { text-align: right; min-width: 2.4rem; }
 figure { margin: .8rem 0; }
 svg { display: block; width: 100%; max-width: 38rem; height: auto; color: var(--ink); }

@@ -11,7 +11,19 @@ import tensorflow as tf
 from robust_keras import storage
 from robust_keras.saved_models import export
 from robust_keras.study import budget as budgets
-from robust_keras.study import claim_verdicts, claims, figures, measured, planning, rows, tables, throughput, trials
+from robust_keras.study import (
+    claim_verdicts,
+    claims,
+    drawing,
+    figures,
+    measured,
+    models_by_date,
+    planning,
+    rows,
+    tables,
+    throughput,
+    trials,
+)
 from robust_keras.study.configurations import Configuration
 from robust_keras.training import recorder
 
@@ -87,7 +99,7 @@ def measure(study: Study, trained: Trained) -> list[str]:
         shown = [each for each in shown if not each.runnable or rows.run_name(each) in found or each in study.chosen]
         compared = tables.compare_rows(study.manifest, shown, found)
         paths += tables.write_study(study.folder, table, compared, scale=trained.plan.description)
-        paths += figures.write(study.folder, table, compared, scale=trained.plan.description)
+        paths += _draw_table(study, trained.plan, table, compared)
     return paths
 
 
@@ -131,6 +143,41 @@ def _models(
         further = sorted({*attacks.get(name, ())} - {""})
         found[name] = evaluate_models(trained.plan, configuration, folder, validations, study.commands, further)
     return found
+
+
+def draw(study: Study, plan: planning.Plan, figure: int, own: Sequence[models_by_date.Model] = ()) -> list[str]:
+    """Draws a figure of the paper with what is finished; nothing is trained.
+
+    Args:
+        study: whose setting alone is drawn, where it has one.
+        plan: the scale.
+        figure: its number, 1 to 5.
+        own: further models for Figure 1.
+
+    Returns:
+        The paths.
+    """
+    if figure == 1:
+        published, here = models_by_date.read(study.manifest), models_by_date.measured(study.manifest, study.folder)
+        models = [each for each in (*published, *here, *own) if study.setting in (None, each.setting)]
+        return drawing.write(study.folder, "figure1", figures.by_date(models, scale=plan.description if here else ""))
+    (table,) = (table for table, number in figures.NUMBERS.items() if number == figure)
+    shown = rows.select(study.manifest, table=table, setting=study.setting)
+    finished = {
+        name: finished_models(configuration, posixpath.join(study.folder, name), study.commands)
+        for name, configuration in study.configured(shown, plan).items()
+    }
+    return _draw_table(study, plan, table, tables.compare_rows(study.manifest, shown, finished))
+
+
+def _draw_table(study: Study, plan: planning.Plan, table: int, compared: Sequence[tables.StudyRow]) -> list[str]:
+    """The figure in which the paper shows a table; none of most tables."""
+    if table == 5:
+        return draw(study, plan, 1)
+    if table not in figures.NUMBERS:
+        return []
+    figure = figures.of_table(table, compared, scale=plan.description)
+    return drawing.write(study.folder, f"table{table}", figure)
 
 
 def train_models(configuration: Configuration, folder: str, commands: Commands) -> Validations:

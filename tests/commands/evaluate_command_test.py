@@ -17,7 +17,7 @@ from command_line import call, failed, refused
 
 from robust_keras import ownership, storage, threats
 from robust_keras.commands import evaluate, model_cards
-from robust_keras.evaluation import batching
+from robust_keras.evaluation import batching, security
 from robust_keras.saved_models import export as exporting
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -379,3 +379,35 @@ def test_a_folder_of_images_that_differ_in_size(monkeypatch, capsys, network, tm
     assert set(examples["label"]) == {0, 1, 2, 3} and examples["adversarial"].shape == (12, 8, 8, 3)
     assert os.listdir(tmp_path / "cache") and os.listdir(tmp_path / "set") == ["val"]
     assert "short_side" in refused(monkeypatch, capsys, evaluate, *arguments, "--image_size=8")
+
+
+def test_a_security_curve_is_added_to_what_has_finished(monkeypatch, capsys, network, tmp_path):
+    call(monkeypatch, evaluate, *quick_evaluation_of(network, tmp_path))
+    written, given = (tmp_path / "results.json").read_text(), []
+    made = {"format": 1, "norm": "Linf", "num_examples": 12, "attack": "made", "curve": [], "random_noise": []}
+    made |= {"checks": [{"name": "more_steps_no_worse", "passed": False, "told": "see here"}], "told": "all of it"}
+
+    def measure(logits_fn, source, **options):
+        given.append(options)
+        return made
+
+    monkeypatch.setattr(security, "measure", measure)
+    capsys.readouterr()
+    call(monkeypatch, evaluate, *quick_evaluation_of(network, tmp_path, "--security_curve"))
+    assert "FAILED: more_steps_no_worse: see here\nall of it" in capsys.readouterr().out
+    found = json.loads((tmp_path / "security.json").read_text())
+    assert {name: found[name] for name in made} == made
+    results = json.loads(written)
+    digests = {"model": results["model"]["sha256"], "images": results["dataset"]["sha256"]}
+    assert found["subject"] == {**digests, "norm": "Linf", "epsilon": 2 / 255, "seed": 0}
+    assert given[0]["threat"].epsilon == 2 / 255 and given[0]["evaluated"]["broken_by"].shape == (12,)
+    call(monkeypatch, evaluate, *quick_evaluation_of(network, tmp_path, "--security_curve"))
+    assert "Already there" in capsys.readouterr().out and len(given) == 1
+    assert (tmp_path / "results.json").read_text() == written
+    found["subject"]["model"] = "of another"
+    storage.write_json(str(tmp_path / "security.json"), found)
+    line = refused(monkeypatch, capsys, evaluate, *quick_evaluation_of(network, tmp_path, "--security_curve"))
+    assert "Expected the security curve of this evaluation" in line and line.endswith("Received: of another")
+    # A radius of zero has no larger ones, and is refused before any work.
+    nothing = quick_evaluation_of(network, tmp_path / "zero", "--security_curve", "--gin_param=EPSILON = 0")
+    assert "radius epsilon > 0 for a security curve" in refused(monkeypatch, capsys, evaluate, *nothing)

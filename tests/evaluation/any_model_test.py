@@ -47,7 +47,9 @@ def evaluated(network, data, **changes):
 
 def assert_same(one, other):
     for name, array in other.examples.items():
-        np.testing.assert_array_equal(one.examples[name], array, err_msg=name)
+        # Margins are of another graph's rounding.
+        atol = 1e-5 if name == "clean_margin" else 0
+        np.testing.assert_allclose(one.examples[name], array, atol=atol, rtol=0, err_msg=name)
     assert one.robust_accuracy == other.robust_accuracy and one.warnings == other.warnings
 
 
@@ -78,9 +80,10 @@ def test_verdicts_are_those_of_the_command_on_the_export(network, labels, tmp_pa
     ours = evaluated(network, (BYTES, labels), attacks=attacks)
     with np.load(tmp_path / "measured" / "examples.npz") as arrays:
         for name, array in arrays.items():
-            if name != "adversarial":
-                np.testing.assert_array_equal(ours.examples[name], array, err_msg=name)
-        np.testing.assert_allclose(ours.examples["adversarial"], arrays["adversarial"], atol=1e-5)
+            # Of floats another graph rounds otherwise.
+            np.testing.assert_allclose(
+                ours.examples[name], array, atol=1e-5 if array.dtype == np.float32 else 0, rtol=0
+            )
     assert 0 < (ours.examples["broken_by"] > 0).sum() < 10
     skipped = ("attacks", "model", "dataset", "versions")
     assert {k: v for k, v in ours.results.items() if k not in skipped} == {

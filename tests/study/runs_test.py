@@ -7,7 +7,7 @@ import json
 import invented_device
 import pytest
 
-from robust_keras.study import planning, rows, runs, throughput
+from robust_keras.study import drawing, figures, planning, rows, runs, throughput
 
 MINI = planning.PLANS["mini"]
 MANIFEST = rows.read()
@@ -19,6 +19,13 @@ def device_of_a_thousand_passes(monkeypatch):
     speed = 2 * invented_device.FORWARD / invented_device.PASS
     monkeypatch.setattr(throughput, "attack_throughput", lambda *_: speed)
     monkeypatch.setattr(throughput, "device_throughput", lambda: speed)
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """Their tests are elsewhere, and they take longer than the rest."""
+    monkeypatch.setattr(figures, "of_table", lambda *_, **__: None)
+    monkeypatch.setattr(drawing, "write", lambda *_: [])
 
 
 def study_on(device, folder):
