@@ -10,6 +10,7 @@ import numpy as np
 
 # Numbers, bytes and text of a fixed size: never objects, structures or pointers.
 _DTYPE = re.compile("[biufcSU][1-9][0-9]{0,8}")
+_MOST_AXES = 32  # Of many, a product takes hours.
 
 
 class Name:
@@ -131,7 +132,8 @@ def check_data(data: Any, types: Any, dtype: Any, shape: Any) -> None:
     No memory has been set aside before that.
     """
     checked(dtype, Dtype)
-    if not all(type(size) is int and 0 <= size < 2**48 for size in checked(shape, tuple)):
+    are_few = len(checked(shape, tuple)) <= _MOST_AXES
+    if not are_few or not all(type(size) is int and 0 <= size < 2**48 for size in shape):
         raise ValueError(f"an array of the shape {shown(shape)} is not allowed")
     if not isinstance(data, types) or len(data) != math.prod(shape) * dtype.dtype.itemsize:
         raise ValueError(f"an array of {dtype.dtype} {shown(shape)} holds {shown(data)}")

@@ -355,6 +355,7 @@ def test_refuses_an_array_without_all_its_data(tmp_path):
     _refused(tmp_path, _array_state(b"K\x02\x85", b"(K\x00K\x01l"), r"holds \[0, 1\]")
     minus_one = b"J\xff\xff\xff\xff"
     _refused(tmp_path, _array_state(minus_one * 2 + b"\x86", b"C\x01a"), r"shape \(-1, -1\) is not")
+    _refused(tmp_path, _array_state(b"(" + b"K\x01" * 33 + b"t", b"C\x01a"), r"shape \(1, 1, .*\) is not")
 
 
 @pytest.mark.parametrize("protocol", range(6))

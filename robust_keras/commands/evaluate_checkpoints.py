@@ -90,6 +90,8 @@ def run(
     from robust_keras.engines import replicas
     from robust_keras.evaluation import examples
 
+    # A run begins at chance.
+    gin_params = ["evaluate.allow_chance = True", *gin_params]
     attacks = evaluate.configured(gin_files, gin_params, strategy=strategy, tpu=tpu)
     with attacks.within.scope():
         if (num_processes := replicas.num_processes()) > 1:

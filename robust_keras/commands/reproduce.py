@@ -207,6 +207,7 @@ def _commands(data_dir, strategy, tpu):
     from robust_keras.commands import configuration as configurables
     from robust_keras.commands import evaluate as evaluation
     from robust_keras.commands import train as training
+    from robust_keras.data import sources
     from robust_keras.study import runs
 
     def train(files, bindings, workdir):
@@ -223,6 +224,9 @@ def _commands(data_dir, strategy, tpu):
             keras.backend.clear_session()
 
     def evaluate(configuration, gin_file, workdir, num_examples, folder):
+        if num_examples is not None:  # Where the data set has so many.
+            found = sources.load(configuration.dataset, "test", data_dir=data_dir)
+            num_examples = min(num_examples, len(found.labels))
         return evaluation.run(
             saved_model=posixpath.join(workdir, "saved_model"),
             dataset=configuration.dataset,

@@ -84,7 +84,7 @@ def compare(
 
     Returns:
         A `Comparison`. It is resolved only where the groups have `FEWEST_FREEDOM` models more than there are groups,
-        and where a choice by validation can be allowed for.
+        where a choice by validation can be allowed for, and where models that are measured as a whole differ at all.
 
     Raises:
         ValueError: for arrays of other shapes, and for what `comparison.compare` refuses.
@@ -97,8 +97,8 @@ def compare(
     counts = [len(values[k]) for k in signed]
     shares = [float(np.square(weights[k]).sum()) * _borrowed(len(values[k])) for k in signed]
     freedom = sum(len(array) - 1 for array in values)
-    covers_seeds = freedom >= FEWEST_FREEDOM and allowed_for
     half = float(_half_width(_parts(groups, values, shares, contrast), counts, shares, num_images, confidence))
+    covers_seeds = freedom >= FEWEST_FREEDOM and allowed_for and half > 0
     is_resolved = abs(difference) > half
     needed, not_needed = None, "" if covers_seeds else "more seeds would have to agree"
     if not is_resolved:

@@ -29,14 +29,12 @@ def of(found: Contents) -> Report:
         blocks.append(Section(("Details",), (Paragraph((told,)),)))
     else:
         each = _PICTURE_BYTES // max(len(evaluations), 1)
-        parts = [((Code(one.folder),), evaluation_sections.sections(one, each)) for one in evaluations]
-        parts += [((Code(one.folder),), run_sections.sections(one)) for one in runs]
-        if len(parts) == 1:
-            blocks += parts[0][1]
-        elif len(evaluations) == len(runs) == 1:
-            blocks += [*run_sections.sections(runs[0]), *parts[0][1]]
+        parts = [(one.folder, run_sections.sections(one)) for one in runs]
+        parts += [(one.folder, evaluation_sections.sections(one, each)) for one in evaluations]
+        if len(runs) <= 1 and len(evaluations) <= 1:
+            blocks += [section for _, inner in parts for section in inner]
         else:
-            blocks += [Section(title, inner) for title, inner in parts]
+            blocks += [Section((Code(folder),), inner) for folder, inner in parts]
     blocks.append(Section(("About this report",), (_about(),)))
     return Report(_title(evaluations, runs), tuple(blocks))
 
@@ -48,6 +46,8 @@ def _title(evaluations: Sequence[Evaluation], runs: Sequence[Run]) -> str:
         return f"{robust} robust under {results['norm']} {results['epsilon_fraction']}: {results['model']['path']}"
     if not evaluations:
         return f"Training run{'s' if len(runs) > 1 else ''}: {', '.join(run.folder for run in runs)}"
+    if len(runs) == 1 and evaluations == runs[0].evaluations:
+        return f"Training run {runs[0].folder} and {len(evaluations)} evaluations of it"
     return f"{len(evaluations)} evaluations side by side"
 
 

@@ -8,10 +8,10 @@ from typing import Any
 ATTACKS = {
     "pgd": "follows the gradient in small steps of a fixed schedule (Madry et al. 2018)",
     "apgd-ce": "follows the gradient of the cross-entropy; adapts its steps (Croce and Hein 2020)",
-    "apgd-dlr": "the same on the difference of logits ratio, which does not change with the logits' scale",
-    "apgd-t": "the same, aimed at one wrong class after the other",
+    "apgd-dlr": "follows the gradient of the difference of logits ratio, which is the same at any scale of the logits",
+    "apgd-t": "follows the gradient of the difference of logits ratio to one wrong class after the other",
     "fab": "looks for the nearest image of another class (Croce and Hein 2020)",
-    "fab-t": "the same, aimed at one wrong class after the other",
+    "fab-t": "looks for the nearest image of one wrong class after the other",
     "square": "changes random squares and sees the outputs alone, no gradients (Andriushchenko et al. 2020)",
     "multi-targeted": "follows the gradient of the margin to one wrong class after the other (Gowal et al. 2019)",
     "transfer": "takes the images that an attack made for another model; sees no gradients of this one",
@@ -82,6 +82,8 @@ def parameters(record: dict[str, Any]) -> str:
         for name, one, several in _COUNTS
         if is_count(found.get(name))
     ]
+    if isinstance(found.get("loss_fn"), str):
+        told.append(f"loss {found['loss_fn'].replace('_', ' ')}")
     if isinstance(found.get("search_dtype"), str):
         told.append(f"searched in {found['search_dtype']}")
     return ", ".join(told) or "\N{EN DASH}"

@@ -144,7 +144,7 @@ def _(block: blocks.Listing, plots: Any) -> str:
 
 
 def _classes(cell: str, shade: int) -> str:
-    """How dark a cell is, and whether it stays on one line, as numbers do."""
+    """How dark text is shaded, and whether it stays on one line, as numbers do."""
     kinds = [f"s{shade}"] * bool(shade) + ["short"] * (len(cell) < 20)
     return f' class="{" ".join(kinds)}"' if kinds else ""
 
@@ -161,7 +161,8 @@ def _inline(svg: str, alt: str, number: int) -> str:
 
 def _words(words: Sequence[str]) -> str:
     return "".join(
-        f"<code>{_text(word, _MOST_CODE)}</code>" if isinstance(word, blocks.Code) else _text(word) for word in words
+        f"<code{_classes(word, 0)}>{_text(word, _MOST_CODE)}</code>" if isinstance(word, blocks.Code) else _text(word)
+        for word in words
     )
 
 

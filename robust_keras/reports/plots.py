@@ -21,12 +21,11 @@ from robust_keras.reports import contents, security_files
 from robust_keras.shown_text import printable
 
 # What is drawn in which colour, and what stands in its place in the page.
-_INK, _GRID, _GROUND = "#010101", "#010102", "#010107"
+_INK, _GRID = "#010101", "#010102"
 CLEAN, ROBUST, LOST, OTHER = "#010103", "#010104", "#010105", "#010106"
 _VARIABLES = {
     _INK: "currentColor",
     _GRID: "var(--grid)",
-    _GROUND: "var(--ground)",
     CLEAN: "var(--clean)",
     ROBUST: "var(--robust)",
     LOST: "var(--lost)",
@@ -110,18 +109,17 @@ def waterfall(names: Sequence[str], left: Sequence[float], interval: Sequence[fl
         before = 100.0
         for row, share in enumerate(left):
             axes.barh(row, before - share, left=share, color=LOST, height=0.6)
-            end, side = (before + 1.5, "left") if before < 85 else (share - 1.5, "right")
-            axes.text(end, row, f"\N{MINUS SIGN}{before - share:.1f}", va="center", ha=side)
+            sign = "\N{MINUS SIGN}" if before - share > 0.05 else ""
+            axes.text(before + 1.5, row, f"{sign}{before - share:.1f}", va="center")
             before = share
         axes.barh(len(left), before, color=ROBUST, height=0.6)
         low, high = interval
         reach = [[max(before - low, 0.0)], [max(high - before, 0.0)]]
         axes.errorbar(before, len(left), xerr=reach, fmt="none", color=_INK, capsize=4)
-        if high < 85:
-            axes.text(high + 1.5, len(left), f"{before:.1f}", va="center", ha="left")
-        else:  # On the bar.
-            axes.text(low - 1.5, len(left), f"{before:.1f}", va="center", ha="right", color=_GROUND)
+        axes.text(max(high, before) + 1.5, len(left), f"{before:.1f}", va="center")
         _rows(axes, names)
+        axes.set_xlim(0, 115)  # With room for what is written beside a bar.
+        axes.set_xticks(range(0, 101, 20))
     return text()
 
 

@@ -48,7 +48,7 @@ def points(evaluation: Evaluation) -> Items:
         _UPPER_BOUND,
         (explanations.strength(results["attacks"]),),
         (
-            f"The interval, {100 * low:.2f} to {100 * high:.2f} %, is for other images of the same kind "
+            f"The interval (Wilson), {100 * low:.2f} to {100 * high:.2f} %, is for other images of the same kind "
             f"({results['num_examples']:,} were attacked). It speaks neither of better attacks nor of models trained "
             "with another seed.",
         ),
@@ -72,7 +72,12 @@ def together(evaluations: Sequence[Evaluation]) -> Items:
     }
     differ = [name for name, values in facets.items() if any(value != values[0] for value in values)]
     same = [name for name in facets if name not in differ]
-    items: list[tuple[str, ...]] = [_UPPER_BOUND]
+    threats = dict.fromkeys(facets["threat models"])
+    items: list[tuple[str, ...]] = [
+        (f"{norm} {radius}: the attacker knows the model, and may {explanations.threat(norm, radius)}.",)
+        for norm, radius in threats
+    ]
+    items.append(_UPPER_BOUND)
     if differ:
         also = f" (the {' and '.join(same)} are the same)" if same else ""
         items.append((f"The {' and the '.join(differ)} differ{also}: a difference of accuracies may come from there.",))
@@ -81,7 +86,7 @@ def together(evaluations: Sequence[Evaluation]) -> Items:
     for told in dict.fromkeys(explanations.strength(each.results["attacks"]) for each in evaluations):
         of = [each.folder for each in evaluations if explanations.strength(each.results["attacks"]) == told]
         items.append((*listed(of), f": {told}"))
-    items.append(("Intervals are for other images of the same kind, not for models trained with other seeds.",))
+    items.append(("Intervals (Wilson) are for other images of the same kind, not for models of other seeds.",))
     return Items(tuple(items))
 
 

@@ -31,7 +31,7 @@ caption span { display: block; position: sticky; left: 0; max-width: min(46rem, 
 a { color: var(--link); }
 code {
   font: .92em ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace;
-  overflow-wrap: anywhere; unicode-bidi: isolate;
+  unicode-bidi: isolate;
 }
 nav ul { padding: 0; display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; list-style: none; }
 .skip { position: absolute; left: -100rem; }
@@ -45,8 +45,8 @@ thead th { white-space: nowrap; }
 td, tbody th { max-width: 26rem; min-width: 3rem; }
 tbody th { font-weight: 600; }
 tbody :is(th, td):has(code) { min-width: 7rem; }
-td code, th code { overflow-wrap: anywhere; }
 .short { white-space: nowrap; }
+code:not(.short) { overflow-wrap: anywhere; }
 .shaded td { text-align: right; min-width: 2.4rem; }
 figure { margin: .8rem 0; }
 svg { display: block; width: 100%; max-width: 38rem; height: auto; color: var(--ink); }

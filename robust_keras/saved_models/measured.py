@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from robust_keras import storage
 from robust_keras.saved_models import load
-from robust_keras.saved_models.opening import load_keras
+from robust_keras.saved_models.opening import check, load_keras
 
 gfile = tf.io.gfile
 # What a card takes over of results.json, next to the accuracies.
@@ -94,6 +94,7 @@ def _weights_of(path: str, network: keras.Model) -> str | None:
     """The digest of a saved model's weights; None where their shapes are not the network's."""
     if not gfile.isdir(path):
         return weights_digest(_arrays(load_keras(path)))
+    check(path)  # The index of its variables may be a stranger's.
     reader = tf.train.load_checkpoint(posixpath.join(path, "variables", "variables"))
     types = reader.get_variable_to_dtype_map()
     floats = {name: shape for name, shape in reader.get_variable_to_shape_map().items() if types[name].is_floating}

@@ -1,7 +1,9 @@
 """Models on disk as functions of what they take: SavedModels of any tool, and `.keras` files."""
 
 import contextlib
+import logging
 import posixpath
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
@@ -108,22 +110,53 @@ def network_of(architecture: Any, weight_bytes: int, where: str) -> keras.Model:
 
 def _load(path: str) -> Any:
     safety.check(path, trusted=safety.is_trusted())
-    return tf.saved_model.load(path)
+    try:
+        with _escaped_logs():
+            return tf.saved_model.load(path)
+    except Exception as error:  # As above: operations that only compute may be put together to nothing.
+        why = foreign_files.printable(reason(error), most=400)
+        raise ValueError(f"Expected a SavedModel that TensorFlow can load. Received: {path} ({why})") from error
+
+
+@contextlib.contextmanager
+def _escaped_logs() -> Iterator[None]:
+    """Inside, names out of a model that TensorFlow warns of steer no terminal."""
+
+    def escape(record: logging.LogRecord) -> bool:
+        record.msg, record.args = foreign_files.printable(record.getMessage(), most=1000), ()
+        return True
+
+    loggers = tf.get_logger(), logging.getLogger("absl")
+    for logger in loggers:
+        logger.addFilter(escape)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(escape)
+
+
+def _input_of(loaded: Any, path: str) -> tuple[str, tf.TensorSpec]:
+    """The name and the form of a loaded model's one input."""
+    found = getattr(loaded, "signatures", None)
+    signatures = found if isinstance(found, Mapping) else {}
+    if "serving_default" not in signatures:
+        raise ValueError(
+            f"Expected a signature serving_default, as tf.saved_model.save(..., signatures=FUNCTION) writes it. "
+            f"Received: {sorted(signatures)} in {path}"
+        )
+    _, inputs = getattr(signatures["serving_default"], "structured_input_signature", None) or ((), {})
+    inputs = inputs if isinstance(inputs, Mapping) else {}
+    if len(inputs) != 1 or not all(isinstance(each, tf.TensorSpec) for each in inputs.values()):
+        given = foreign_files.printable(", ".join(sorted(inputs)))
+        raise ValueError(f"Expected a signature with one input, the images. Received: {given} in {path}")
+    ((name, spec),) = inputs.items()
+    return name, spec
 
 
 def _open_saved_model(path: str) -> Opened:
     loaded = _load(path)
-    if "serving_default" not in loaded.signatures:
-        raise ValueError(
-            f"Expected a signature serving_default, as tf.saved_model.save(..., signatures=FUNCTION) writes it. "
-            f"Received: {sorted(loaded.signatures)} in {path}"
-        )
-    inputs = loaded.signatures["serving_default"].structured_input_signature[1]
-    if len(inputs) != 1:
-        raise ValueError(
-            f"Expected a signature with one input, the images. Received: {', '.join(sorted(inputs))} in {path}"
-        )
-    ((name, spec),) = inputs.items()
+    name, spec = _input_of(loaded, path)
     dtype, is_straight_through = spec.dtype, False
     # Of what a trusted model does beyond computing, _load told already; its copy does the same.
     load = tf.saved_model.load if safety.is_trusted() else _load

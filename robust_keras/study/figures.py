@@ -45,7 +45,10 @@ def of_table(table: int, rows: Sequence[tables.StudyRow], *, scale: str) -> Figu
         A figure of matplotlib that is of no window.
     """
     draw: dict[int, Callable[..., float]] = {6: _by_size, 7: _by_decay, 8: _by_activation, 9: _by_ratio}
-    measured = f"Measured at {scale}" if any(each.measured for each in rows) else "Nothing is measured yet"
+    models = [model for each in rows for model in each.measured]
+    measured = f"Measured at {scale}" if models else "Nothing is measured yet"
+    if at_chance := sum(model.is_at_chance for model in models):
+        measured += f"; {at_chance} of {len(models)} models are at chance on clean images"
     with matplotlib.rc_context(drawing.FONT):
         figure = drawing.empty(f"Figure {NUMBERS[table]} of the paper, Table {table}", measured)
         height = draw[table](figure, rows)
@@ -65,9 +68,8 @@ def by_date(models: Sequence[models_by_date.Model], *, scale: str) -> Figure:
     own = [each for each in models if each.is_own]
     lowest = min([40.0, *(each.robust - (each.spread or 0.0) for each in own)]) - 2
     shown, below = [each for each in models if each.robust >= lowest], sum(each.robust < lowest for each in models)
-    measured = (
-        "Stars are measured here" + (f", the study's at {scale}" if scale else "") if own else "Nothing is measured yet"
-    )
+    here = f"Filled: measured here, the study at {scale}" if scale else "Filled: measured here"
+    measured = here if own else "Nothing is measured yet"
     left_out = f"; {below} models below {lowest:.0f} % are left out" if below else ""
     with matplotlib.rc_context(drawing.FONT):
         figure = drawing.empty(f"Figure 1 of the paper: CIFAR-10, Linf 8/255, AutoAttack{left_out}", measured)
@@ -292,11 +294,10 @@ def _dated(axis: Any, models: Sequence[models_by_date.Model], style: drawing.Sty
     if not models:
         return
     label = f"{style.label}, measured here" if is_own else style.label
-    marks = {"marker": "*", "markersize": 11} if is_own else {"marker": style.marker, "markerfacecolor": "white"}
+    look: dict[str, Any] = {"markersize": 6.5} if is_own else {"markerfacecolor": "white"}
+    look |= {"label": label, "color": style.color, "marker": style.marker, "linestyle": "none"}
     values = [(each.robust, each.spread) for each in models]
-    drawing.errorbar(
-        axis, [each.date for each in models], values, label=label, color=style.color, linestyle="none", **marks
-    )
+    drawing.errorbar(axis, [each.date for each in models], values, **look)
 
 
 def _place_labels(figure: Figure, axis: Any, models: Sequence[models_by_date.Model]) -> None:

@@ -15,7 +15,8 @@ from robust_keras import foreign_files, own_folders
 from robust_keras.training.validation import Seen
 
 _MOST_TIMES = 100  # In a run, so that the events of a long one stay small; TensorBoard itself shows fewer pictures.
-_FRAME = 16  # Bytes of a record besides its content: lengths and checksums.
+# Bytes of a record of an event file: its length and a checksum before it, one after it, and the most that there may be.
+_HEAD, _FOOT, _MOST_BYTES = 12, 4, 1 << 26
 _PICTURES = (
     "Images held out, the first ones. From above: as they are; under the validation's attack (the same where they are "
     "classified wrongly without one); the difference, magnified so that the largest is black or white."
@@ -79,16 +80,23 @@ def cut_off(folder: str, step: int) -> None:
 
 
 def _length(path: str, step: int) -> int:
-    """The bytes of an event file before the first record of a later step, or one that is damaged or not whole."""
+    """The bytes of an event file before the first record of a later step, or one that a kill left in two."""
     length = 0
-    try:
-        for record in tf.data.TFRecordDataset(path).as_numpy_iterator():
-            if tf.compat.v1.Event.FromString(record).step > step:
+    with foreign_files.open_regular(path) as file:
+        while len(head := file.read(_HEAD)) == _HEAD:
+            size = int.from_bytes(head[:8], "little")
+            record = file.read(size + _FOOT) if size <= _MOST_BYTES else b""
+            if len(record) < size + _FOOT or not _is_until(step, record[:size]):
                 break
-            length += len(record) + _FRAME
-    except (tf.errors.DataLossError, DecodeError):  # A kill left it so.
-        pass
+            length += _HEAD + size + _FOOT
     return length
+
+
+def _is_until(step: int, record: bytes) -> bool:
+    try:
+        return bool(tf.compat.v1.Event.FromString(record).step <= step)
+    except DecodeError:
+        return False
 
 
 def _picture(images: np.ndarray, adversarial: np.ndarray) -> np.ndarray:

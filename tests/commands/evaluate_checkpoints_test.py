@@ -15,7 +15,7 @@ from robust_keras.evaluation import batching
 from robust_keras.training import following
 
 QUICK = ["pgd40/pgd.num_steps = 2", "evaluate.batch_size = 4", "evaluate.diagnose = False", "evaluate.progress = False"]
-QUICK += ["evaluate.save_every = 0", "evaluate.allow_chance = True"]
+QUICK += ["evaluate.save_every = 0"]
 ATTACKS = ["--gin_file=gin/eval/pgd40.gin", *[f"--gin_param={binding}" for binding in QUICK]]
 
 
@@ -201,6 +201,15 @@ def test_bad_input_is_refused(monkeypatch, capsys, copied, extra, message):
     line = refused(monkeypatch, capsys, evaluate_checkpoints, *following_of(copied), *extra)
     assert message.replace("RUN", str(copied)) in line
     assert state_of(copied) == state and not (copied / "evaluations").exists()
+
+
+def test_a_network_at_chance_is_evaluated_as_any_other(monkeypatch, images, copied):
+    """As those of the first steps are."""
+    for snapshot in [storage.read(copied / "checkpoints", step) for step in (3, 6)]:
+        arrays = {name: array * 0 if "logits" in name else array for name, array in snapshot.arrays.items()}
+        storage.write(copied / "checkpoints", snapshot.step, arrays, snapshot.info, keep=9)
+    call(monkeypatch, evaluate_checkpoints, *following_of(copied, "--num_examples=64"))
+    assert [row["clean_accuracy"] for row in table(copied)] == [0.25, 0.25]
 
 
 def test_a_run_without_averages(monkeypatch, capsys, images, copied):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pathlib
 import re
 import types
 
@@ -10,6 +11,7 @@ import pytest
 
 from robust_keras import ownership
 from robust_keras.commands import evaluate, reproduce, train
+from robust_keras.data import sources
 from robust_keras.evaluation import gradient_masking
 from robust_keras.study import budget, measured, planning, throughput, trials
 from robust_keras.training import recorder
@@ -117,6 +119,7 @@ def test_the_papers_protocol_evaluates_the_better_of_two_by_validation(monkeypat
         (tmp_path / "paper" / name / seed / "saved_model" / "model_card.json").write_text(json.dumps(card))
 
     monkeypatch.setattr(train, "run", trained)
+    monkeypatch.setattr(sources, "load", lambda *_, **__: types.SimpleNamespace(labels=range(12)))
     monkeypatch.setattr(evaluate, "run", lambda *, workdir, **_: evaluated.append(workdir.split("/")[-3:-1]))
     monkeypatch.setattr(
         "robust_keras.study.measured.read",
@@ -128,6 +131,70 @@ def test_the_papers_protocol_evaluates_the_better_of_two_by_validation(monkeypat
     # Both models of the baseline, and of the row the one that validation prefers.
     assert evaluated == [["at", "seed0"], ["at", "seed1"], ["at-tau=0.995", "seed0"]]
     assert [line["seeds"] for line in lines(paths[1])] == ["0 1", "0"]
+
+
+def test_a_claim_from_training_to_its_file(monkeypatch, tmp_path, small):
+    evaluated, stands = [], np.arange(12) < 9
+
+    def trained(*, workdir, **_):
+        folder = pathlib.Path(workdir) / "saved_model"
+        folder.mkdir(parents=True)
+        (folder / "model_card.json").write_text(json.dumps({"validation": {"best": {"metrics": {"val_robust": 0.5}}}}))
+
+    monkeypatch.setattr(train, "run", trained)
+    monkeypatch.setattr(sources, "load", lambda *_, **__: types.SimpleNamespace(labels=range(12)))
+    monkeypatch.setattr(
+        evaluate, "run", lambda *, workdir, gin_files, **_: evaluated.append((*workdir.split("/")[-3:], *gin_files))
+    )
+    monkeypatch.setattr(
+        "robust_keras.study.measured.read",
+        lambda *_, seed, attacks, validation, chosen_of, **__: measured.Measured(
+            seed,
+            1.0,
+            None,
+            1.0,
+            False,
+            stands & (np.arange(12) > seed),
+            [],
+            dict.fromkeys(attacks, stands),
+            validation,
+            chosen_of,
+        ),
+    )
+    paths = reproduce.run(claim=["margin-masks", "drop-at-margin"], setting="cifar10", workdir=str(tmp_path))
+    # Two models of the baseline, one of two of the inner margin, by AA+MT and by PGD-40 alone.
+    models = [("at", "seed0"), ("at", "seed1"), ("at-training.loss_fn=margin", "seed0")]
+    both = (("evaluation", planning.PLANS["paper"].evaluation), ("evaluation_pgd40", "eval/pgd40.gin"))
+    assert evaluated == [(*model, *how) for model in models for how in both]
+    assert [path.rpartition("/")[2] for path in paths][::2] == ["claim-drop-at-margin.md", "claim-margin-masks.md"]
+    (line,) = lines(paths[3])
+    assert (line["side_seeds"], line["against_seeds"], line["verdict"]) == ("0", "0 1", "not resolved")
+    assert float(line["side_mean"]) == pytest.approx(-100 / 12) and float(line["paper_difference"]) == -2.86
+
+
+def test_a_small_data_set_is_evaluated_whole(monkeypatch):
+    asked = []
+    monkeypatch.setattr(evaluate, "run", lambda **given: asked.append(given["num_examples"]))
+    commands = reproduce._commands(None, None, None)
+    for num_examples in (500, 100, None):
+        commands.evaluate(
+            types.SimpleNamespace(dataset="digits", threat=[]), "eval/pgd40.gin", "run", num_examples, "evaluation"
+        )
+    assert asked == [360, 100, None]
+
+
+def test_claims_are_listed_and_costed(capsys):
+    reproduce.list_rows(claim=["silu"])
+    listed = capsys.readouterr().out
+    assert "The text says +0.8; Table 8's numbers differ by 0.60" in listed and "| 8:Swish/SiLU" in listed
+    assert "best_wrn70_16" not in listed  # No rows.
+    reproduce.list_rows()
+    assert "prior-art-l2" in (listed := capsys.readouterr().out) and "Engstrom" in listed
+    reproduce.list_rows(table=8)
+    assert "prior-art-l2" not in capsys.readouterr().out
+    reproduce.dry_run(claim=["smoothing-both"])
+    said = capsys.readouterr().out
+    assert "at_80mti-extra_label_smoothing=0.1-label_smoothing=0.1" in said and "| 10, 10 evaluated" in said
 
 
 def test_runs_and_evaluations_compute_where_the_study_is_told_to(monkeypatch, small):

@@ -9,7 +9,9 @@ import socket
 import threading
 
 import pytest
+from absl import flags
 
+from robust_keras.commands import report
 from robust_keras.reports import page, watching
 
 HEADER = "step,loss,val_clean,val_robust\n"
@@ -167,3 +169,21 @@ def test_ctrl_c_ends_it_with_a_line(capsys, tmp_path):
     assert begin.startswith(f"Watching {tmp_path} at http://127.0.0.1:") and end == "Stopped watching"
     assert signal.getsignal(signal.SIGINT) is before
     assert not list(pathlib.Path(tmp_path).iterdir())
+
+
+def test_the_command_watches_or_writes(monkeypatch, tmp_path):
+    called = []
+    monkeypatch.setattr(watching, "watch", lambda folders, make, **options: called.append((folders, make(), options)))
+
+    def command(*arguments):
+        values = flags.FlagValues()
+        report.define_flags(values)
+        values(["report", f"--workdir={tmp_path}", "--watch", *arguments])
+        report.main(values)
+
+    (tmp_path / "metrics.csv").write_text(HEADER)
+    command("--port=7000")
+    ((folders, text, options),) = called
+    assert (folders, options) == ([str(tmp_path)], {"port": 7000}) and "Nothing is logged yet" in text
+    with pytest.raises(ValueError, match="Expected --output or --watch, which writes nothing. Received: both, there"):
+        command("--output=there")

@@ -309,6 +309,9 @@ PUBLISHED = {"clean_accuracy": 0.8, "robust_accuracy": 0.99, "norm": "Linf", "ep
         {"validation": validation(autoattack=0.5)},
         {"published": PUBLISHED},
         {"config": "", "config_sha256": "0"},
+        {"weights_sha256": "withstands all attacks"},
+        {"class_names": ["a", "b"]},
+        {"num_classes": 4},
     ],
 )
 def test_cards_say_no_more_than_is_claimed(more, attached):
@@ -319,12 +322,25 @@ def test_cards_say_no_more_than_is_claimed(more, attached):
 
 
 def test_what_cards_say_unchecked_is_told(attached):
-    in_card(remarks="Ours.", intended_use="To play.", validation=validation(val_robust=0.5))(attached)
+    more = {"remarks": "Ours.", "intended_use": "To play.", "validation": validation(val_robust=0.5)}
+    in_card(**more, class_names=["a", "b", "c"])(attached)
     told = verify.check_cards(claim.read_claim(attached), attached)
-    assert told == "say what is claimed; not checked: validation, remarks, intended_use"
+    assert told == "say what is claimed; not checked: validation, class_names, remarks, intended_use"
     (attached / "LICENSE").write_text("")
+    (attached / "variables" / "README").write_text("")
     relist(attached)
-    assert files.check_manifest(attached).endswith("not checked: LICENSE")
+    assert files.check_manifest(attached).endswith("not checked: LICENSE, variables/README")
+
+
+def test_a_digest_of_an_evaluation_is_one(attached):
+    told = json.loads((attached / "claims" / "claims.json").read_text())
+    told = {name: value for name, value in told.items() if name not in ("format", "model_sha256")}
+    for digest in ("0" * 64, "withstands all attacks"):
+        in_card(evaluation={**told, "model_sha256": "0" * 64, "results_sha256": digest})(attached)
+        if digest[0] == "0":
+            verify.check_cards(claim.read_claim(attached), attached)
+    with pytest.raises(ValueError, match="has a results_sha256 that is none"):
+        verify.check_cards(claim.read_claim(attached), attached)
 
 
 def test_limits_say_what_signatures_allow():
@@ -440,6 +456,44 @@ def test_logits_that_hide_how_sure_the_model_is_are_caught(change, case):
     told = read._replace(logits=change(read.logits))
     with pytest.raises(ValueError, match="hide how sure"):
         checks.check_logits(case(lambda logits_of, x: change(logits_of(x)), told))
+
+
+def answers(network, bundled, *, classes=tf.int64, of_bytes=0.0, of_classes=0):
+    """Signatures, where that of bytes has others of the last logit for images that are not bundled, and all have other
+    classes.
+    """
+
+    def signature(dtype, more):
+        def answer(*, image):
+            x = tf.cast(image, tf.float32) / (255.0 if dtype.is_integer else 1.0)
+            away = tf.reduce_min(tf.reduce_max(tf.abs(x[:, None] - bundled), axis=(2, 3, 4)), axis=1)
+            logits = network(x, training=False) + tf.where(away > 1e-3, more, 0.0)[:, None] * [0.0, 0.0, 1.0]
+            return {"logits": logits, "class": tf.cast((tf.argmax(logits, axis=-1) + of_classes) % 3, classes)}
+
+        return tf.function(answer).get_concrete_function(image=tf.TensorSpec((None, 4, 4, 3), dtype))
+
+    return {"serving_default": signature(tf.float32, 0.0), "serving_uint8": signature(tf.uint8, of_bytes)}
+
+
+@pytest.mark.parametrize(
+    "options, seen",
+    [
+        ({}, None),
+        ({"of_bytes": 9.0}, "serving_uint8 returns other logits"),
+        ({"classes": tf.float32}, None),
+        ({"classes": tf.uint8, "of_classes": 1}, "serving_default returns other classes"),
+        ({"classes": tf.float32, "of_classes": 1}, "serving_default returns other classes"),
+    ],
+)
+def test_signatures_that_answer_otherwise_are_caught(options, seen, case, network):
+    """Of images that are not bundled, too, and of classes of any type."""
+    whole = case()
+    whole.model.signatures = answers(network, whole.claim.images, **options)
+    if seen is None:
+        assert checks.check_signatures(whole) == "serving_default, serving_uint8 agree"
+        return
+    with pytest.raises(ValueError, match=seen):
+        checks.check_signatures(whole)
 
 
 def test_images_that_are_not_robust_are_found(case):

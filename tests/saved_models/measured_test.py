@@ -115,6 +115,15 @@ def test_other_weights_are_refused_before_anything_is_written(evaluated, linear,
     assert not (tmp_path / "other").exists()
 
 
+def test_variables_that_end_the_process_as_they_are_read(evaluated, linear):
+    model, evaluation = evaluated
+    index = model / "variables" / "variables.index"
+    index.write_bytes(index.read_bytes()[:-8] + bytes(8))
+    write(evaluation, model={"path": str(model), "sha256": load.fingerprint(model)})
+    with pytest.raises(ValueError, match="Expected an index of variables. Received: .*no table"):
+        measured.of(linear, evaluation)
+
+
 def test_a_model_that_changed_or_went_is_refused(evaluated, linear, tmp_path):
     model, evaluation = evaluated
     with open(model / "saved_model.pb", "ab") as file:

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from robust_keras.models import keras_classes
 from robust_keras.saved_models import export, load
+from tests.saved_models.safety import hostile_models
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -28,6 +29,55 @@ def refusal(path):
 def test_a_run_is_no_model_but_has_one(tmp_path, linear):
     export.export(linear, tmp_path / "saved_model", card={})
     assert f"Received: {tmp_path}; did you mean {tmp_path}/saved_model?" in refusal(tmp_path)
+
+
+def a_child_that_is_not_there(meta_graph):
+    meta_graph.object_graph_def.nodes[0].children.add(local_name="more", node_id=9999)
+
+
+def _of_signatures(meta_graph):
+    nodes = meta_graph.object_graph_def.nodes
+    variable = next(k for k, each in enumerate(nodes) if each.WhichOneof("kind") == "variable")
+    found = next(child for child in nodes[0].children if child.local_name == "signatures")
+    return found, nodes[found.node_id].children, variable
+
+
+def signatures_that_are_a_variable(meta_graph):
+    found, _, variable = _of_signatures(meta_graph)
+    found.node_id = variable
+
+
+def a_signature_that_is_a_variable(meta_graph):
+    _, (signature,), variable = _of_signatures(meta_graph)
+    signature.node_id = variable
+
+
+def an_input_of_another_name(meta_graph):
+    for function in meta_graph.object_graph_def.concrete_functions.values():
+        fields = function.canonicalized_input_signature.tuple_value.values[1].dict_value.fields
+        if "x" in fields:
+            fields["y\x1b[31m"].CopyFrom(fields["x"])
+            del fields["x"]
+
+
+@pytest.mark.parametrize(
+    "change, seen",
+    [
+        (a_child_that_is_not_there, "a SavedModel that TensorFlow can load"),
+        (signatures_that_are_a_variable, r"Received: \[\] in "),
+        (a_signature_that_is_a_variable, "with one input, the images. Received:  in "),
+        (an_input_of_another_name, "a SavedModel that TensorFlow can load"),
+    ],
+)
+def test_programs_that_only_compute_and_are_none(tmp_path, change, seen, caplog):
+    path = hostile_models.save(tmp_path / "model")
+    file = tmp_path / "model" / "saved_model.pb"
+    program = hostile_models.message("SavedModel").FromString(file.read_bytes())
+    change(program.meta_graphs[0])
+    file.write_bytes(program.SerializeToString())
+    with pytest.raises(ValueError, match=seen) as caught:
+        load.load_logits_fn(path)(tf.zeros((1, 4, 4, 3)))
+    assert str(caught.value).isprintable() and "\x1b" not in caplog.text
 
 
 def test_an_unfinished_export_is_refused(tmp_path, linear):

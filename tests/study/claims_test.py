@@ -3,6 +3,7 @@
 import inspect
 import pathlib
 import re
+import shlex
 
 import pytest
 
@@ -247,3 +248,14 @@ def test_a_claim_that_is_there_twice_and_other_columns_are_refused(tmp_path):
     path.write_text(f"claim\n{line}\n")
     with pytest.raises(ValueError, match="Expected the columns claim,section,.* Received: claim"):
         claims.read(MANIFEST, path)
+
+
+def test_the_command_for_cifar100s_extra_images():
+    script, *words = shlex.split(one("cifar100-extra-data").note)
+    assert (ROOT / script).exists()
+    given = dict(word.removeprefix("--").split("=", 1) for word in words)
+    configuration.parse([given["gin_file"]], [given["gin_param"]])
+    pool = configuration.resolve(configuration.label_pool, is_last=False)
+    assert pool.recipe.test_set == "cifar100" and all(size % 100 == 0 for size in pool.sets.sizes)
+    extra_data = resolved(one("prior-art-cifar100").side).data.keywords["extra_data"]
+    assert extra_data.split("/")[0] == "tfrecord:" + given["workdir"].removeprefix(given["data_dir"] + "/")

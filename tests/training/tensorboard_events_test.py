@@ -143,6 +143,23 @@ def test_a_run_that_begins_anew_leaves_no_event_of_before(run, tmp_path):
     assert list((tmp_path / "events").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "tail",
+    [b"begun", b"\xff" * 12, (5).to_bytes(8, "little") + b"abcd" + b"\xff" * 9],
+    ids=["torn", "vast", "no event"],
+)
+def test_what_is_no_event_is_cut_off_with_what_follows(run, tmp_path, tail):
+    (path,) = (run / "events").iterdir()
+    whole, copy = path.read_bytes(), tmp_path / path.name
+    for step in (NUM_STEPS, 3):
+        copy.write_bytes(whole + tail)
+        tensorboard_events.cut_off(str(tmp_path), step)
+        assert whole.startswith(copy.read_bytes()) and (copy.stat().st_size == len(whole)) == (step == NUM_STEPS)
+    before = copy.stat().st_mtime_ns
+    tensorboard_events.cut_off(str(tmp_path), 3)
+    assert copy.stat().st_mtime_ns == before and copy.stat().st_size > 0
+
+
 def test_a_link_among_the_events_is_refused(tmp_path):
     (tmp_path / "private").write_bytes(b"private")
     os.symlink(tmp_path / "private", tmp_path / "a.tfevents.b")

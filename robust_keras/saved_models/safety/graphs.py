@@ -127,7 +127,9 @@ class _Reader:
     def _of_values(self, values: Iterable[Any], where: str) -> Iterator[Finding]:
         for value in values:
             kind = value.WhichOneof("value")
-            if kind == "s":
+            if kind == "placeholder":  # Of a function without one form: what it calls would not be seen here.
+                yield Finding("an attribute that callers give", where)
+            elif kind == "s":
                 yield from self._of_text([value.s], where)
             elif kind == "tensor":
                 yield from self.of_tensor(value.tensor, where)

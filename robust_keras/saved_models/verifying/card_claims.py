@@ -35,7 +35,8 @@ _METRICS = {"val_clean", "val_robust", "val_clean_averaged", "val_robust_average
 _CHECKED = {"evaluation", "validation"}
 _PROSE = {"evaluation", "config", "intended_use", "limits"}
 # What nobody checks of these: they are the maker's word.
-_ON_TRUST = ("validation", "published", "config")
+_ON_TRUST = ("validation", "published", "config", "class_names", "licence")
+_DIGEST = re.compile("[0-9a-f]{64}")
 _ACCURACY = re.compile(r"(?i)\d\s*(%|\u066a|\ufe6a|\uff05|per ?cent)|(?<![\w.])0?\.[1-9]\d*(?![\w.])|accura|certified")
 
 
@@ -59,6 +60,8 @@ def check_cards(claim: Claim | None, folder: pathlib.Path) -> str:
     if "evaluation" in card and not claim:
         raise ValueError(f"{CARDS[0]} has an evaluation, and nothing beside the model shows it")
     told = claim.told if claim else {}
+    if claim and {card["num_classes"], len(card.get("class_names") or claim.logits[0])} != {claim.logits.shape[1]}:
+        raise ValueError(f"{CARDS[0]} has another number of classes than the model")
     if differ := [name for name, value in card.get("evaluation", {}).items() if _differs(name, value, told)]:
         raise ValueError(f"{CARDS[0]} and the claim differ in {', '.join(differ)}")
     published = card.get("published") or {}
@@ -110,6 +113,10 @@ def _unknown(card: Mapping[str, Any]) -> list[str]:
         ):
             raise ValueError(f"{CARDS[0]} has another {key} than an export writes")
     evaluation = card.get("evaluation") or {}
+    for part in (card, evaluation, card.get("source") or {}):
+        for key, value in part.items():
+            if key.endswith("sha256") and not (value is None or _DIGEST.fullmatch(str(value))):
+                raise ValueError(f"{CARDS[0]} has a {key} that is none")
     texts = {key: value for key, value in card.items() if key not in _PROSE}
     texts["shown"] = [evaluation.get("dataset"), evaluation.get("warnings"), evaluation.get("seed")]
     texts["attacks"] = [each["name"] for each in evaluation.get("attacks", [])]

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import stat
 import zipfile
 from collections.abc import Iterator
@@ -17,7 +18,8 @@ CARDS = ("model_card.json", "MODEL_CARD.md")
 # What is no part of the model's identity: as of robust_keras.saved_models.load.fingerprint.
 BESIDE_THE_MODEL = {MANIFEST, PROGRAM, CLAIMS, EXAMPLES, *CARDS}
 OURS = BESIDE_THE_MODEL | {"saved_model.pb", "fingerprint.pb"}
-_CODE = {".py", ".pyc", ".so", ".dll", ".pth"}
+_CODE = {".py", ".pyc", ".pyd", ".so", ".dylib", ".dll", ".pth"}
+_VARIABLES = re.compile(r"variables/variables\.(index|data-\d{5}-of-\d{5})")
 MOST_FILES, _MOST_TEXT, _MOST_ARRAYS = 10_000, 1 << 24, 1 << 30
 
 
@@ -50,9 +52,9 @@ def check_manifest(folder: pathlib.Path) -> str:
         path = found[file["name"]]
         if (path.stat().st_size, sha256_of(path)) != (file["bytes"], file["sha256"]):
             raise ValueError(f"{file['name']} is another than in {MANIFEST}")
-    if code := [name for name in found if pathlib.Path(name).suffix in _CODE and name != PROGRAM]:
+    if code := [name for name in found if pathlib.Path(name).suffix.lower() in _CODE and name != PROGRAM]:
         raise ValueError(f"code beside the model: {', '.join(code[:5])}")
-    others = [name for name in found if not (name in OURS or name.startswith("variables/"))]
+    others = [name for name in found if not (name in OURS or _VARIABLES.fullmatch(name))]
     return f"{len(listed)} files, each as listed" + (f"; not checked: {', '.join(others[:5])}" if others else "")
 
 

@@ -1,5 +1,6 @@
 """Finds the weights of one network among what a file holds, and gives each its name here."""
 
+import collections
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -13,8 +14,9 @@ from robust_keras.saved_models.weights_in.families import FAMILIES, OTHERS, Fami
 from robust_keras.saved_models.weights_in.haiku_files import Array
 from robust_keras.saved_models.weights_in.tensors import Tensor
 
-# How deep a file may keep its weights in other things.
-_MOST_DEPTH = 4
+# How deep a file may keep its weights in other things, how many names it may have there, and how long they may be: an
+# object of a pickle may lie in many places, whose names are made of those around them.
+_MOST_DEPTH, _MOST_NAMES, _MOST_CHARACTERS = 4, 250_000, 200
 _NETWORKS = "weights of a wide_resnet or preact_resnet under the names of the authors' code"
 
 
@@ -74,25 +76,38 @@ class _Tree:
 
     Attributes:
         places: (place, dictionary) for each, every dictionary once.
+
+    Raises:
+        ValueError: for too many names, and for long ones.
     """
 
     def __init__(self, content: Any) -> None:
         self.places: list[tuple[str, dict]] = []
         seen: set[int] = set()
-        waiting = [("", content, 0)]
+        waiting, num_names = collections.deque([("", content, 0)]), 0
         while waiting:
-            place, each, depth = waiting.pop(0)
+            place, each, depth = waiting.popleft()
             if id(each) in seen or depth > _MOST_DEPTH:
                 continue
             seen.add(id(each))
             if isinstance(each, dict):
                 self.places.append((place, each))
                 inner = list(each.items())
+                num_names += len(inner)
+                _check_number(num_names)
+                if long := next((name for name in each if len(str(name)) > _MOST_CHARACTERS), None):
+                    expected = f"names of at most {_MOST_CHARACTERS} characters"
+                    raise ValueError(f"Expected {expected}. Received: {printable(long, most=_MOST_CHARACTERS)}")
             elif type(each) in (list, tuple) and len(each) <= 8:
                 inner = list(enumerate(each))
             else:
                 continue
             waiting += [(f"{place}.{name}".lstrip("."), value, depth + 1) for name, value in inner if _may_hold(value)]
+
+
+def _check_number(num_names: int) -> None:
+    if num_names > _MOST_NAMES:
+        raise ValueError(f"Expected at most {_MOST_NAMES:,} names in a file. Received: more")
 
 
 def _may_hold(value: Any) -> bool:
@@ -114,8 +129,10 @@ def _candidates(checkpoint: Checkpoint, tree: _Tree) -> Iterator[_Candidate]:
 
 def _haiku_candidates(tree: _Tree) -> Iterator[_Candidate]:
     """Parameters, each with the file's state: modules of dictionaries, by names such as `net/~/init_conv`."""
-    parameters, states = [], {}
+    parameters, states, num_names = [], {}, 0
     for place, modules in tree.places:
+        num_names += sum(len(content) for content in modules.values() if isinstance(content, dict))
+        _check_number(num_names)
         flat = _flat(modules)
         for family in FAMILIES:
             stems = [name for name in flat if family.format == "haiku" and f"/{name}".endswith(f"/{family.stem}")]
@@ -126,7 +143,7 @@ def _haiku_candidates(tree: _Tree) -> Iterator[_Candidate]:
         raise ValueError(f"Expected one state of statistics. Received: {printable(', '.join(states))}")
     state = next(iter(states.values()), {})
     for place, family, prefix, flat in parameters:
-        yield _Candidate(place, family, prefix, {**flat, **{name: state[name] for name in state if name not in flat}})
+        yield _Candidate(place, family, prefix, collections.ChainMap(flat, state))
 
 
 def _flat(modules: dict) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from robust_keras.pickled_names import Name, Stateful, checked
 from robust_keras.saved_models.weights_in.tensors import BFLOAT16, Storage, Tensor
 
 _PICKLE_BYTES = 2**26  # WRN-106-16's has 60 KB.
-_MOST_MEMBERS = 100_000
+_MOST_MEMBERS, _DIRECTORY_BYTES = 100_000, 2**24
 # What `torch.save` wrote first, before version 1.6.
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _BEGIN = b"\x80\x02\x8a\x0a" + _MAGIC.to_bytes(10, "little") + b"."
@@ -174,9 +174,9 @@ class _Bounded:
         self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
 
     def read(self, num_bytes: int = -1) -> bytes:
-        if num_bytes > _PICKLE_BYTES:
+        if num_bytes > _DIRECTORY_BYTES:
             raise ValueError("an archive whose directory is too large")
-        left = min(self._num_bytes - self._file.tell(), _PICKLE_BYTES)
+        left = min(self._num_bytes - self._file.tell(), _DIRECTORY_BYTES)
         return self._file.read(left if num_bytes < 0 else min(num_bytes, left))
 
 

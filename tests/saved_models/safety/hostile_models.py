@@ -98,6 +98,11 @@ def called_inside_a_call(meta_graph):
     node.attr["f"].func.attr["g"].func.name = "elsewhere"
 
 
+@change("an attribute that callers give in function to_initialize")
+def called_by_whatever_its_caller_says(meta_graph):
+    to_initialize(meta_graph).node_def.add(name="any", op="PartitionedCall").attr["f"].placeholder = "f"
+
+
 @change("a function called WriteFile, as an operation is,")
 def named_like_an_operation(meta_graph):
     meta_graph.graph_def.library.function.add().signature.name = "WriteFile"

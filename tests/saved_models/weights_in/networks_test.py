@@ -1,6 +1,7 @@
 """Weights of the authors' own networks, in every form, and what is wrong with them."""
 
 import math
+import pickle
 
 import keras
 import numpy as np
@@ -9,6 +10,7 @@ import tensorflow as tf
 
 from robust_keras.models import weights as named_weights
 from robust_keras.models import wide_resnet
+from robust_keras.saved_models.weights_in import selection
 from tests.oracles import checkpoint_inputs
 from tests.saved_models.weights_in import written
 
@@ -216,6 +218,20 @@ def test_haiku_needs_its_state_and_names_that_differ(tmp_path, imported, recorde
     with pytest.raises(ValueError, match="--key out of 0.params, 0.avg_params. Received: none"):
         imported(tmp_path / "file")
     assert imported(tmp_path / "file", key="avg_params")[2].name == "WRN-10-1"
+
+
+def test_names_are_few_and_short(tmp_path, imported, monkeypatch):
+    """Names of places are made of those around them, and one dictionary of a pickle may lie in many places."""
+    monkeypatch.setattr(selection, "_MOST_NAMES", 300)
+    shared = {f"{k}": None for k in range(20)}
+    many = {f"{k}": {} for k in range(300)}
+    for content in ({f"{k}": shared for k in range(20)}, {"a": many}):
+        (tmp_path / "file").write_bytes(pickle.dumps(content, 2))
+        with pytest.raises(ValueError, match="Expected at most 300 names in a file. Received: more"):
+            imported(tmp_path / "file")
+    (tmp_path / "file").write_bytes(pickle.dumps({"a" * 201: {}}, 2))
+    with pytest.raises(ValueError, match="Expected names of at most 200 characters. Received: a{200}"):
+        imported(tmp_path / "file")
 
 
 def test_data_sets_and_activations_that_there_are(tmp_path, imported, small):
