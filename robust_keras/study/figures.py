@@ -45,7 +45,10 @@ def of_table(table: int, rows: Sequence[tables.StudyRow], *, scale: str) -> Figu
         A figure of matplotlib that is of no window.
     """
     draw: dict[int, Callable[..., float]] = {6: _by_size, 7: _by_decay, 8: _by_activation, 9: _by_ratio}
-    measured = f"Measured at {scale}" if any(each.measured for each in rows) else "Nothing is measured yet"
+    models = [model for each in rows for model in each.measured]
+    measured = f"Measured at {scale}" if models else "Nothing is measured yet"
+    if at_chance := sum(model.is_at_chance for model in models):
+        measured += f"; {at_chance} of {len(models)} models are at chance on clean images"
     with matplotlib.rc_context(drawing.FONT):
         figure = drawing.empty(f"Figure {NUMBERS[table]} of the paper, Table {table}", measured)
         height = draw[table](figure, rows)

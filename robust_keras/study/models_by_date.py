@@ -23,6 +23,7 @@ from robust_keras.study import rows as study
 
 _COLUMNS = "model,date,extra_data,robust,label,source"
 _EPSILON = 8 / 255
+_TEST_IMAGES = 10_000
 
 
 class Model(NamedTuple):
@@ -145,9 +146,12 @@ def of_evaluation(folder: str, *, date: datetime.date | None = None, setting: st
     (results,) = report.read_results([folder])
     if reason := _why_not(results):
         raise ValueError(f"Expected an evaluation on CIFAR-10 in Linf 8/255 by AutoAttack or AA+MT. Received: {reason}")
-    name = printable(folder, most=40)
-    robust = 100 * results["robust_accuracy"]
-    return Model(name, date or _date(folder), setting, robust, label=name, source=folder, is_own=True)
+    # What a reader of the figure has to know of it.
+    few = [f"{results['num_examples']:,} images"] if results["num_examples"] < _TEST_IMAGES else []
+    notes = ", ".join([*few, *(["with warnings"] if results.get("warnings") else [])])
+    name, robust = printable(folder, most=40), 100 * results["robust_accuracy"]
+    label = f"{name} ({notes})" if notes else name
+    return Model(name, date or _date(folder), setting, robust, label=label, source=folder, is_own=True)
 
 
 def _why_not(results: dict[str, Any]) -> str:

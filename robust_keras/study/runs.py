@@ -159,7 +159,9 @@ def draw(study: Study, plan: planning.Plan, figure: int, own: Sequence[models_by
     """
     if figure == 1:
         published, here = models_by_date.read(study.manifest), models_by_date.measured(study.manifest, study.folder)
-        models = [each for each in (*published, *here, *own) if study.setting in (None, each.setting)]
+        models = [*published, *here, *own]
+        if study.setting is not None:
+            models = [each for each in models if each.setting in (None, study.setting)]
         return drawing.write(study.folder, "figure1", figures.by_date(models, scale=plan.description if here else ""))
     (table,) = (table for table, number in figures.NUMBERS.items() if number == figure)
     shown = rows.select(study.manifest, table=table, setting=study.setting)

@@ -12,13 +12,13 @@ MANIFEST = rows.read()
 WITHOUT, WITH = "without additional data", "with additional data"
 
 
-def compared(table, setting=None, *, only=None, shift=0.0, seeds=1, curve=()):
+def compared(table, setting=None, *, only=None, shift=0.0, seeds=1, curve=(), at_chance=False):
     """Rows with what the paper has as measurements, `shift` points off; `only` names those that were measured."""
     found = []
     for row in rows.select(MANIFEST, table=table, setting=setting):
         made = [
             measured.Measured(
-                seed, row.clean + shift, None, row.robust + shift + seed, False, np.ones(1, bool), list(curve)
+                seed, row.clean + shift, None, row.robust + shift + seed, at_chance, np.ones(1, bool), list(curve)
             )
             for seed in range(seeds)
             if only is None or row.row in only
@@ -139,6 +139,12 @@ def test_nothing_measured_is_the_papers_alone(table, setting):
     assert "Nothing is measured yet" in figure.get_suptitle()
     labels = {label for axis in figure.axes for label in series(axis)}
     assert labels and all(label.endswith(": the paper") for label in labels)
+
+
+def test_models_at_chance_are_told():
+    said = figures.of_table(9, compared(9, only=("3:7",), seeds=2, at_chance=True), scale="a scale").get_suptitle()
+    assert "2 of 2 models are at chance on clean images" in said
+    assert "at chance" not in figures.of_table(9, compared(9, only=("3:7",)), scale="a scale").get_suptitle()
 
 
 def test_seeds_have_a_mean_and_their_deviation():

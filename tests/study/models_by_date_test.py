@@ -90,7 +90,11 @@ def test_an_evaluation_that_is_given(tmp_path):
     folder = evaluated(tmp_path / "mine", 0.5)
     model = models_by_date.of_evaluation(folder)
     assert (model.robust, model.date, model.setting) == (50.0, datetime.date(2021, 3, 4), None)
-    assert model.label.endswith("mine") or model.label.endswith("...")
+    assert model.label == f"{model.name} (100 images)"
+    doubtful = evaluated(tmp_path / "doubtful", 0.5, num_examples=10_000, warnings=["zero_gradients"])
+    assert models_by_date.of_evaluation(doubtful).label.endswith(" (with warnings)")
+    whole = models_by_date.of_evaluation(evaluated(tmp_path / "whole", 0.5, num_examples=10_000))
+    assert whole.label == whole.name
     given = models_by_date.of_evaluation(folder, date=datetime.date(2024, 1, 2), setting="80mti")
     assert (given.date, given.setting) == (datetime.date(2024, 1, 2), "80mti")
 

@@ -1,13 +1,14 @@
 """Budgets from trials to tables, on devices whose seconds are invented."""
 
 import csv
+import datetime
 import functools
 import json
 
 import invented_device
 import pytest
 
-from robust_keras.study import drawing, figures, planning, rows, runs, throughput
+from robust_keras.study import drawing, figures, models_by_date, planning, rows, runs, throughput
 
 MINI = planning.PLANS["mini"]
 MANIFEST = rows.read()
@@ -125,3 +126,13 @@ def test_the_models_that_validation_prefers_are_evaluated():
     assert runs.chosen_seeds(one, averaged) == [0]
     equal = {seed: {"val_robust": 0.5} for seed in range(3)}
     assert runs.chosen_seeds(one, equal) == [0]
+
+
+def test_figure_1_has_the_settings_models_and_ones_own(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(figures, "by_date", lambda models, *, scale: shown.append((models, scale)))
+    own = models_by_date.Model("mine", datetime.date(2026, 1, 1), None, 50.0, is_own=True)
+    runs.draw(study_on(invented_device.Device(), tmp_path), MINI, 1, [own])
+    ((models, scale),) = shown
+    assert models[-1] == own and {each.setting for each in models[:-1]} == {"cifar10"}
+    assert scale == ""  # Nothing of the study is measured.
