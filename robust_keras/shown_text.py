@@ -29,9 +29,13 @@ def as_code(text: object, *, most: int = 200) -> str:
     return f"`{shown or ' '}`"
 
 
-def table_cell(text: object) -> str:
-    """Text of a file as a cell of a Markdown table: it ends no cell, and is no HTML and no link."""
-    shown = printable(text)
+def table_cell(text: object, *, most: int = 200) -> str:
+    """Text of a file as a cell of a Markdown table: it ends no cell, and is no HTML and no link.
+
+    Args:
+        text: see `printable`, like `most`.
+    """
+    shown = printable(text, most=most)
     for mark, written in (("|", "\\|"), ("<", "&lt;"), ("](", "]\\(")):
         shown = shown.replace(mark, written)
     return shown

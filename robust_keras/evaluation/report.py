@@ -97,9 +97,14 @@ def examples(workdir: str) -> dict[str, np.ndarray]:
         raise ValueError(f"Expected the examples of an evaluation in {path}. Received: {storage.why(error)}") from error
 
 
-def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """A Markdown table of lines of text cells, the first of which is the header; what would steer it is escaped."""
-    lines = [[shown_text.table_cell(cell) for cell in line] for line in lines]
+def markdown(lines: Sequence[Sequence[str]], *, most: int = 200) -> str:
+    """A Markdown table of lines of text cells, the first of which is the header; what would steer it is escaped.
+
+    Args:
+        lines: see above.
+        most: characters of a cell, after which it is cut.
+    """
+    lines = [[shown_text.table_cell(cell, most=most) for cell in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(*lines)]
     rows = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |" for line in lines]
     rows.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")

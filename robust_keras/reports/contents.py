@@ -14,10 +14,10 @@ import numpy as np
 import tensorflow as tf
 
 from robust_keras import array_files, foreign_files, storage
-from robust_keras.evaluation import report
+from robust_keras.evaluation import report, security_file
 from robust_keras.evaluation.examples import as_floats
 from robust_keras.reports import class_names as names_of_classes
-from robust_keras.reports import curves, security_files
+from robust_keras.reports import curves
 
 gfile = tf.io.gfile
 # Takes the `dataset` of results and returns its images and labels, or raises ValueError where they are not at hand.
@@ -41,7 +41,7 @@ class Evaluation(NamedTuple):
         folder: as it was given, or below a run's that was.
         results: what results.json holds.
         examples: arrays of examples.npz, of which an older version lacks some; None where there is no such file.
-        security: the `security_files.Security` of security.json; None where there is none.
+        security: what security.json holds; None where there is none.
         class_names: in order; empty where they are not known.
         clean: float32 `[n, height, width, channels]` in [0, 1], the images that were attacked, or None.
         no_clean: why they are not there.
@@ -52,7 +52,7 @@ class Evaluation(NamedTuple):
     folder: str
     results: dict[str, Any]
     examples: dict[str, np.ndarray] | None
-    security: security_files.Security | None
+    security: dict[str, Any] | None
     class_names: tuple[str, ...]
     clean: np.ndarray | None
     no_clean: str
@@ -171,7 +171,7 @@ def _evaluation(folder: str, load_images: LoadImages | None) -> Evaluation:
         folder=folder,
         results=results,
         examples=examples,
-        security=security_files.read(posixpath.join(folder, "security.json")),
+        security=_security(folder, results),
         class_names=_class_names(folder, results),
         clean=clean,
         no_clean=no_clean,
@@ -204,6 +204,13 @@ def _examples(folder: str, results: dict[str, Any]) -> dict[str, np.ndarray] | N
                 f"Expected the {name} of results.json, {results[name]:.4f}, in {path}. Received: {share:.4f}"
             )
     return found
+
+
+def _security(folder: str, results: dict[str, Any]) -> dict[str, Any] | None:
+    """What security.json holds, which is of the model, the images and the threat model of the results."""
+    known = {name: results.get(name) for name in ("norm", "epsilon", "seed")}
+    known |= {name: (results.get(of) or {}).get("sha256") for name, of in (("model", "model"), ("images", "dataset"))}
+    return security_file.read(folder, {name: value for name, value in known.items() if value is not None})
 
 
 def _clean(

@@ -4,7 +4,7 @@ import numpy as np
 
 from robust_keras.evaluation import warnings
 from robust_keras.evaluation.results import named_by_warnings
-from robust_keras.reports import class_sections, explanations, plots, reading, security_files, thumbnails
+from robust_keras.reports import class_sections, explanations, plots, reading, thumbnails
 from robust_keras.reports.blocks import Code, Items, Listing, Paragraph, Picture, Pictures, Plot, Section, Table
 from robust_keras.reports.contents import Evaluation
 
@@ -104,23 +104,23 @@ def _radius(evaluation):
             )
         )
         return
-    noise = {point.epsilon: point.robust_accuracy for point in found.random_noise}
+    noise = {point["epsilon"]: point["robust_accuracy"] for point in found["random_noise"]}
     lines = [("radius", "right under attack", "right under random noise")]
-    for each in found.curve:
-        under_noise = reading.percent(noise[each.epsilon]) if each.epsilon in noise else "not measured"
-        lines.append((each.epsilon_fraction, reading.percent(each.robust_accuracy), under_noise))
-    told = ", ".join(f"{reading.percent(each.robust_accuracy)} at {each.epsilon_fraction}" for each in found.curve)
-    yield Paragraph((found.told,))
+    for each in found["curve"]:
+        under_noise = reading.percent(noise[each["epsilon"]]) if each["epsilon"] in noise else "not measured"
+        lines.append((each["epsilon_fraction"], reading.percent(each["robust_accuracy"]), under_noise))
+    told = ", ".join(f"{share} at {radius}" for radius, share, _ in lines[1:])
+    yield Paragraph((found["told"],), is_alert=any(each["passed"] is False for each in found["checks"]))
     yield Plot(
         plots.security_curve(found, evaluation.results["epsilon"]),
         f"Robust accuracy falls with the radius: {told}.",
-        f"Robust accuracy of {found.num_examples:,} images against the radius. The attack is {found.attack}. A curve "
-        "that does not reach 0 is a sign that gradients are masked.",
+        f"Robust accuracy of the first {found['num_examples']:,} images against the radius. The attack: "
+        f"{found['attack']}. A curve that does not reach 0 is a sign that gradients are masked.",
         Table("Robust accuracy against the radius", tuple(lines)),
     )
     words = {True: "passed", False: "FAILED", None: "not measured"}
     checks = [("check", "verdict", "what was seen")]
-    checks += [(security_files.CHECKS.get(c.name, c.name), words[c.passed], c.told) for c in found.checks]
+    checks += [(explanations.CHECKS.get(c["name"], c["name"]), words[c["passed"]], c["told"]) for c in found["checks"]]
     yield Table("Sanity checks of Carlini et al. (2019)", tuple(checks))
 
 
@@ -205,7 +205,9 @@ def _unknown(evaluation):
         ),
         ("Anything about images of another kind than these, or about models trained again with another seed.",),
     ]
-    if not names & set(warnings.BLACK_BOX):
+    checks = (evaluation.security or {}).get("checks", [])
+    looked = any(each["name"] == "black_box_weaker" and each["passed"] is not None for each in checks)
+    if not looked and not names & set(warnings.BLACK_BOX):
         items.append(("Whether an attack that needs no gradients would break more: none of these is one.",))
     if evaluation.security is None:
         items.append(("Whether the sanity checks hold: they were not run.",))

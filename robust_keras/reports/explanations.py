@@ -16,6 +16,14 @@ ATTACKS = {
     "multi-targeted": "follows the gradient of the margin to one wrong class after the other (Gowal et al. 2019)",
     "transfer": "takes the images that an attack made for another model; sees no gradients of this one",
 }
+# Of the sanity checks, by name: what they look for.
+CHECKS = {
+    "unbounded_attack_wins": "An attack without a limit breaks every image",
+    "more_steps_no_worse": "More steps break no fewer images",
+    "larger_radius_no_better": "A larger radius leaves no more images right",
+    "black_box_weaker": "Attacks without gradients are no stronger than those with them",
+    "random_noise_weaker": "Random noise is weaker than the attack",
+}
 # Lists of attacks that claims can rest on, and of each attack the least that they run.
 _LISTS = {
     "AutoAttack's standard version": {

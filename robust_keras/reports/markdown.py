@@ -45,7 +45,7 @@ def _(block: blocks.Items, level: int) -> str:
 
 @_block.register
 def _(block: blocks.Table, level: int) -> str:
-    return f"{as_text(block.caption)}:\n\n{tables.markdown(block.lines)}"
+    return f"{as_text(block.caption)}:\n\n{tables.markdown(block.lines, most=1000)}"
 
 
 @_block.register

@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from robust_keras.reports import contents, security_files
+from robust_keras.reports import contents
 from robust_keras.shown_text import printable
 
 # What is drawn in which colour, and what stands in its place in the page.
@@ -123,22 +123,22 @@ def waterfall(names: Sequence[str], left: Sequence[float], interval: Sequence[fl
     return text()
 
 
-def security_curve(found: security_files.Security, radius: float) -> str:
+def security_curve(found: dict[str, Any], radius: float) -> str:
     """Robust accuracy against the radius, under the attack and under random noise; the evaluated radius is marked."""
-    scale, unit = (255, " / 255") if found.norm == "Linf" else (1, "")
+    scale, unit = (255, " / 255") if found["norm"] == "Linf" else (1, "")
     with _figure(3.4) as (figure, text):
         axes = figure.subplots()
         for points, label, color, line, marker in (
-            (found.curve, "attack", ROBUST, "-", "s"),
-            (found.random_noise, "random noise", OTHER, "--", "^"),
+            (found["curve"], "attack", ROBUST, "-", "s"),
+            (found["random_noise"], "random noise", OTHER, "--", "^"),
         ):
             if points:
-                x, y = ([scale * p.epsilon for p in points], [100 * p.robust_accuracy for p in points])
+                x, y = [scale * p["epsilon"] for p in points], [100 * p["robust_accuracy"] for p in points]
                 axes.plot(x, y, line, color=color, marker=marker, ms=5, label=label)
         axes.axvline(scale * radius, color=_INK, lw=1, ls=":", label="radius of the evaluation")
         axes.set_ylim(0, 103)
         axes.set_xlim(left=0)
-        axes.set_xlabel(printable(f"radius, {found.norm}{unit}"))
+        axes.set_xlabel(printable(f"radius, {found['norm']}{unit}"))
         axes.set_ylabel("right, %")
         _legend(axes)
     return text()

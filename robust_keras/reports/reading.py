@@ -58,7 +58,7 @@ def points(evaluation: Evaluation) -> Items:
         in_bytes = percent(results["robust_accuracy_uint8"])
         items.append((f"With adversarial images rounded to whole bytes, as a picture file holds them: {in_bytes}.",))
     if evaluation.security is not None:
-        counts = [sum(each.passed is kind for each in evaluation.security.checks) for kind in (True, False, None)]
+        counts = [sum(each["passed"] is kind for each in evaluation.security["checks"]) for kind in (True, False, None)]
         items.append(("Sanity checks: {} passed, {} failed, {} not measured.".format(*counts),))
     return Items(tuple(items))
 

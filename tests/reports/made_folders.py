@@ -81,8 +81,8 @@ def run(folder, *, steps=400):
     return str(folder)
 
 
-def security(folder):
-    """Writes a security.json into the folder of an evaluation."""
+def security(folder, **changes):
+    """Writes a security.json into the folder of an evaluation; `changes` are of what it is of."""
     curve = [(0, "0", 0.85), (8 / 255, "8/255", 0.55), (32 / 255, "32/255", 0.0)]
     points = [{"epsilon": e, "epsilon_fraction": f, "robust_accuracy": a} for e, f, a in curve]
     noise = [{**point, "robust_accuracy": 0.8} for point in points]
@@ -92,5 +92,8 @@ def security(folder):
         {"name": "black_box_weaker", "passed": None, "told": "No attack without gradients ran."},
     ]
     found = {"format": 1, "norm": "Linf", "num_examples": 60, "attack": "pgd", "curve": points, "random_noise": noise}
-    text = json.dumps({**found, "checks": checks, "told": "The curve reaches 0 at 32/255."})
-    (folder / "security.json").write_text(text)
+    results = json.loads((folder / "results.json").read_text())
+    subject = {"model": results["model"]["sha256"], "images": (results["dataset"] or {}).get("sha256")}
+    subject |= {name: results[name] for name in ("norm", "epsilon", "seed")}
+    told = {"checks": checks, "told": "The curve reaches 0 at 32/255.", "subject": {**subject, **changes}}
+    (folder / "security.json").write_text(json.dumps({**found, **told}))

@@ -267,8 +267,8 @@ BAD = {
     "other numbers": ("results.json", {"robust_accuracy": 0.5}, "the robust_accuracy of results.json, 0.5000"),
     "of others": ("results.json", {"num_examples": 61}, "arrays of 61 examples"),
     "no npz": ("examples.npz", "text", "whole npz file"),
-    "security of format 2": ("security.json", '{"format": 2}', "security curve of format 1 in .*format 2"),
-    "no security": ("security.json", '{"format": 1, "curve": 3}', "security curve of format 1 in"),
+    "security of format 2": ("security.json", '{"format": 2}', "security curve in .*security.json"),
+    "no security": ("security.json", '{"format": 1, "curve": 3}', "security curve in"),
     "no curve": ("metrics.csv", "a,b\n1,2\n", "rows of metrics in .*no column step"),
     "text in a curve": ("metrics.csv", "step,loss\n1,high\n", "rows of metrics in .*high"),
     "steps that fall": ("metrics.csv", "step,loss\n2,1\n1,1\n", "rows of metrics in .*do not rise"),
@@ -283,6 +283,13 @@ def test_what_cannot_be_read_is_one_line(tmp_path, name):
     if isinstance(damage, str):
         (tmp_path / "eval" / file).write_text(damage)
     with pytest.raises(ValueError, match=f"^Expected (.* )?{match}[^\n]*$"):
+        page.html([folder])
+
+
+def test_a_security_curve_of_another_model_is_refused(tmp_path):
+    folder, _ = made_folders.evaluation(tmp_path / "eval")
+    made_folders.security(tmp_path / "eval", model="1" * 64)
+    with pytest.raises(ValueError, match="the security curve of this evaluation in .*security.json"):
         page.html([folder])
 
 
