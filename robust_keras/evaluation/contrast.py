@@ -218,7 +218,7 @@ def _borrowed(count):
 
 def _half(parts, spreads, num_images, confidence):
     """The same for seeds of some spreads: (sum of squared weights, variance, degrees of freedom) of each."""
-    from scipy import stats  # A second to import, which only comparisons need.
+    from scipy import special  # Not for those who compare nothing.
 
     of_rest, freedom_images = parts.rest / num_images, np.maximum(num_images - 1, 1)
     images = parts.images / num_images + sum(share for share, *_ in spreads) * of_rest
@@ -230,4 +230,4 @@ def _half(parts, spreads, num_images, confidence):
             squares = squares + (share * of_rest) ** 2 / (freedom * freedom_images)
             least = np.minimum(least, freedom)
     freedom = np.maximum(variance**2 / np.maximum(squares, np.finfo(float).tiny), least)
-    return stats.t.ppf((1 + confidence) / 2, freedom) * np.sqrt(variance)
+    return special.stdtrit(freedom, (1 + confidence) / 2) * np.sqrt(variance)

@@ -46,8 +46,9 @@ class Validator:
         seed: the run's.
 
     Attributes:
-        on_replica: what a replica computes for each network, `(image, label, seeds) -> (clean, robust)` with bytes,
-            int32 labels and bool results `[batch]`, by the ending of its columns: '' and, of the twin, '_averaged'.
+        on_replica: what a replica computes for each network, `(image, label, seeds) -> (clean, robust, ...)` of bytes
+            and int32 labels, as the `seen_fn` returns it or, without one, the `correct_fn`; by the ending of its
+            columns: '' and, of the twin, '_averaged'.
         best_metric: the column that tells the best weights.
         seen: a `Seen` of each network in the last validation, by these endings; nothing without a `seen_fn`.
         pictured: the first images held out, as bytes: as many as `Seen.adversarial` has, 8 or fewer large ones.
@@ -74,10 +75,10 @@ class Validator:
         self._source, self._seed = source, seed
         self._batch_size = batch_size
         networks = {"": network} if twin is None else {"": network, "_averaged": twin}
-        self.on_replica = {ending: _of_bytes(each, validation.correct_fn) for ending, each in networks.items()}
         self._has_seen = validation.seen_fn is not None
         fn = validation.seen_fn or validation.correct_fn
-        self._compiled = {ending: replicas.over_replicas(_of_bytes(each, fn)) for ending, each in networks.items()}
+        self.on_replica = {ending: _of_bytes(each, fn) for ending, each in networks.items()}
+        self._compiled = {ending: replicas.over_replicas(each) for ending, each in self.on_replica.items()}
         self.seen: dict[str, Seen] = {}
         height, width = source.images.shape[1:3]
         self.pictured = source.images[: min(_MOST_PICTURED, max(_MOST_PIXELS // (height * width), 1))]

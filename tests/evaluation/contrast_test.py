@@ -54,7 +54,7 @@ def one_of_two_against_ten(rng, **settings):
 
 def many_against_many(rng, num_row, num_baseline, **settings):
     for row, baseline in zip(*drawn(rng, (num_row, num_baseline), **settings)):
-        if num_row == num_baseline:
+        if num_row == num_baseline > 2:  # As `study.tables` does.
             yield comparison.compare(row, baseline, expected=1)
         else:
             yield compare([Group(row), Group(baseline, -1)], expected=1)
@@ -82,8 +82,8 @@ def share(found, verdict):
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_no_effect_and_a_reversed_one_are_shown_in_at_most_a_twentieth(no_plans, protocol):
     rng = np.random.default_rng(1)
-    for effect in (0.0, -0.05):
-        assert share(PROTOCOLS[protocol](rng, effect=effect), "shown") <= 0.05
+    for effect, seed in ((0.0, 0.05), (-0.05, 0.05), (0.0, 0.3)):  # Of .3, seeds are most of the variance.
+        assert share(PROTOCOLS[protocol](rng, effect=effect, seed=seed), "shown") <= 0.05
 
 
 @pytest.mark.parametrize("protocol, power", zip(PROTOCOLS, (0.9, 0.5, 0.9, 0.8)))

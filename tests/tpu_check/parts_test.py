@@ -150,13 +150,13 @@ def test_a_change_of_the_averaging_shows(recipe, monkeypatch):
 
 
 def test_a_change_of_the_validation_shows(recipe, monkeypatch):
-    correct_of = validation._correct_of
+    of_bytes = validation._of_bytes
 
     def changed(*args):
-        correct = correct_of(*args)
-        return lambda *given: tf.nest.map_structure(on_the_host, correct(*given))
+        seen = of_bytes(*args)
+        return lambda *given: tf.nest.map_structure(on_the_host, seen(*given))
 
-    monkeypatch.setattr(validation, "_correct_of", changed)
+    monkeypatch.setattr(validation, "_of_bytes", changed)
     names = "training attack", "validation", "validation, averaged"
     assert problems(of_training(recipe), *names) == list(names[1:])
 
