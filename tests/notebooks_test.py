@@ -48,7 +48,7 @@ SAYS = {
         "Already finished",
         "True ['examples.npz', 'results.json']",
     ],
-    "train_on_tpu": ["CPU", "Stopped by SIGINT; saved at step", "Resuming from step", "| 95 % interval"],
+    "train_on_tpu": ["CPU", "Stopped by SIGINT; saved at step", "Resuming from step", "| 30/30, ", "| 95 % interval"],
     "reproduce_a_row": ["-> Swish/SiLU", "Configuration 2 of 2", "95 % interval"],
     "your_own_keras_model": [
         "val_robust_accuracy",

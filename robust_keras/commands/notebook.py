@@ -174,7 +174,7 @@ class _Output:
 def _overwritten(line: str) -> str:
     """What a terminal leaves of a line with carriage returns, without what says nothing."""
     left = next((part for part in reversed(line.split("\r")) if part.strip()), "").rstrip()
-    left = re.sub(r"^.*\](?=error: )", "", left)  # A progress bar stood there.
+    left = re.sub(r"^(?!error: ).*%.*?(?=error: )", "", left)  # A progress bar stood there.
     return "" if _NOISE.match(left) else left
 
 
@@ -319,10 +319,19 @@ def _stop_when_alone() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
+class _Shown(io.TextIOWrapper):
+    """What is written to the pipe of a notebook, which shows a progress bar as a terminal would."""
+
+    def isatty(self) -> bool:
+        """Says so to what draws the bar."""
+        return True
+
+
 def main() -> None:
     """Runs the command that the first argument names; this is the process that `run` starts."""
     command = sys.argv.pop(1)
     _stop_when_alone()
+    sys.stderr = _Shown(sys.stderr.buffer, encoding="utf-8", errors="backslashreplace", write_through=True)
     importlib.import_module(f"robust_keras.commands.{command}").command()
 
 
