@@ -80,7 +80,7 @@ def summary(found: dict[str, Any]) -> str:
     ]
     verdicts = {True: "passed", False: "FAILED", None: "unknown"}
     lines += [f"{verdicts[check['passed']]}: {check['name']}: {check['told']}" for check in found["checks"]]
-    return "\n".join(foreign_files.printable(line, most=1000) for line in [*lines, found["told"]])
+    return "\n".join(foreign_files.printable(line, most=4000) for line in [*lines, found["told"]])
 
 
 def _is_whole(found):

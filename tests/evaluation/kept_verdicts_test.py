@@ -113,7 +113,7 @@ FORGERIES = {
         lambda results, arrays: results.pop("warnings"),
         "results of an evaluation in .*Received: others",
     ),
-    "no words": (change(warnings=7), "results of an evaluation in .*Received: others"),
+    "no words": (change(warnings=7), "results of an evaluation in .*Received: something else"),
     "no places": (lambda results, arrays: arrays.pop("index"), "examples of an evaluation in .*none named index"),
     "other labels": (array("label", np.zeros(24, np.int64)), "of another label, place, or attack"),
     "fewer": (array("robust", np.ones(3, bool)), r"examples of this evaluation in .*robust, bool \(3,\)"),
