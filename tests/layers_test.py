@@ -1,6 +1,7 @@
 """The layering of DESIGN.md, read from the source."""
 
 import ast
+import collections
 import functools
 import pathlib
 import re
@@ -355,3 +356,8 @@ def test_flags_are_seen(source):
 def test_assert_is_seen():
     assert assertions("x = 1\nassert x\n") == [2]
     assert assertions("x = 'assert x'  # assert\n") == []
+
+
+def test_files_of_tests_have_names_of_their_own():
+    names = collections.Counter(path.name for path in (ROOT / "tests").rglob("*_test.py"))
+    assert [name for name, count in names.items() if count > 1] == []  # Pytest would take one for the other.
