@@ -47,8 +47,9 @@ print(f"It gives the measured verdicts on all {len(predictions)} attacked images
 PYTHON
 
 echo
-"$PYTHON" scripts/report.py --workdir=runs/quickstart_plain/pgd40 --workdir=runs/quickstart/pgd40
+"$PYTHON" scripts/report.py --workdir=runs/quickstart_plain/pgd40 --workdir=runs/quickstart/pgd40 --output=runs
 echo
+echo "Report of both:            runs/report.html"
 echo "SavedModel and model card: runs/quickstart/saved_model"
 echo "Learning curves:           runs/quickstart/metrics.csv, or tensorboard --logdir runs"
 echo "Seconds after the install: $(($(date +%s) - started))"

@@ -58,7 +58,7 @@ def test_its_commands_are_ones_that_there_are(tmp_path):
     assert first["few"].data.keywords["dataset"] == f"npz:{tmp_path}/runs/few.npz"
     assert first["pseudo"].data.keywords["extra_data"] == f"tfrecord:{tmp_path}/runs/pseudo_labels/10k/*.tfrecord"
     evaluations = of(commands, "evaluate")
-    assert len(evaluations) == 14  # Those, and of the first by PGD-40 and with raw weights.
+    assert len(evaluations) == 16  # Those, of two by PGD-40 too, and of the first with raw weights.
     files, params = next(iter(evaluations.values()))
     configuration.parse(files, params)
     attacks = configuration.resolve(configuration.evaluate).keywords["attacks"]
@@ -68,7 +68,7 @@ def test_its_commands_are_ones_that_there_are(tmp_path):
     configuration.resolve(configuration.train, is_last=False)
     assert configuration.resolve(configuration.label_pool).sets.sizes == (10_000,)
     again, ended = call(tmp_path)
-    assert ended.returncode == 0 and {words[0] for words in again} == {"scripts/report.py"}
+    assert ended.returncode == 0 and {words[0] for words in again} == {"scripts/report.py", "-"}
 
 
 def test_a_part_brings_what_it_is_compared_with(tmp_path):
