@@ -1,4 +1,4 @@
-"""Attacks the snapshots of a training run while it goes on, each in a folder of its own."""
+"""Attacks the checkpoints of a training run while it goes on, each in a folder of its own."""
 
 from robust_keras.commands import evaluate_checkpoints
 

@@ -1,4 +1,4 @@
-"""Attacks the snapshots of a training run, each as it is written, in a process beside the one that trains.
+"""Attacks the checkpoints of a training run, each as it is written, in a process beside the one that trains.
 
     python scripts/evaluate_checkpoints.py --run=runs/at --gin_file=gin/eval/pgd40.gin --num_examples=1000
 
@@ -95,14 +95,14 @@ def run(
     attacks = evaluate.configured(gin_files, gin_params, strategy=strategy, tpu=tpu)
     with attacks.within.scope():
         if (num_processes := replicas.num_processes()) > 1:
-            raise ValueError(f"Expected one process to evaluate a run's snapshots. Received: {num_processes}")
+            raise ValueError(f"Expected one process to evaluate a run's checkpoints. Received: {num_processes}")
     given = {"name": dataset, "split": split, "num_examples": num_examples}
     of = _described(run, _config_of(run, timeout), weights, given)
     places = {"data_dir": data_dir, "cache_dir": cache_dir}
     load_images = functools.cache(functools.partial(evaluated_images.source, of.dataset, **places))
     examples.first(load_images(), num_examples)  # What is missing shows now.
     workdir = workdir or _default_workdir(of, gin_files)
-    with ownership.lock(workdir, what="an evaluation of a run's snapshots"):
+    with ownership.lock(workdir, what="an evaluation of a run's checkpoints"):
         _claim(workdir, of, attacks.config)
         _follow(of, workdir, attacks, load_images, timeout)
         return _tell(workdir)
@@ -110,6 +110,8 @@ def run(
 
 def _config_of(folder: str, timeout: float | None) -> str:
     """The configuration of a run; waits until there is one, or a snapshot of a run from Python."""
+    import tensorflow as tf
+
     from robust_keras import storage
     from robust_keras.training import following
 
@@ -118,10 +120,12 @@ def _config_of(folder: str, timeout: float | None) -> str:
         config = storage.read_text(posixpath.join(folder, "config.gin"))
         if config or storage.steps(posixpath.join(folder, "checkpoints")):
             return config
-        if timeout is not None and time.monotonic() - since >= timeout:
+        is_late = timeout is not None and time.monotonic() - since >= timeout
+        if is_late or tf.io.gfile.exists(posixpath.join(folder, "results.json")):
             raise ValueError(f"Expected the folder of a training run. Received: {folder}, without one")
         if not told:
-            print(f"Waiting for a run in {folder}", flush=True)
+            missing = "" if tf.io.gfile.isdir(folder) else " (there is no such folder yet)"
+            print(f"Waiting for a run in {folder}{missing}", flush=True)
             told = True
         time.sleep(following.EVERY)
 
@@ -131,6 +135,9 @@ def _described(folder: str, config: str, weights: str | None, given: dict[str, A
     from robust_keras.commands import gin_text
 
     bound = gin_text.bindings(config, posixpath.join(folder, "config.gin"))
+
+    if config and "train.train_steps" not in bound:
+        raise ValueError(f"Expected the folder of a training run. Received: {folder}, with another configuration")
 
     def value(name):
         return bound[name].value if name in bound else None
@@ -297,7 +304,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_float(
         "timeout",
         None,
-        "Seconds to wait for the next snapshot; for ever by default, and with 0 not at all.",
+        "Seconds to wait for the next checkpoint; for ever by default, and with 0 not at all.",
         lower_bound=0.0,
         flag_values=values,
     )

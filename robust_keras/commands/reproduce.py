@@ -101,8 +101,8 @@ def draw(
     Args:
         figure: its number, 1 to 5.
         evaluation: further models of Figure 1, each 'FOLDER[,DATE][,SETTING]': a finished evaluation on CIFAR-10 in
-            Linf at 8/255, its date, the day on which its results were written unless said, and the setting of its
-            training.
+            Linf at 8/255, its date, the day on which its results.json was last modified unless said, and the setting of
+            its training.
         setting: see `run`, like the others.
 
     Returns:

@@ -72,7 +72,7 @@ def make(
 
     Raises:
         ValueError: for an attack that is none, has bad settings or is bound to another threat model, and for a type
-            that is not searched in.
+            that is not searched in, or that no attack is searched in.
     """
     given = [*([] if baseline is None else [baseline]), *attacks]
     plan = Plan(tuple(map(as_attack, given)), baseline is not None, threat, **options)
@@ -90,6 +90,9 @@ def make(
     if plan.individual:
         raise ValueError("Expected search_dtype = 'float32' where attacks run individually. Received: 'bfloat16'")
     before, searched = plan.attacks[: plan.first], plan.attacks[plan.first :]
+    if not any(attack.search for attack in searched):
+        names = ", ".join(attack.name for attack in searched)
+        raise ValueError(f"Expected AutoAttack or MultiTargeted with search_dtype = 'bfloat16'. Received: {names}")
     low = [_in(attack, search_dtype) if attack.search else attack for attack in searched]
     again = [_in(attack, "float32") for attack in searched if attack.search]
     return plan._replace(attacks=(*before, *low, *again))

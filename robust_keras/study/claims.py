@@ -8,6 +8,7 @@ The claims are `gin/claims.csv`; the rows that they compare are those of `gin/st
 """
 
 import csv
+import difflib
 import os
 import pathlib
 import re
@@ -94,14 +95,15 @@ def select(claims: Iterable[Claim], names: Sequence[str] = (), *, setting: str |
     """The claims of any of `names` in a setting; all if none is given.
 
     Raises:
-        ValueError: for a name that is not there, in that setting; it says which there are.
+        ValueError: for a name that is not there, in that setting; it says which are nearest.
     """
     claims = [claim for claim in claims if setting in (None, claim.setting)]
     there = list(dict.fromkeys(claim.name for claim in claims))
     for name in names:
         if name not in there:
             place = "" if setting is None else f" of {setting}"
-            raise ValueError(f"Expected a claim{place} out of {', '.join(there)}. Received: {name}")
+            near = ", ".join(difflib.get_close_matches(name, there, cutoff=0.0))
+            raise ValueError(f"Expected a claim{place}, such as {near}; see --list. Received: {name}")
     return tuple(claim for claim in claims if not names or claim.name in names)
 
 

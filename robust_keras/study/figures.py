@@ -16,6 +16,7 @@ from matplotlib.transforms import Bbox
 
 from robust_keras.study import costs, drawing, models_by_date, tables
 
+NOTHING = "Nothing is measured yet"
 # What a table of the paper is drawn as.
 NUMBERS = {6: 3, 7: 4, 8: 5, 9: 2}
 # The decay that the paper ends up with (section 5), whose curve its Figure 4b is taken to show.
@@ -46,7 +47,7 @@ def of_table(table: int, rows: Sequence[tables.StudyRow], *, scale: str) -> Figu
     """
     draw: dict[int, Callable[..., float]] = {6: _by_size, 7: _by_decay, 8: _by_activation, 9: _by_ratio}
     models = [model for each in rows for model in each.measured]
-    measured = f"Measured at {scale}" if models else "Nothing is measured yet"
+    measured = f"Measured at {scale}" if models else NOTHING
     if at_chance := sum(model.is_at_chance for model in models):
         measured += f"; {at_chance} of {len(models)} models are at chance on clean images"
     with matplotlib.rc_context(drawing.FONT):
@@ -69,10 +70,10 @@ def by_date(models: Sequence[models_by_date.Model], *, scale: str) -> Figure:
     lowest = min([40.0, *(each.robust - (each.spread or 0.0) for each in own)]) - 2
     shown, below = [each for each in models if each.robust >= lowest], sum(each.robust < lowest for each in models)
     here = f"Filled: measured here, the study at {scale}" if scale else "Filled: measured here"
-    measured = here if own else "Nothing is measured yet"
+    measured = here if own else NOTHING
     left_out = f"; {below} models below {lowest:.0f} % are left out" if below else ""
     with matplotlib.rc_context(drawing.FONT):
-        figure = drawing.empty(f"Figure 1 of the paper: CIFAR-10, Linf 8/255, AutoAttack{left_out}", measured)
+        figure = drawing.empty(f"Figure 1 of the paper: CIFAR-10, Linf 8/255, AutoAttack or AA+MT{left_out}", measured)
         axis = figure.subplots()
         for setting, style in (*drawing.SETTINGS.items(), (None, drawing.Style("data not told", drawing.GREY, "D"))):
             for is_own in (False, True):

@@ -31,7 +31,7 @@ class Model(NamedTuple):
 
     Attributes:
         name: for people.
-        date: of its publication, or of its evaluation.
+        date: of its publication, or on which its results.json was last modified, by the file system.
         setting: 'cifar10' without additional data, '80mti' with, None where nothing tells.
         robust: accuracy in percent under AutoAttack or AA+MT.
         spread: standard deviation over seeds, in points; None for one model.
@@ -108,7 +108,8 @@ def measured(manifest: Sequence[study.Row], folder: str) -> list[Model]:
         folder: of the study's runs at one scale.
 
     Returns:
-        A list of `Model`, dated by the last of the evaluations; the best of each setting has a label.
+        A list of `Model`, dated by the last of the evaluations, as the file system has it; the best of each setting has
+        a label.
     """
     settings = {study.run_name(row): row.setting for row in manifest if row.runnable}
     names = sorted(settings.keys() & set(_folders(folder)))
@@ -137,7 +138,7 @@ def of_evaluation(folder: str, *, date: datetime.date | None = None, setting: st
 
     Args:
         folder: of the finished evaluation.
-        date: when; None for the day on which its results were written.
+        date: when; None for the day on which results.json was last modified, by the file system.
         setting: 'cifar10' where it was trained without additional data, '80mti' with; None where that is not known.
 
     Raises:

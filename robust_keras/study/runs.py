@@ -162,6 +162,8 @@ def draw(study: Study, plan: planning.Plan, figure: int, own: Sequence[models_by
         models = [*published, *here, *own]
         if study.setting is not None:
             models = [each for each in models if each.setting in (None, study.setting)]
+        if not any(each.is_own for each in models):
+            print(figures.NOTHING)
         return drawing.write(study.folder, "figure1", figures.by_date(models, scale=plan.description if here else ""))
     (table,) = (table for table, number in figures.NUMBERS.items() if number == figure)
     shown = rows.select(study.manifest, table=table, setting=study.setting)
@@ -169,6 +171,8 @@ def draw(study: Study, plan: planning.Plan, figure: int, own: Sequence[models_by
         name: finished_models(configuration, posixpath.join(study.folder, name), study.commands)
         for name, configuration in study.configured(shown, plan).items()
     }
+    if not any(finished.values()):
+        print(figures.NOTHING)
     return _draw_table(study, plan, table, tables.compare_rows(study.manifest, shown, finished))
 
 

@@ -67,7 +67,7 @@ def test_two_processes(monkeypatch, images, finished, tmp_path):
     assert first.wait(timeout=240) == 0, (tmp_path / "train.txt").read_text()
     assert second.wait(timeout=240) == 0, log.read_text()
     said = log.read_text()
-    assert "Traceback" not in said and f"Waiting for a run in {run}" in said
+    assert "Traceback" not in said and f"Waiting for a run in {run} (there is no such folder yet)" in said
     assert_same_run(run, finished)
     assert storage.steps(run / "checkpoints") == [6] and not (run / "in_use.json").exists()
     measured = table(run)
@@ -201,6 +201,24 @@ def test_bad_input_is_refused(monkeypatch, capsys, copied, extra, message):
     line = refused(monkeypatch, capsys, evaluate_checkpoints, *following_of(copied), *extra)
     assert message.replace("RUN", str(copied)) in line
     assert state_of(copied) == state and not (copied / "evaluations").exists()
+
+
+@pytest.mark.parametrize("name", ["", "/step-00000006"])
+def test_the_folder_of_an_evaluation_is_no_run(monkeypatch, capsys, evaluated, name):
+    folder = f"{evaluated}/evaluations/pgd40-averaged{name}"
+    line = refused(monkeypatch, capsys, evaluate_checkpoints, f"--run={folder}", *ATTACKS)
+    assert f"Expected the folder of a training run. Received: {folder}, with" in line
+
+
+def test_a_run_that_is_not_there_is_waited_for_aloud(monkeypatch, capsys, tmp_path):
+    def sleep(seconds):
+        raise ValueError("asleep")
+
+    monkeypatch.setattr(evaluate_checkpoints.time, "sleep", sleep)
+    for folder, told in ((tmp_path, ""), (tmp_path / "typo", " (there is no such folder yet)")):
+        with pytest.raises(ValueError, match="asleep"):
+            evaluate_checkpoints.run(run=str(folder), gin_files=["gin/eval/pgd40.gin"])
+        assert f"Waiting for a run in {folder}{told}\n" in capsys.readouterr().out
 
 
 def test_a_network_at_chance_is_evaluated_as_any_other(monkeypatch, images, copied):

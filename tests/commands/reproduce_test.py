@@ -266,10 +266,13 @@ def test_list_and_dry_run(capsys):
     [
         (["--table=11"], "Expected a table out of 1, 2, 3.*Received: 11"),
         (["--table=7", "--row=tau=0.5"], "Expected a row of Table 7 out of no averaging,.*Received: tau=0.5"),
-        (["--claim=silo"], "Expected a claim out of .*silu,.*Received: silo"),
+        (["--claim=silo"], "Expected a claim, such as silu, .*; see --list. Received: silo"),
         (["--claim=silu", "--table=8"], "Expected --claim with neither --table nor --row"),
         (["--claim=calibration-rice"], "Expected a claim that can be run. Received: calibration-rice: Their weights"),
-        (["--claim=200k-to-500k", "--setting=cifar10"], "Expected a claim of cifar10 out of .*Received: 200k-to-500k"),
+        (
+            ["--claim=200k-to-500k", "--setting=cifar10"],
+            "Expected a claim of cifar10, such as .*Received: 200k-to-500k",
+        ),
         (["--table=4"], "Fetch it with"),
         (
             ["--table=5", "--setting=80mti", "--row=Ours (WRN-70-16, L2)"],

@@ -123,10 +123,14 @@ def test_resuming(trained, tmp_path, stop_at, monkeypatch):
         evaluate(trained, "float32", **options)
 
 
-def test_functions_that_are_no_searches_run_once_in_float32(trained):
+def test_functions_that_are_no_searches_run_once_in_float32_and_not_alone():
     attack = functools.partial(pgd, threat=LINF, loss_fn=rk.losses.cross_entropy, num_steps=2, step_size="12/255")
-    found = evaluate(trained, "bfloat16", attacks=[attack])
-    assert [each["name"] for each in found.results["attacks"]] == ["pgd"]
+    with pytest.raises(ValueError, match="Expected AutoAttack or MultiTargeted with search_dtype = 'bfloat16'.*: pgd"):
+        plan.make([attack], ATTACKS[0], LINF, search_dtype="bfloat16")
+    beside = plan.make([attack, *ATTACKS], None, LINF, search_dtype="bfloat16")
+    assert [each.name for each in beside.attacks].count("pgd") == 1 and "search_dtype" not in beside.attacks[
+        0
+    ].parameters
     made = plan.make(ATTACKS, attack, LINF, search_dtype="bfloat16")
     again = plan.make(made.attacks[1:], made.attacks[0], LINF, search_dtype="bfloat16")
     assert [a.parameters for a in again.attacks] == [a.parameters for a in made.attacks]

@@ -128,11 +128,15 @@ def test_the_models_that_validation_prefers_are_evaluated():
     assert runs.chosen_seeds(one, equal) == [0]
 
 
-def test_figure_1_has_the_settings_models_and_ones_own(tmp_path, monkeypatch):
+def test_figure_1_has_the_settings_models_and_ones_own(tmp_path, monkeypatch, capsys):
     shown = []
     monkeypatch.setattr(figures, "by_date", lambda models, *, scale: shown.append((models, scale)))
     own = models_by_date.Model("mine", datetime.date(2026, 1, 1), None, 50.0, is_own=True)
     runs.draw(study_on(invented_device.Device(), tmp_path), MINI, 1, [own])
+    assert capsys.readouterr().out == ""
     ((models, scale),) = shown
     assert models[-1] == own and {each.setting for each in models[:-1]} == {"cifar10"}
     assert scale == ""  # Nothing of the study is measured.
+    for figure in (1, 4):
+        runs.draw(study_on(invented_device.Device(), tmp_path), MINI, figure)
+        assert capsys.readouterr().out == f"{figures.NOTHING}\n"
