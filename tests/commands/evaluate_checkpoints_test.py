@@ -95,6 +95,7 @@ def test_every_snapshot_has_an_evaluation_and_a_row(evaluated, finished, images)
         assert [row["interval_low"], row["interval_high"]] == results["confidence_interval_95"]
         assert results["dataset"]["name"] == f"npz:{images}" and results["dataset"]["num_examples"] == 20
         assert results["model"]["path"].endswith(f"checkpoints/step-0000000{int(row['step'])}.npz")
+        assert results["model"]["weights"] == "averaged" and results["model"]["step"] == row["step"]
     digests = {json.loads(path.read_text())["model"]["sha256"] for path in folder.glob("*/results.json")}
     assert len(digests) == 2
     assert {name: each[0] for name, each in state_of(evaluated).items()}.items() <= {
