@@ -129,6 +129,14 @@ def test_an_evaluation_goes_on_after_its_snapshot_is_gone(monkeypatch, capsys, e
             call(patch, evaluate_checkpoints, *following_of(copied))
     interrupted = storage.steps(copied / "evaluations" / "pgd40-averaged" / "weights")
     assert interrupted == [3]
+    subject = copied / "evaluations" / "pgd40-averaged" / "step-00000003" / "state" / "subject.json"
+    begun = json.loads(subject.read_text())
+    older = {name: value for name, value in begun["model"].items() if name not in ("weights", "step")}
+    subject.write_text(json.dumps({**begun, "model": older}))
+    line = refused(monkeypatch, capsys, evaluate_checkpoints, *following_of(copied))
+    assert "model.step = (nothing), not 3; model.weights = (nothing), not averaged" in line
+    assert str(subject.parent) in line
+    subject.write_text(json.dumps(begun))
     for path in (copied / "checkpoints").glob("step-00000003.*"):
         path.unlink()
     call(monkeypatch, evaluate_checkpoints, *following_of(copied))
