@@ -201,7 +201,8 @@ def _follow(of: _Run, workdir: str, attacks: evaluate.Configured, load_images: A
         where = storage.stem_of(checkpoints, snapshot.step)
         sha256 = measured.weights_digest(snapshot.arrays.values())
         reading = {"input_range": [0.0, 1.0], "input_layout": "NHWC", "outputs": "logits", "logits_output": None}
-        model = {"path": f"{where}.npz", "sha256": sha256, **reading}
+        which = {"weights": of.weights, "step": snapshot.step}
+        model = {"path": f"{where}.npz", "sha256": sha256, **which, **reading}
 
         def load_model(snapshot=snapshot, where=where):
             return load.as_logits_fn(export.network_of_snapshot(snapshot, where)[0])

@@ -43,7 +43,8 @@ def run(
         data_dir: where prepared sets are.
 
     Raises:
-        ValueError: for a folder of anything else, files that hold it, or baselines on other images.
+        ValueError: for a folder of anything else, files that hold it, baselines on other images, or a `dataset` that
+            cannot be read.
     """
     from robust_keras import foreign_files, own_folders, storage
     from robust_keras.commands import evaluated_images
@@ -51,7 +52,18 @@ def run(
     from robust_keras.reports import contents, document, markdown, page
 
     load_images = evaluated_images.at_hand(dataset=dataset, data_dir=data_dir)
-    found = contents.read(workdirs, baselines=baselines, load_images=load_images)
+    failures: list[ValueError] = []
+
+    def load(evaluated):
+        try:
+            return load_images(evaluated)
+        except ValueError as error:
+            failures.append(error)
+            raise
+
+    found = contents.read(workdirs, baselines=baselines, load_images=load)
+    if dataset is not None and failures and all(each.clean is None for each in found.evaluations):
+        raise failures[0]
     if found.evaluations:
         print(report.table([each.results for each in found.evaluations]))
     folders = [each.folder for each in found.evaluations]

@@ -30,7 +30,9 @@ def of(found: Contents) -> Report:
     else:
         each = _PICTURE_BYTES // max(len(evaluations), 1)
         parts = [(one.folder, run_sections.sections(one)) for one in runs]
-        parts += [(one.folder, evaluation_sections.sections(one, each)) for one in evaluations]
+        trained = {one.folder: run_sections.threat(run) for run in runs for one in run.evaluations}
+        for one in evaluations:
+            parts.append((one.folder, evaluation_sections.sections(one, each, trained.get(one.folder))))
         if len(runs) <= 1 and len(evaluations) <= 1:
             blocks += [section for _, inner in parts for section in inner]
         else:
@@ -43,7 +45,9 @@ def _title(evaluations: Sequence[Evaluation], runs: Sequence[Run]) -> str:
     if len(evaluations) == 1:
         results = evaluations[0].results
         robust = f"{100 * results['robust_accuracy']:.2f} %"
-        return f"{robust} robust under {results['norm']} {results['epsilon_fraction']}: {results['model']['path']}"
+        return (
+            f"At most {robust} robust under {results['norm']} {results['epsilon_fraction']}: {results['model']['path']}"
+        )
     if not evaluations:
         return f"Training run{'s' if len(runs) > 1 else ''}: {', '.join(run.folder for run in runs)}"
     if len(runs) == 1 and evaluations == runs[0].evaluations:

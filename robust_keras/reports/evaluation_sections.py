@@ -1,5 +1,7 @@
 """What a report says of one evaluation, a section for each question."""
 
+import re
+
 import numpy as np
 
 from robust_keras.evaluation import warnings
@@ -8,21 +10,23 @@ from robust_keras.reports import class_sections, explanations, plots, reading, t
 from robust_keras.reports.blocks import Code, Items, Listing, Paragraph, Picture, Pictures, Plot, Section, Table
 from robust_keras.reports.contents import Evaluation
 
+_READING = ("weights", "step", "input_range", "input_layout", "outputs", "logits_output")
 _DASH = "\N{EN DASH}"
 _MINUS = "\N{MINUS SIGN}"
 _TIMES = "\N{MULTIPLICATION SIGN}"
 
 
-def sections(evaluation: Evaluation, picture_bytes: int) -> tuple[Section, ...]:
+def sections(evaluation: Evaluation, picture_bytes: int, trained_for: str | None) -> tuple[Section, ...]:
     """All sections of an evaluation.
 
     Args:
         evaluation: one.
         picture_bytes: how many bytes its pictures may take.
+        trained_for: the norm and radius that its model was trained for; None where that is not known.
     """
     return (
         Section(("Warnings",), tuple(_warnings(evaluation))),
-        Section(("What is not known",), (_unknown(evaluation),)),
+        Section(("What is not known",), (_unknown(evaluation, trained_for),)),
         Section(("Attack by attack",), tuple(_attacks(evaluation))),
         Section(("Robust accuracy against the radius",), tuple(_radius(evaluation))),
         Section(("By class",), tuple(class_sections.blocks(evaluation))),
@@ -48,6 +52,7 @@ def _warnings(evaluation):
             lines.append((Code(name), seen.replace("`", ""), named, advice.replace("`", "")))
         yield Paragraph(("These speak against the numbers: look into them before you believe them.",), is_alert=True)
         yield Table("Warnings", tuple(lines))
+    yield Paragraph((reading.strength(evaluation),))
 
 
 def _attacks(evaluation):
@@ -117,6 +122,15 @@ def _radius(evaluation):
         f"Robust accuracy of the first {found['num_examples']:,} images against the radius. The attack: "
         f"{found['attack']}. A curve that does not reach 0 is a sign that gradients are masked.",
         Table("Robust accuracy against the radius", tuple(lines)),
+    )
+    results = evaluation.results
+    of = f"of the first {found['num_examples']:,} of {results['num_examples']:,} images, and "
+    of = of if found["num_examples"] < results["num_examples"] else ""
+    yield Paragraph(
+        (
+            f"At {results['norm']} {results['epsilon_fraction']} the number may differ from the robust accuracy above: "
+            f"it is {of}after more attacks. The noise of each radius is drawn by itself, so that its numbers may rise.",
+        )
     )
     words = {True: "passed", False: "FAILED", None: "not measured"}
     checks = [("check", "verdict", "what was seen")]
@@ -193,9 +207,11 @@ def _margins(evaluation):
     )
 
 
-def _unknown(evaluation):
+def _unknown(evaluation, trained_for):
     results = evaluation.results
-    names = {each["name"] for each in results["attacks"]}
+    names = [each["name"] for each in results["attacks"]]
+    own = [name for name in dict.fromkeys(names) if name not in explanations.ATTACKS]
+    held_out = reading.held_out_of(evaluation)
     norm, radius = results["norm"], results["epsilon_fraction"]
     items: list[tuple[str, ...]] = [
         ("By how much the true robust accuracy is lower than what these attacks found.",),
@@ -205,10 +221,21 @@ def _unknown(evaluation):
         ),
         ("Anything about images of another kind than these, or about models trained again with another seed.",),
     ]
-    checks = (evaluation.security or {}).get("checks", [])
-    looked = any(each["name"] == "black_box_weaker" and each["passed"] is not None for each in checks)
-    if not looked and not names & set(warnings.BLACK_BOX):
-        items.append(("Whether an attack that needs no gradients would break more: none of these is one.",))
+    if held_out is not None:
+        items.append((f"What holds on other images: the run chose its weights by the {held_out:,} that it held out.",))
+    else:
+        items.append(("Whether these images were used to train the model, or to choose it.",))
+    if trained_for is None:
+        items.append(("Which norm and radius the model was trained for.",))
+    if own:
+        items.append(("Whether ", *reading.listed(own), " (the evaluator's own) was made for this very model."))
+    else:
+        items.append(("Whether an attack made for this very model would break more: none of these is one.",))
+    if reading.sees_no_gradients(evaluation):
+        items.append(("Whether an attack with gradients breaks more: none of these sees them.",))
+    if not set(names) & set(warnings.BLACK_BOX):
+        told = f"none of these is one{_black_box_beside(evaluation.security)}"
+        items.append((f"Whether an attack that needs no gradients would break more: {told}.",))
     if evaluation.security is None:
         items.append(("Whether the sanity checks hold: they were not run.",))
     items.append(
@@ -221,6 +248,16 @@ def _unknown(evaluation):
     return Items(tuple(items))
 
 
+def _black_box_beside(security):
+    """What an attack without gradients did beside the security curve, where one ran."""
+    checks = (security or {}).get("checks", [])
+    if not any(each["name"] == "black_box_weaker" and each["passed"] is not None for each in checks):
+        return ""
+    queries = re.search(r"Square, (\d{1,9}) queries", security["attack"])
+    how = f"{int(queries[1]):,} queries on " if queries else "on "
+    return f"; beside the curve Square had {how}{security['num_examples']:,} images only"
+
+
 def _provenance(evaluation):
     results = evaluation.results
     model, dataset, versions = results["model"], results.get("dataset") or {}, results.get("versions") or {}
@@ -229,12 +266,12 @@ def _provenance(evaluation):
     for name, value in (
         ("model", model["path"]),
         ("SHA-256 of the model's files", model.get("sha256")),
-        ("how the model was read", _pairs(model, ("input_range", "input_layout", "outputs", "logits_output"))),
-        ("data set", _pairs(dataset, ("name", "split", "num_examples", "image_size", "short_side"))),
+        ("how the model was read", _pairs(model, _READING)),
+        ("data set", _pairs(dataset, ("name", "split", "held_out", "num_examples", "image_size", "short_side"))),
         ("SHA-256 of images and labels", dataset.get("sha256")),
         ("seed of the attacks", results.get("seed")),
         ("versions", _pairs(versions, sorted(versions))),
-        ("results.json written", evaluation.date),
+        ("results.json last modified (by the file system)", evaluation.date),
     ):
         lines.append((name, "not recorded" if value in (None, "") else Code(value)))
     yield Table("Provenance", tuple(lines))

@@ -6,7 +6,7 @@ from typing import Any
 
 # Of attacks, by name: what they do.
 ATTACKS = {
-    "pgd": "follows the gradient in small steps of a fixed schedule (Madry et al. 2018)",
+    "pgd": "follows the gradient; its settings say beforehand how long its steps are (PGD, Madry et al. 2018)",
     "apgd-ce": "follows the gradient of the cross-entropy; adapts its steps (Croce and Hein 2020)",
     "apgd-dlr": "follows the gradient of the difference of logits ratio, which is the same at any scale of the logits",
     "apgd-t": "follows the gradient of the difference of logits ratio to one wrong class after the other",
@@ -35,7 +35,7 @@ _LISTS = {
     "AA+MT, the protocol of Gowal et al. (2020)": {
         "apgd-ce": {"num_steps": 100, "num_restarts": 5},
         "apgd-dlr": {"num_steps": 100, "num_restarts": 5},
-        "multi-targeted": {"num_steps": 200, "num_restarts": 10},
+        "multi-targeted": {"num_steps": 200, "num_restarts": 10, "num_targets": 9},
     },
 }
 
@@ -58,11 +58,25 @@ def threat(norm: str, epsilon_fraction: str) -> str:
     }.get(norm, f"change the image by at most {epsilon_fraction} in the norm {norm}")
 
 
-def strength(attacks: Sequence[dict[str, Any]]) -> str:
-    """What is known of attacks that ran together, of their records in results.json."""
+def full_list(attacks: Sequence[dict[str, Any]], wrong_classes: int | None) -> str | None:
+    """The name of a list of attacks that claims can rest on and that ran whole; None where none did.
+
+    Args:
+        attacks: their records in results.json.
+        wrong_classes: how many there are, which is as many as an attack can aim at; None where that is not known.
+    """
     for name, needed in _LISTS.items():
-        if all(any(_is_as_long(each, wanted, least) for each in attacks) for wanted, least in needed.items()):
-            return f"These are the attacks of {name}, or more, with as many steps: the usual ground for claims."
+        if all(
+            any(_is_as_long(each, wanted, least, wrong_classes) for each in attacks) for wanted, least in needed.items()
+        ):
+            return name
+    return None
+
+
+def strength(attacks: Sequence[dict[str, Any]], wrong_classes: int | None) -> str:
+    """What is known of attacks that ran together; arguments as of `full_list`."""
+    if whole := full_list(attacks, wrong_classes):
+        return f"These are the attacks of {whole}, or more, with as many steps: the usual ground for claims."
     for name, needed in _LISTS.items():
         if needed.keys() <= {each["name"] for each in attacks}:
             return (
@@ -75,15 +89,17 @@ def strength(attacks: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def _is_as_long(record: dict[str, Any], name: str, least: dict[str, int]) -> bool:
+def _is_as_long(record: dict[str, Any], name: str, least: dict[str, int], wrong_classes: int | None) -> bool:
     found = record.get("parameters", {})
+    if "num_targets" in least and wrong_classes is not None:
+        least = {**least, "num_targets": min(least["num_targets"], wrong_classes)}
     return record["name"] == name and all(
         is_count(found.get(key)) and found[key] >= number for key, number in least.items()
     )
 
 
 def parameters(record: dict[str, Any]) -> str:
-    """How an attack ran, of its record in results.json: steps, restarts, targets, as far as it says."""
+    """How an attack ran, of its record in results.json: steps, restarts, targets and so on, as far as it says."""
     found = record.get("parameters", {})
     told = [
         f"{found[name]:,} {one if found[name] == 1 else several}"
@@ -92,6 +108,12 @@ def parameters(record: dict[str, Any]) -> str:
     ]
     if isinstance(found.get("loss_fn"), str):
         told.append(f"loss {found['loss_fn'].replace('_', ' ')}")
+    if isinstance(found.get("step_rule"), str):
+        told.append(f"step rule {found['step_rule']}")
+    if isinstance(found.get("step_size"), (str, int, float)):
+        told.append(f"step size {found['step_size']}")
+    if isinstance(found.get("random_start"), bool):
+        told.append("from a random start" if found["random_start"] else "from the image itself")
     if isinstance(found.get("search_dtype"), str):
         told.append(f"searched in {found['search_dtype']}")
     return ", ".join(told) or "\N{EN DASH}"

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from robust_keras.evaluation import warnings
 from robust_keras.reports import explanations
 from robust_keras.reports.blocks import Code, Items, Paragraph
 from robust_keras.reports.contents import Evaluation
@@ -22,6 +23,7 @@ def sentence(evaluation: Evaluation) -> Paragraph:
     results = evaluation.results
     low, high = results["confidence_interval_95"]
     names = list(dict.fromkeys(each["name"] for each in results["attacks"]))
+    threat = Code(f"{results['norm']} {results['epsilon_fraction']}")
     return Paragraph(
         (
             f"Of {results['num_examples']:,} images{'' if not _dataset(evaluation) else ' of '}",
@@ -29,10 +31,8 @@ def sentence(evaluation: Evaluation) -> Paragraph:
             ", the model ",
             Code(results["model"]["path"]),
             f" gets {percent(results['clean_accuracy'])} right as they are, and {percent(results['robust_accuracy'])} "
-            f"(95 % interval {100 * low:.2f} to {100 * high:.2f} %) however they were changed within ",
-            Code(f"{results['norm']} {results['epsilon_fraction']}"),
-            " by ",
-            *(listed(names) if names else ("nothing: no attack ran",)),
+            f"(95 % interval {100 * low:.2f} to {100 * high:.2f} %) after ",
+            *((*listed(names), " changed them within ", threat) if names else ("no attack, within ", threat)),
             ".",
         )
     )
@@ -44,15 +44,15 @@ def points(evaluation: Evaluation) -> Items:
     low, high = results["confidence_interval_95"]
     threat = explanations.threat(results["norm"], results["epsilon_fraction"])
     items: list[tuple[str, ...]] = [
-        (f"The attacker knows the model and its gradients, and may {threat}.",),
+        (*_knowledge(evaluation), f" The attacker may {threat}."),
         _UPPER_BOUND,
-        (explanations.strength(results["attacks"]),),
+        (strength(evaluation),),
         (
             f"The interval (Wilson), {100 * low:.2f} to {100 * high:.2f} %, is for other images of the same kind "
             f"({results['num_examples']:,} were attacked). It speaks neither of better attacks nor of models trained "
             "with another seed.",
         ),
-        _about_warnings(results["warnings"]) if "warnings" in results else ("Warnings were not recorded.",),
+        _about_warnings(evaluation) if "warnings" in results else ("Warnings were not recorded.",),
     ]
     if results.get("robust_accuracy_uint8") is not None:
         in_bytes = percent(results["robust_accuracy_uint8"])
@@ -74,17 +74,19 @@ def together(evaluations: Sequence[Evaluation]) -> Items:
     same = [name for name in facets if name not in differ]
     threats = dict.fromkeys(facets["threat models"])
     items: list[tuple[str, ...]] = [
-        (f"{norm} {radius}: the attacker knows the model, and may {explanations.threat(norm, radius)}.",)
-        for norm, radius in threats
+        (f"{norm} {radius}: the attacker may {explanations.threat(norm, radius)}.",) for norm, radius in threats
     ]
+    for words in dict.fromkeys(_knowledge(each) for each in evaluations):
+        of = [each.folder for each in evaluations if _knowledge(each) == words]
+        items.append((*listed(of), ": ", *words))
     items.append(_UPPER_BOUND)
     if differ:
         also = f" (the {' and '.join(same)} are the same)" if same else ""
         items.append((f"The {' and the '.join(differ)} differ{also}: a difference of accuracies may come from there.",))
     else:
         items.append(("Images, threat model and attacks are the same for all.",))
-    for told in dict.fromkeys(explanations.strength(each.results["attacks"]) for each in evaluations):
-        of = [each.folder for each in evaluations if explanations.strength(each.results["attacks"]) == told]
+    for told in dict.fromkeys(strength(each) for each in evaluations):
+        of = [each.folder for each in evaluations if strength(each) == told]
         items.append((*listed(of), f": {told}"))
     items.append(("Intervals (Wilson) are for other images of the same kind, not for models of other seeds.",))
     return Items(tuple(items))
@@ -92,12 +94,50 @@ def together(evaluations: Sequence[Evaluation]) -> Items:
 
 def _images(evaluation):
     dataset = evaluation.results.get("dataset") or {}
-    return dataset.get("sha256") or (dataset.get("name"), dataset.get("split"), evaluation.results["num_examples"])
+    named = tuple(dataset.get(name) for name in ("name", "split", "held_out"))
+    return dataset.get("sha256") or (*named, evaluation.results["num_examples"])
 
 
-def _about_warnings(names: list[str]) -> tuple[str, ...]:
+def strength(evaluation: Evaluation) -> str:
+    """What claims can rest on, of the attacks that ran."""
+    return explanations.strength(evaluation.results["attacks"], _wrong_classes(evaluation))
+
+
+def _wrong_classes(evaluation: Evaluation) -> int | None:
+    """How many wrong classes an image has, as far as names or numbers of classes show."""
+    examples = evaluation.examples
+    if "fewer_targets_than_classes" in evaluation.results.get("warnings", ()):
+        return None
+    if evaluation.class_names:
+        return max(len(evaluation.class_names) - 1, 1)
+    if examples is None:
+        return None
+    names = {"label", "clean_prediction", "adversarial_prediction"} & examples.keys()
+    return max(1, *(int(examples[name].max()) for name in names))
+
+
+def sees_no_gradients(evaluation: Evaluation) -> bool:
+    """Whether there were attacks, none of which saw gradients of the model."""
+    attacks = evaluation.results["attacks"]
+    return bool(attacks) and all(each["name"] in warnings.BLACK_BOX for each in attacks)
+
+
+def _knowledge(evaluation: Evaluation) -> tuple[str, ...]:
+    """What the attacks knew of the model."""
+    if not sees_no_gradients(evaluation):
+        return ("The attacker knows the model and its gradients.",)
+    records = [each.get("parameters", {}) for each in evaluation.results["attacks"] if each["name"] == "transfer"]
+    surrogates = [each["surrogate"] for each in records if isinstance(each.get("surrogate"), str)]
+    made_for = (" Images of ", Code("transfer"), " were made for ", *listed(surrogates), ".") if surrogates else ()
+    return ("The attacks saw no gradients of the model.", *made_for)
+
+
+def _about_warnings(evaluation: Evaluation) -> tuple[str, ...]:
+    names = evaluation.results["warnings"]
     if not names:
-        return ("Nothing that the evaluation looks for (masked gradients, weak attacks, broken outputs) was seen.",)
+        is_full = explanations.full_list(evaluation.results["attacks"], _wrong_classes(evaluation))
+        weak = "weak attacks, " if is_full else ""
+        return (f"Nothing that the evaluation looks for (masked gradients, {weak}broken outputs) was seen.",)
     return (
         f"{len(names)} warning{'s speak' if len(names) > 1 else ' speaks'} against these numbers: ",
         *listed(names),
@@ -109,8 +149,21 @@ def _dataset(evaluation: Evaluation) -> tuple[str, ...]:
     dataset = evaluation.results.get("dataset") or {}
     if not isinstance(dataset.get("name"), str):
         return ()
-    part = dataset.get("split")
-    return (Code(dataset["name"]), *((" (the first of its part ", Code(part), ")") if isinstance(part, str) else ()))
+    name, part = Code(dataset["name"]), dataset.get("split")
+    if not isinstance(part, str):
+        return (name,)
+    some = "all of " if dataset.get("num_examples", 0) is None else "the first of "
+    held_out = held_out_of(evaluation)
+    which = "its part "
+    if held_out is not None:
+        which = f"the {held_out:,} images that the run holds out, and chooses its weights by, of its part "
+    return (name, f" ({some}{which}", Code(part), ")")
+
+
+def held_out_of(evaluation: Evaluation) -> int | None:
+    """How many images the run holds out and chooses its weights by, where those were attacked; None for others."""
+    held_out = (evaluation.results.get("dataset") or {}).get("held_out")
+    return held_out if explanations.is_count(held_out) else None
 
 
 def listed(names: Sequence[str]) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ def sentence(run: Run) -> Paragraph:
     whole = f" of {told['steps']}" if told.get("steps", "").isdigit() else ""
     words: list[str] = ["The run ", Code(run.folder)]
     words += [" trains on ", Code(told["data set"])] if "data set" in told else []
-    words += [" against ", Code(f"{told['norm']} {told['radius']}")] if {"norm", "radius"} <= told.keys() else []
+    words += [" against ", Code(trained_for)] if (trained_for := threat(run)) else []
     words.append(f": {steps:,}{whole} steps")
     if best := best_of(run):
         step, clean, robust = best
@@ -66,6 +66,12 @@ def settings(run: Run) -> dict[str, str]:
     """What config.gin says of a few things, as text."""
     found = dict(re.findall(r"^([\w./]+) = (.+)$", run.config, re.M))
     return {called: found[name].strip("'\"") for name, called in _TOLD.items() if found.get(name, "None") != "None"}
+
+
+def threat(run: Run) -> str | None:
+    """The norm and radius that it trains for; None where config.gin does not say."""
+    told = settings(run)
+    return f"{told['norm']} {told['radius']}" if {"norm", "radius"} <= told.keys() else None
 
 
 def sections(run: Run) -> tuple[Section, ...]:
@@ -132,7 +138,7 @@ def _training(run: Run) -> Iterator[Items | Listing | Paragraph | Table]:
             "As config.gin says", (("setting", "value"), *((name, Code(value)) for name, value in found.items()))
         )
     speed = run.curve["examples_per_second"]
-    items: list[tuple[str, ...]] = [("metrics.csv was written ", Code(run.date), ".")]
+    items: list[tuple[str, ...]] = [("metrics.csv was last modified, by the file system, on ", Code(run.date), ".")]
     if np.isfinite(speed).any():
         items.append((f"Speed: {np.nanmedian(speed):,.0f} examples a second (median), training alone.",))
     items += [("An evaluation that has not finished: ", Code(name), ".") for name in run.unfinished]

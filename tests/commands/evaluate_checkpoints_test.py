@@ -95,6 +95,7 @@ def test_every_snapshot_has_an_evaluation_and_a_row(evaluated, finished, images)
         assert [row["interval_low"], row["interval_high"]] == results["confidence_interval_95"]
         assert results["dataset"]["name"] == f"npz:{images}" and results["dataset"]["num_examples"] == 20
         assert results["model"]["path"].endswith(f"checkpoints/step-0000000{int(row['step'])}.npz")
+        assert results["model"]["weights"] == "averaged" and results["model"]["step"] == row["step"]
     digests = {json.loads(path.read_text())["model"]["sha256"] for path in folder.glob("*/results.json")}
     assert len(digests) == 2
     assert {name: each[0] for name, each in state_of(evaluated).items()}.items() <= {
@@ -128,6 +129,14 @@ def test_an_evaluation_goes_on_after_its_snapshot_is_gone(monkeypatch, capsys, e
             call(patch, evaluate_checkpoints, *following_of(copied))
     interrupted = storage.steps(copied / "evaluations" / "pgd40-averaged" / "weights")
     assert interrupted == [3]
+    subject = copied / "evaluations" / "pgd40-averaged" / "step-00000003" / "state" / "subject.json"
+    begun = json.loads(subject.read_text())
+    older = {name: value for name, value in begun["model"].items() if name not in ("weights", "step")}
+    subject.write_text(json.dumps({**begun, "model": older}))
+    line = refused(monkeypatch, capsys, evaluate_checkpoints, *following_of(copied))
+    assert "model.step = (nothing), not 3; model.weights = (nothing), not averaged" in line
+    assert str(subject.parent) in line
+    subject.write_text(json.dumps(begun))
     for path in (copied / "checkpoints").glob("step-00000003.*"):
         path.unlink()
     call(monkeypatch, evaluate_checkpoints, *following_of(copied))

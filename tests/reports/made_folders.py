@@ -11,7 +11,9 @@ HARM = (
 )
 
 
-def evaluation(folder, *, num=60, broken=(12, 6), wrong=9, attacks=("apgd-ce", "square"), name="m", side=8, **changes):
+def evaluation(
+    folder, *, num=60, broken=(12, 6), wrong=9, attacks=("apgd-ce", "square"), name="m", side=8, changed=(), **changes
+):
     """Writes an evaluation of `num` images of ten classes, of which each attack breaks some; its images are random."""
     random = np.random.default_rng(0)
     fate = np.repeat([0, *range(1, len(attacks) + 1), -1], [wrong, *broken, num - wrong - sum(broken)])
@@ -59,6 +61,7 @@ def evaluation(folder, *, num=60, broken=(12, 6), wrong=9, attacks=("apgd-ce", "
         "dataset": {"name": "made", "split": "test", "num_examples": num},
         "versions": {"robust_keras": "0"},
         **changes,
+        **dict(changed),
     }
     folder.mkdir(parents=True)
     (folder / "results.json").write_text(json.dumps(results))

@@ -114,6 +114,11 @@ def test_the_numbers_are_those_of_the_files(whole):
     words = parsed(page.of(whole)).words
     for told in (
         "Of 60 images of made (the first of its part test), the model m gets 85.00 % right as they are, and 55.00 %",
+        "after apgd-ce and square changed them within Linf 8/255.",
+        "Whether these images were used to train the model",
+        "Whether an attack made for this very model would break more",
+        "it is after more attacks. The noise of each radius is drawn by itself",
+        "results.json last modified (by the file system)",
         "95 % interval 42.49 to 66.91 %",
         "Linf 8/255",
         "wrong as they are15.00 %85.00 %",
@@ -186,6 +191,82 @@ def test_what_is_not_there_is_said(tmp_path):
     assert "there is no examples.npz" in parsed(page.html([folder])).words
 
 
+def words_of(folder, **changes):
+    made, _ = made_folders.evaluation(folder, **changes)
+    return parsed(page.html([made])).words
+
+
+def record(name, **parameters):
+    counts = {"num_steps": 200, "num_restarts": 10, "num_targets": 9, "num_queries": 5000}
+    return {"name": name, "parameters": {**counts, **parameters}}
+
+
+AA_MT = ["apgd-ce", "apgd-dlr", "multi-targeted"]
+
+
+def test_which_images_it_was(tmp_path):
+    of = {"name": "made", "split": "test", "num_examples": None}
+    assert "of made (all of its part test), the model" in words_of(tmp_path / "all", dataset=of)
+    words = words_of(tmp_path / "held_out", dataset={**of, "split": "train", "held_out": 60})
+    assert "(all of the 60 images that the run holds out, and chooses its weights by, of its part train)" in words
+    assert "the run chose its weights by the 60 that it held out" in words and "split train, held_out 60" in words
+    assert "Whether these images were used" not in words
+
+
+def test_attacks_without_gradients_are_not_said_to_know_them(tmp_path):
+    attacks = [record("square"), record("transfer", surrogate="other.keras")]
+    words = words_of(tmp_path / "black", changed={"attacks": attacks})
+    assert "The attacks saw no gradients of the model. Images of transfer were made for other.keras." in words
+    assert "Whether an attack with gradients breaks more" in words and "knows the model" not in words
+    words = words_of(tmp_path / "white", changed={"attacks": [record(n) for n in AA_MT]})
+    assert "The attacker knows the model and its gradients." in words and "with gradients breaks more" not in words
+
+
+@pytest.mark.parametrize(
+    "targets, num_classes, warnings, is_full",
+    [
+        (9, 10, [], True),
+        (1, 10, [], False),
+        (2, 3, [], True),
+        (2, 3, ["fewer_targets_than_classes"], False),
+        (9, 100, ["fewer_targets_than_classes"], True),
+    ],
+)
+def test_what_claims_can_rest_on(tmp_path, targets, num_classes, warnings, is_full):
+    attacks = [record(name, num_targets=targets) for name in AA_MT]
+    changed = {"attacks": attacks, "warnings": warnings}
+    folder, _ = made_folders.evaluation(tmp_path / "a", broken=(9, 9, 9), attacks=AA_MT, changed=changed)
+    with np.load(tmp_path / "a" / "examples.npz") as arrays:
+        arrays = dict(arrays)
+    label, of = arrays["label"], arrays["label"] % (num_classes - 1)
+    for name in ("label", "clean_prediction", "adversarial_prediction"):
+        arrays[name] = np.where(arrays[name] == label, of, num_classes - 1)
+    np.savez(tmp_path / "a" / "examples.npz", **arrays)
+    words = parsed(page.html([folder])).words
+    assert words.count("the usual ground for claims") == 2 * is_full
+    assert words.count("with fewer steps, restarts or targets") == 2 * (not is_full)
+    assert ("masked gradients, weak attacks" in words) == (is_full and not warnings)
+
+
+def test_the_settings_of_steps_are_told(tmp_path):
+    steps = record("pgd", step_rule="adam(beta_1=0.9)", step_size=0.01, random_start=True)
+    words = words_of(tmp_path / "pgd", changed={"attacks": [steps] * 2})
+    assert "step rule adam(beta_1=0.9), step size 0.01, from a random start" in words
+    assert "(masked gradients, broken outputs) was seen" in words
+
+
+def test_queries_beside_the_curve_do_not_stand_for_an_attack(tmp_path):
+    folder, _ = made_folders.evaluation(tmp_path / "eval", attacks=("pgd", "apgd-ce"))
+    made_folders.security(tmp_path / "eval")
+    path = tmp_path / "eval" / "security.json"
+    found = json.loads(path.read_text())
+    found["checks"][2]["passed"] = True
+    path.write_text(json.dumps({**found, "attack": "PGD, Square, 500 queries", "num_examples": 40}))
+    words = parsed(page.html([folder])).words
+    assert "none of these is one; beside the curve Square had 500 queries on 40 images only." in words
+    assert "it is of the first 40 of 60 images, and after more attacks" in words
+
+
 def test_images_that_are_others_are_not_shown(tmp_path):
     folder, (clean, label) = made_folders.evaluation(tmp_path / "eval")
     for images in ((255 - clean, label), (clean, label[::-1]), (clean[:, :4], label)):
@@ -245,7 +326,7 @@ def test_hostile_names_stay_text(tmp_path):
 
 def test_markdown_says_what_the_page_says(whole):
     text = markdown.of(whole)
-    assert text.startswith("# 55.00 % robust under Linf 8/255: m\n")
+    assert text.startswith("# At most 55.00 % robust under Linf 8/255: m\n")
     for told in (
         "| apgd-ce",
         "20.00 %",
@@ -358,6 +439,11 @@ def test_the_images_are_where_the_user_says(monkeypatch, capsys, tmp_path):
     assert "npz:/etc/passwd is no prepared set here" in (tmp_path / "eval" / "report.html").read_text()
     command(monkeypatch, capsys, f"--workdir={folder}", f"--dataset=npz:{tmp_path / 'images.npz'}")
     assert "data:image/png" in (tmp_path / "eval" / "report.html").read_text()
+    before = (tmp_path / "eval" / "report.html").read_bytes()
+    with pytest.raises(SystemExit) as ended:
+        command(monkeypatch, capsys, f"--workdir={folder}", "--dataset=npz:none.npz")
+    assert ended.value.code == 2 and "none.npz" in capsys.readouterr().err
+    assert (tmp_path / "eval" / "report.html").read_bytes() == before
 
 
 def test_a_report_is_written_over_no_link(monkeypatch, capsys, tmp_path):
