@@ -64,8 +64,9 @@ def at_hand(
         if dataset is None and name != "digits" and not _is_prepared(name, data_dir):
             raise ValueError(f"{printable(name)} is no prepared set here; --dataset or --data_dir says where it is")
         told: dict[str, Any] = {key: evaluated[key] for key in ("split", "num_examples", "sha256") if key in evaluated}
-        sizes = {key: evaluated[key] for key in ("image_size", "short_side") if isinstance(evaluated.get(key), int)}
-        return load({"split": "test", "num_examples": None, **told, **sizes, "name": name})
+        numbers = ("image_size", "short_side", "held_out")
+        told |= {key: evaluated[key] for key in numbers if isinstance(evaluated.get(key), int)}
+        return load({"split": "test", "num_examples": None, **told, "name": name})
 
     return load_prepared
 
