@@ -7,18 +7,7 @@ import os
 import numpy as np
 
 from robust_keras import foreign_files, storage
-
-COLUMNS = (
-    "step",
-    "loss",
-    "learning_rate",
-    "examples_per_second",
-    "labelled_fraction",
-    "val_clean",
-    "val_robust",
-    "val_clean_averaged",
-    "val_robust_averaged",
-)
+from robust_keras.run_metrics import METRICS, VALIDATION
 
 
 def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -35,10 +24,10 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
         lines = list(csv.DictReader(io.StringIO(whole)))
         if lines and "step" not in lines[0]:
             raise ValueError("no column step")
-        found = {name: np.array([_number(line.get(name)) for line in lines], np.float64) for name in COLUMNS}
+        found = {name: np.array([_number(line.get(name)) for line in lines], np.float64) for name in METRICS}
         if not (np.isfinite(found["step"]).all() and (np.diff(found["step"]) > 0).all()):
             raise ValueError("steps that do not rise")
-        for name in COLUMNS[5:]:
+        for name in VALIDATION:
             if (found[name] < 0).any() or (found[name] > 1).any():
                 raise ValueError(f"{name} outside of [0, 1]")
     except (ValueError, TypeError, csv.Error) as error:

@@ -11,20 +11,9 @@ import tensorflow as tf
 
 from robust_keras import own_folders
 from robust_keras.engines import replicas
+from robust_keras.run_metrics import METRICS
 from robust_keras.training import tensorboard_events
 from robust_keras.training.validation import Validator
-
-METRICS = (
-    "step",
-    "loss",
-    "learning_rate",
-    "examples_per_second",
-    "labelled_fraction",
-    "val_clean",
-    "val_robust",
-    "val_clean_averaged",
-    "val_robust_averaged",
-)
 
 
 class MetricsLog:
