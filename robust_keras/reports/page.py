@@ -18,7 +18,7 @@ from robust_keras.reports.contents import LoadImages
 from robust_keras.reports.style import CSS
 from robust_keras.shown_text import printable
 
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 _MOST_WORDS, _MOST_CODE, _MOST_LISTING = 4000, 300, 60_000  # Characters.
 
 
@@ -47,7 +47,7 @@ def of(report: blocks.Report) -> str:
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="referrer" content="no-referrer">
 <title>{_text(report.title, 200)}</title>

@@ -20,6 +20,7 @@ from http import HTTPStatus
 
 import tensorflow as tf
 
+from robust_keras.reports.page import POLICY
 from robust_keras.shown_text import printable
 
 gfile = tf.io.gfile
@@ -30,8 +31,7 @@ _FILES = ("metrics.csv", "results.json", "security.json")
 _OURS = re.compile(r"(?:localhost|127\.0\.0\.1|\[::1\])(?::\d{1,5})?", re.IGNORECASE)
 _HEADERS = {
     "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": f"{POLICY}; frame-ancestors 'none'",  # Which a page cannot say of itself.
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
