@@ -6,6 +6,7 @@ write left behind. Nothing is renamed, so any `tf.io.gfile` path works; nothing 
 read.
 """
 
+import datetime
 import hashlib
 import json
 import os
@@ -184,6 +185,11 @@ def sha256(path: str | os.PathLike) -> str:
         while block := file.read(1 << 24):
             digest.update(block)
     return digest.hexdigest()
+
+
+def modified(path: str | os.PathLike) -> datetime.datetime:
+    """When a file was last written, by the file system, in UTC."""
+    return datetime.datetime.fromtimestamp(gfile.stat(path).mtime_nsec / 1e9, datetime.timezone.utc)
 
 
 def read_text(path: str | os.PathLike) -> str:

@@ -4,7 +4,6 @@ They may be somebody else's: what is read is checked, what lies in them and is a
 none is loaded but by the function that a caller gives.
 """
 
-import datetime
 import os
 import posixpath
 from collections.abc import Callable, Sequence
@@ -227,9 +226,11 @@ def _clean(
         return None, f"the images that were evaluated are not at hand ({storage.why(error)})"
     adversarial, stand = examples["adversarial"], examples["broken_by"] < 1
     clean = as_floats(images)
-    if clean.shape != adversarial.shape or not np.array_equal(labels, examples["label"]):
-        return None, "the images at hand are others than those that were evaluated"
-    if not np.allclose(clean[stand], adversarial[stand], atol=1e-5):
+    if (
+        clean.shape != adversarial.shape
+        or not np.array_equal(labels, examples["label"])
+        or not np.allclose(clean[stand], adversarial[stand], atol=1e-5)
+    ):
         return None, "the images at hand are others than those that were evaluated"
     return clean, ""
 
@@ -246,5 +247,4 @@ def _class_names(folder: str, results: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _date(path: str) -> str:
-    seconds = gfile.stat(path).mtime_nsec / 1e9
-    return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    return storage.modified(path).strftime("%Y-%m-%d %H:%M UTC")

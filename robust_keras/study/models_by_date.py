@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from robust_keras import storage
 from robust_keras.evaluation import report
 from robust_keras.shown_text import printable
 from robust_keras.study import rows as study
@@ -173,8 +174,7 @@ def _why_not(results: dict[str, Any]) -> str:
 
 
 def _date(folder: str) -> datetime.date:
-    written = tf.io.gfile.stat(posixpath.join(folder, "results.json")).mtime_nsec
-    return datetime.datetime.fromtimestamp(written / 1e9, datetime.timezone.utc).date()
+    return storage.modified(posixpath.join(folder, "results.json")).date()
 
 
 def _folders(folder: str) -> list[str]:
