@@ -223,10 +223,13 @@ def _commands(data_dir, strategy, tpu):
         finally:
             keras.backend.clear_session()
 
+    @functools.cache
+    def num_images(dataset):  # Read once: an evaluation reads the images itself.
+        return len(sources.load(dataset, "test", data_dir=data_dir).labels)
+
     def evaluate(configuration, gin_file, workdir, num_examples, folder):
         if num_examples is not None:  # Where the data set has so many.
-            found = sources.load(configuration.dataset, "test", data_dir=data_dir)
-            num_examples = min(num_examples, len(found.labels))
+            num_examples = min(num_examples, num_images(configuration.dataset))
         return evaluation.run(
             saved_model=posixpath.join(workdir, "saved_model"),
             dataset=configuration.dataset,
