@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from robust_keras import losses, noise, threats
+from robust_keras import compilation, losses, noise, threats
 from robust_keras.attacks import stepwise
 
 
@@ -176,13 +176,13 @@ def _step(ascent, plan, logits_fn, x, labels, state, k):
     check = now.window > 0
     state |= {key: tf.where(check, value, state[key]) for key, value in adapted.items()}
     goes_back = check & goes_back
-    state["x_adv"] = stepwise.choose(goes_back | now.ends, state["x_best"], x_adv)
-    state["gradient"] = stepwise.choose(goes_back, state["gradient_best"], gradient)
+    state |= _go_on(state, x_adv, gradient, goes_back, now.ends)
     if ascent.shrinking_radius:
         state["gradient"] = stepwise.choose(now.ends, tf.zeros_like(x), state["gradient"])
     return state, x_adv, now.counts & losses.is_wrong(logits, labels)
 
 
+@compilation.fused
 def _take_note(state, x_adv, loss, gradient, begins):
     """The state after the evaluation of a point, before step sizes are adapted."""
     better = begins | (loss > state["loss_best"])
@@ -198,6 +198,15 @@ def _take_note(state, x_adv, loss, gradient, begins):
         "loss": tf.where(begins, 0.0, loss),
         "num_rises": tf.where(begins, 0.0, state["num_rises"] + tf.cast(loss > state["loss"], tf.float32)),
         "was_reduced": begins | state["was_reduced"],
+    }
+
+
+@compilation.fused
+def _go_on(state, x_adv, gradient, goes_back, ends):
+    """The point to go on from, and its gradient."""
+    return {
+        "x_adv": stepwise.choose(goes_back | ends, state["x_best"], x_adv),
+        "gradient": stepwise.choose(goes_back, state["gradient_best"], gradient),
     }
 
 

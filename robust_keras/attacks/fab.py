@@ -117,11 +117,13 @@ def _random_start(x, seeds, threat):
 def _step(walk, logits_fn, x, labels, state, k):
     del k  # All steps are alike.
     image, norm = state["image"], walk.threat.norm
-    gap, weights = nearest_boundary(logits_fn, image, labels, norm, state.get("target"))
-    x_adv = _proposal(image, x, gap, weights, norm=norm, alpha_max=walk.alpha_max, eta=walk.eta)
+    boundary = nearest_boundary(logits_fn, image, labels, norm, state.get("target"))
+    rows = map(stepwise.flat, (image, x, *boundary))
+    x_adv = stepwise.like(_proposal(*rows, norm=norm, alpha_max=walk.alpha_max, eta=walk.eta), x)
     wrong = losses.is_wrong(logits_fn(x_adv), labels)
-    following, found, broken = _verdict(x_adv, x, wrong, walk.threat.epsilon, norm=norm, beta=walk.beta)
-    return {**state, "image": following}, found, broken
+    rows = map(stepwise.flat, (x_adv, x))
+    following, found, broken = _verdict(*rows, wrong, walk.threat.epsilon, norm=norm, beta=walk.beta)
+    return {**state, "image": stepwise.like(following, x)}, stepwise.like(found, x), broken
 
 
 @compilation.fused
@@ -179,19 +181,20 @@ def nearest_boundary(
         gradient = tape.gradient(logits, x, difference, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         # The gradient of a loaded model forgets the size of the batch.
         gradient.set_shape(x.shape)
-        gap = stepwise.expand(tf.reduce_sum(difference * logits, axis=-1), x)
-        return j + 1, *_nearer(gradient, gap, *nearest, norm=norm)
+        gap = tf.reduce_sum(difference * logits, axis=-1, keepdims=True)
+        return j + 1, *_nearer(stepwise.flat(gradient), gap, *nearest, norm=norm)
 
     # The forward pass stays outside: the loop holds one backward pass, however many classes there are, and runs
     # them one after the other, for the memory.
-    far = tf.zeros_like(stepwise.expand(labels, x), tf.float32)
-    nothing = (tf.constant(1), far + float("inf"), far, tf.zeros_like(x))
+    far = tf.zeros_like(labels[:, None], tf.float32)
+    nothing = (tf.constant(1), far + float("inf"), far, tf.zeros_like(stepwise.flat(x)))
     if count == 1:
-        return next_class(*nothing)[2:]
-    _, _, gap, weights = tf.while_loop(
-        lambda j, *_: j <= count, next_class, nothing, maximum_iterations=count, parallel_iterations=1
-    )
-    return gap, weights
+        found = next_class(*nothing)
+    else:
+        found = tf.while_loop(
+            lambda j, *_: j <= count, next_class, nothing, maximum_iterations=count, parallel_iterations=1
+        )
+    return stepwise.expand(found[2], x), stepwise.like(found[3], x)
 
 
 @compilation.fused

@@ -164,7 +164,8 @@ def value_and_gradient(
 
 def finite_or_zero(values: tf.Tensor) -> tf.Tensor:
     """`values`, and zero where they are no finite numbers."""
-    return tf.where(tf.math.is_finite(values), values, tf.zeros_like(values))
+    rows = flat(values)
+    return like(tf.where(tf.math.is_finite(rows), rows, tf.zeros_like(rows)), values)
 
 
 def target_class(clean_logits: tf.Tensor, labels: tf.Tensor, rank: tf.Tensor) -> tf.Tensor:
@@ -177,8 +178,17 @@ def target_class(clean_logits: tf.Tensor, labels: tf.Tensor, rank: tf.Tensor) ->
 def choose(condition: tf.Tensor, a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
     """`a` where `condition`, bool `[batch]`, holds, else `b`; both `[batch, ...]`."""
     # With a condition of four axes it would be three times slower on CPU.
-    flat = tuple(tf.reshape(values, (tf.shape(condition)[0], -1)) for values in (a, b))
-    return tf.reshape(tf.where(condition[:, None], *flat), tf.shape(a) if None in a.shape else a.shape)
+    return like(tf.where(condition[:, None], flat(a), flat(b)), a)
+
+
+def flat(values: tf.Tensor) -> tf.Tensor:
+    """The same numbers `[batch, ...]` as a matrix `[batch, n]`: loops over three channels are slow on CPU."""
+    return tf.reshape(values, (values.shape[0] or tf.shape(values)[0], -1))
+
+
+def like(values: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    """The same numbers in the shape of `x`."""
+    return tf.reshape(values, tf.shape(x) if None in x.shape else x.shape)
 
 
 def expand(values: tf.Tensor, x: tf.Tensor) -> tf.Tensor:

@@ -28,6 +28,8 @@ ACTIVATIONS: dict[str, Callable] = {
 _SAME = {"swish": "silu"}
 # Groups that are normalised one after the other; each is some operations of the program.
 _MANY = 64
+# Numbers in a row that XLA's loops take one by one.
+_SHORT_ROW = 32
 _KERNEL_TYPES = (tf.float32, tf.bfloat16)
 
 
@@ -88,15 +90,32 @@ def affine(
         activation: see `standardized`, like `compiled`.
     """
     if compiled and x.dtype in _KERNEL_TYPES and compilation.is_on_cpu():
-        return _affine_by_kernels(x, factor, offset, activation)
+        times = channels_in_row(x)
+        parameters = (tf.tile(each, [times]) if times > 1 else each for each in (factor, offset))
+        return _like(x, _affine_by_kernels(in_rows(x), *parameters, activation))
     return _activated(x * tf.cast(factor, x.dtype) + tf.cast(offset, x.dtype), activation)
 
 
 def activated(x: tf.Tensor, activation: str, *, compiled: bool = False) -> tf.Tensor:
     """The activation of each element; see `standardized`."""
     if compiled and x.dtype in _KERNEL_TYPES and compilation.is_on_cpu():
-        return _activated_by_kernels(x, activation)
+        return _like(x, _activated_by_kernels(in_rows(x), activation))
     return _activated(x, activation)
+
+
+def channels_in_row(x: tf.Tensor) -> int:
+    """How often a row of `in_rows` has each channel: once unless there are few, as XLA's loops on CPU go over rows."""
+    known = x.shape.rank is not None and x.shape.rank > 2 and None not in x.shape[-2:]
+    return x.shape[-2] if known and x.shape[-1] < _SHORT_ROW else 1
+
+
+def in_rows(x: tf.Tensor) -> tf.Tensor:
+    """The same numbers as a matrix, in whose rows each channel occurs `channels_in_row(x)` times."""
+    return tf.reshape(x, (-1, channels_in_row(x) * x.shape[-1]))
+
+
+def _like(x, rows):
+    return tf.ensure_shape(tf.reshape(rows, tf.shape(x)), x.shape)
 
 
 def _activated(x, activation):
@@ -114,8 +133,8 @@ def _num_groups(x, group_size):
 def _standardized_by_kernels(x, scale, offset, num_groups, epsilon, activation):
     flat = x if x.shape.rank == 4 else tf.reshape(x, (tf.shape(x)[0], 1, -1, x.shape[-1]))
     mean, variance, z = _normalized(flat, scale, offset, num_groups, epsilon)
-    y = z if activation is None else _activated_by_kernels(z, activation)
-    return tf.ensure_shape(tf.reshape(y, tf.shape(x)), x.shape), mean, variance
+    y = z if activation is None else _activated_by_kernels(in_rows(z), activation)
+    return _like(x, y), mean, variance
 
 
 def _normalized(x, scale, offset, num_groups, epsilon):

@@ -199,7 +199,23 @@ def _fused(steps, tensors, is_constant, dtype):
     """Elementwise operations on tensors, as one program with its own gradient; see `_compute` for `steps`."""
     varying = [each for each, constant in zip(tensors, is_constant) if not constant]
     constants = [each for each, constant in zip(tensors, is_constant) if constant]
+    if _are_by_channel(varying, constants):
+        shape, times = tf.shape(varying[0]), norm_act.channels_in_row(varying[0])
+        with tf.init_scope():
+            constants = [tf.tile(tf.reshape(each, [-1]), [times]) for each in constants]
+        return tf.reshape(_run_fused(steps, map(norm_act.in_rows, varying), constants, is_constant, dtype), shape)
+    return _run_fused(steps, varying, constants, is_constant, dtype)
 
+
+def _are_by_channel(varying, constants):
+    """Whether tensors have one shape, of three axes or more, and constants a number for each channel."""
+    shape = varying[0].shape
+    if not shape.is_fully_defined() or shape.rank < 3 or any(each.shape != shape for each in varying):
+        return False
+    return all(each.shape.num_elements() == each.shape[-1] == shape[-1] for each in constants)
+
+
+def _run_fused(steps, varying, constants, is_constant, dtype):
     @tf.custom_gradient
     def run(*varying):
         def gradient(upstream):

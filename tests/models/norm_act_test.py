@@ -72,7 +72,10 @@ def differentiated(function, x, *others):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("compiled", [True, False])
-@pytest.mark.parametrize("shape, group", [((8, 5, 3, 6), None), ((8, 5, 3, 6), 2), ((8, 5, 3, 6), 8), ((12, 4), 3)])
+@pytest.mark.parametrize(
+    "shape, group",
+    [((8, 5, 3, 6), None), ((8, 5, 3, 6), 2), ((8, 5, 3, 6), 8), ((12, 4), 3), ((4, 3, 2, 33), 2)],
+)
 def test_values_and_gradients_of_groups(shape, group, compiled, name):
     x, upstream, scale, offset = drawn(*shape)
     found = differentiated(
@@ -89,15 +92,17 @@ def test_values_and_gradients_of_groups(shape, group, compiled, name):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("compiled", [True, False])
-def test_values_and_gradients_of_given_statistics(compiled, name):
-    x, upstream, factor, offset = drawn(4, 5, 3, 6)
+@pytest.mark.parametrize("shape", [(4, 5, 3, 6), (4, 3, 2, 33), (12, 4)])
+def test_values_and_gradients_of_given_statistics(shape, compiled, name):
+    x, upstream, factor, offset = drawn(*shape)
     found = differentiated(
         lambda *args: [norm_act.affine(*args, activation=name, compiled=compiled)],
         *(tf.constant(each, tf.float32) for each in (x, upstream, factor, offset)),
     )
     y, slope = act(x * factor + offset, name)
     dz = upstream * slope
-    wanted = y, dz * factor, (dz * x).sum((0, 1, 2)), dz.sum((0, 1, 2))
+    axes = tuple(range(x.ndim - 1))
+    wanted = y, dz * factor, (dz * x).sum(axes), dz.sum(axes)
     for value, each in zip(found, wanted, strict=True):
         np.testing.assert_allclose(value, each, rtol=2e-5, atol=2e-5 * np.abs(each).max())
 

@@ -112,6 +112,21 @@ def test_networks_of_keras_layers(kind):
     agree(logits_fn, images(), "bfloat16", tolerance=0.2)
 
 
+def test_numbers_for_each_channel_and_for_each_pixel():
+    # As many columns as channels: which of them a number belongs to is told by its axis.
+    rng = np.random.default_rng(0)
+    first, second = (tf.constant(rng.normal(0, 0.1, (3, 3, c, 16)), tf.float32) for c in (3, 16))
+    shapes = (16,), (1, 1, 1, 16), (16, 1), (16, 16, 16)
+    by_channel, also_by_channel, by_column, by_pixel = (tf.constant(rng.normal(size=s), tf.float32) for s in shapes)
+
+    def function(x):
+        y = tf.nn.silu(tf.nn.conv2d(x - 0.5, first, 1, "SAME") * by_channel + also_by_channel)
+        y = tf.nn.conv2d(y, second, 1, "SAME")
+        return tf.reduce_mean(tf.nn.relu(y * by_channel + by_column) * also_by_channel + tf.tanh(y + by_pixel), (1, 2))
+
+    agree(function, images())
+
+
 def test_batches_of_another_size():
     logits_fn = any_network.as_logits_fn(keras_network("sequence"))
     rewritten = agree(logits_fn, images())
