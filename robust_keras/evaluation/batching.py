@@ -220,7 +220,7 @@ class Packing:
         active = np.flatnonzero(self._slots[:, 0] >= 0)
         size = self._size(len(queued) + len(active))
         longest = self._search.num_steps - int(self._steps[active].min(initial=self._search.num_steps))
-        if not len(self._slots) or (len(self._slots) - size) * longest > _WORTH_COMPILING:
+        if not len(self._slots) or self._is_worth_compiling(len(self._slots) - size, longest):
             # Full slots first; what is missing is filled up with copies of any slot, as empty ones.
             kept = np.resize(active, size) if len(active) else np.zeros(size, int)
             slots, steps = np.full((size, 2), -1), np.zeros(size, np.int64)
@@ -242,11 +242,21 @@ class Packing:
         self._batch = fresh if self._batch is None else self._merge(tf.constant(is_new), fresh, self._batch)
 
     def _size(self, num_left):
-        """The fewest sixteenths of the batch size, at least two, that hold what is left and divide among replicas."""
-        batch_size, shrinks = self._batches.batch_size, self._batches.shrinks
-        num_replicas = replicas.num_replicas()
-        sizes = [-(-batch_size * parts // (16 * num_replicas)) * num_replicas for parts in range(2, 17)]
-        return next((size for size in sizes if shrinks and size >= num_left), batch_size)
+        """How many slots hold what is left, at first in rounds of one size where it is more than a batch, later at most
+        as many as there are; each replica has the same number.
+        """
+        batch_size, num_replicas = self._batches.batch_size, replicas.num_replicas()
+        if not self._batches.shrinks:
+            return batch_size
+        num_rounds = 1 if len(self._slots) else max(1, -(-num_left // batch_size))
+        even = min(max(1, -(-num_left // num_rounds)), len(self._slots) or batch_size)
+        return -(-even // num_replicas) * num_replicas
+
+    def _is_worth_compiling(self, num_saved, num_steps):
+        """Whether so many slots fewer, for so many steps, are: a sixteenth of the batch at least, as images fall one by
+        one.
+        """
+        return num_saved * num_steps > _WORTH_COMPILING and 16 * num_saved >= self._batches.batch_size
 
     def _fresh(self, slots):
         """Images, labels and progress of runs that begin; empty slots hold copies."""

@@ -91,8 +91,9 @@ def affine(
     """
     if compiled and x.dtype in _KERNEL_TYPES and compilation.is_on_cpu():
         times = channels_in_row(x)
-        parameters = (tf.tile(each, [times]) if times > 1 else each for each in (factor, offset))
-        return _like(x, _affine_by_kernels(in_rows(x), *parameters, activation))
+        if times > 1:
+            factor, offset = (tf.tile(each, [times]) for each in (factor, offset))
+        return _like(x, _affine_by_kernels(in_rows(x), factor, offset, activation))
     return _activated(x * tf.cast(factor, x.dtype) + tf.cast(offset, x.dtype), activation)
 
 

@@ -281,6 +281,19 @@ def test_compiled_once_for_each_size(batch_size, sizes):
     assert called.keys() == set(traced) and called[batch_size] >= 30
 
 
+@pytest.mark.parametrize("num_left, size", [(1, 1), (7, 7), (8, 8), (9, 5), (20, 7), (24, 8)])
+def test_rounds_of_one_size(num_left, size):
+    traced = []
+
+    def logits_fn(x):
+        traced.append(x.shape[0])
+        return any_logits(x)
+
+    work = make([(NEVER, 0)] * num_left, batch_size=8, logits_fn=logits_fn)
+    run(work)
+    assert traced[0] == size and work.steps_taken == work.num_steps
+
+
 def copied(arrays):
     """What a file holds of them."""
     file = io.BytesIO()
