@@ -111,8 +111,9 @@ def channels_in_row(x: tf.Tensor) -> int:
 
 
 def in_rows(x: tf.Tensor) -> tf.Tensor:
-    """The same numbers as a matrix, in whose rows each channel occurs `channels_in_row(x)` times."""
-    return tf.reshape(x, (-1, channels_in_row(x) * x.shape[-1]))
+    """The same numbers in rows that have each channel `channels_in_row(x)` times: as a matrix, or as they are."""
+    times = channels_in_row(x)
+    return x if times == 1 else tf.reshape(x, (-1, times * x.shape[-1]))
 
 
 def _like(x, rows):

@@ -199,20 +199,20 @@ def _fused(steps, tensors, is_constant, dtype):
     """Elementwise operations on tensors, as one program with its own gradient; see `_compute` for `steps`."""
     varying = [each for each, constant in zip(tensors, is_constant) if not constant]
     constants = [each for each, constant in zip(tensors, is_constant) if constant]
-    if _are_by_channel(varying, constants):
-        shape, times = tf.shape(varying[0]), norm_act.channels_in_row(varying[0])
-        with tf.init_scope():
-            constants = [tf.tile(tf.reshape(each, [-1]), [times]) for each in constants]
-        return tf.reshape(_run_fused(steps, map(norm_act.in_rows, varying), constants, is_constant, dtype), shape)
-    return _run_fused(steps, varying, constants, is_constant, dtype)
+    times = norm_act.channels_in_row(varying[0])
+    if times == 1 or not _are_by_channel(varying, constants):
+        return _run_fused(steps, varying, constants, is_constant, dtype)
+    with tf.init_scope():
+        constants = [tf.tile(tf.reshape(each, [-1]), [times]) for each in constants]
+    rows = map(norm_act.in_rows, varying)
+    return tf.reshape(_run_fused(steps, rows, constants, is_constant, dtype), varying[0].shape)
 
 
 def _are_by_channel(varying, constants):
-    """Whether tensors have one shape, of three axes or more, and constants a number for each channel."""
+    """Whether tensors have one known shape, and constants a number for each channel."""
     shape = varying[0].shape
-    if not shape.is_fully_defined() or shape.rank < 3 or any(each.shape != shape for each in varying):
-        return False
-    return all(each.shape.num_elements() == each.shape[-1] == shape[-1] for each in constants)
+    same = shape.is_fully_defined() and all(each.shape == shape for each in varying)
+    return same and all(each.shape.num_elements() == each.shape[-1] == shape[-1] for each in constants)
 
 
 def _run_fused(steps, varying, constants, is_constant, dtype):

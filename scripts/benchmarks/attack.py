@@ -5,10 +5,11 @@
     python scripts/benchmark.py attack --attacks=square --network=FILE.keras --dataset=cifar10 --data_dir=DIR \\
         --against='torch_env/bin/python scripts/peers/upstream_autoattack.py --checkout=DIR'
 
-Whole: an evaluation by this attack alone, from the images to the verified verdict, tracing included. `found` has how
-many images it broke, and the seconds of the attack without what is around it. --share makes attacks shorter, of the
-other program too: steps of APGD-CE, classes that targeted attacks aim at, queries of Square. With --steps: steps on a
-batch from which no image leaves, and the passes forward and back that they need; `over_passes` is the ratio of times.
+Whole: an evaluation by one run of this attack alone (one for each class it aims at), as `standard` has them, from the
+images to the verified verdict, tracing included. `found` has how many images it broke, and the seconds of the attack
+without what is around it. --share makes attacks shorter, of the other program too: steps of APGD-CE, classes that
+targeted attacks aim at, queries of Square. With --steps: steps on a batch from which no image leaves, and the passes
+forward and back that they need; `over_passes` is the ratio of times.
 """
 
 import functools
@@ -44,10 +45,10 @@ def measure(values: flags.FlagValues, bench: timing.Bench) -> None:
         return
     given = victims.handed_over(of, bench)
     for name in values.attacks:
-        counts = shortened(name, values.share)
+        counts = counts_of(name, values.share)
         bench.time(
             name,
-            functools.partial(whole, [_bound(name, counts, of)] if counts else name, of),
+            functools.partial(whole, [_bound(name, counts, of)], of),
             work=timing.Work(len(of.labels)),
             settings={**of.settings, "attack": name, "counts": counts},
             given=given,
@@ -78,11 +79,11 @@ def whole(attacks, of: victims.Victim, **options):
     }
 
 
-def shortened(name: str, share: float) -> dict[str, int]:
-    """The counts of an attack that is a share as long, by the names of our settings; none where it is whole."""
+def counts_of(name: str, share: float) -> dict[str, int]:
+    """The counts of an attack that is a share as long, by the names of our settings: one run, as in `standard`."""
     kinds = {"square": ("num_queries", 5000), "apgd-t": ("num_targets", 9), "fab-t": ("num_targets", 9)}
-    count, whole = kinds.get(name, ("num_steps", 100))
-    return {} if share == 1.0 else {count: max(1, round(share * whole))}
+    count, whole = (kinds | {"multi-targeted": ("num_steps", 200)}).get(name, ("num_steps", 100))
+    return {"num_restarts": 1, count: max(1, round(share * whole))}
 
 
 def _bound(name, counts, of):

@@ -4,7 +4,8 @@
     python scripts/benchmark.py standard --network=FILE.keras --dataset=cifar10 --data_dir=DIR --num_images=256 \\
         --against='torch_env/bin/python scripts/peers/upstream_autoattack.py --checkout=DIR'
 
-Tracing is part of it. `found` has how many images are left, and the seconds of each attack.
+With --search_dtype=bfloat16 attacks search in it, and verdicts are float32's as ever. Tracing is part of it. `found`
+has how many images are left, and the seconds of each attack.
 """
 
 from absl import flags
@@ -15,6 +16,7 @@ from benchmarks import attack, timing, victims
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the subject's flags."""
     victims.define_flags(values, num_images=256)
+    flags.DEFINE_enum("search_dtype", "float32", ["float32", "bfloat16"], "Of searches.", flag_values=values)
 
 
 def measure(values: flags.FlagValues, bench: timing.Bench) -> None:
@@ -22,7 +24,7 @@ def measure(values: flags.FlagValues, bench: timing.Bench) -> None:
     of = victims.victim(values, bench, all_right=False)
     bench.time(
         "standard",
-        lambda: attack.whole("standard", of),
+        lambda: attack.whole("standard", of, search_dtype=values.search_dtype),
         work=timing.Work(len(of.labels)),
         settings=of.settings,
         given=victims.handed_over(of, bench),

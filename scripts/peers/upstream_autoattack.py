@@ -53,8 +53,10 @@ def prepare(args, request):
     return run, describe
 
 
-def shorten(attack, num_steps=None, num_targets=None, num_queries=None):
+def shorten(attack, num_restarts=1, num_steps=None, num_targets=None, num_queries=None):
     """Gives the attacks other counts than the standard version's."""
+    for each in (attack.apgd, attack.apgd_targeted, attack.fab, attack.square):
+        each.n_restarts = num_restarts
     if num_steps:
         attack.apgd.n_iter = num_steps
     if num_targets:
