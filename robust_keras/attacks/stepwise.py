@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from robust_keras import losses, noise, threats
+from robust_keras import compilation, losses, noise, threats
 
 
 class Search(NamedTuple):
@@ -164,7 +164,7 @@ def value_and_gradient(
 
 def finite_or_zero(values: tf.Tensor) -> tf.Tensor:
     """`values`, and zero where they are no finite numbers."""
-    rows = flat(values)
+    rows = flat(values) if compilation.is_on_cpu() else values
     return like(tf.where(tf.math.is_finite(rows), rows, tf.zeros_like(rows)), values)
 
 
@@ -183,12 +183,14 @@ def choose(condition: tf.Tensor, a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
 
 def flat(values: tf.Tensor) -> tf.Tensor:
     """The same numbers `[batch, ...]` as a matrix `[batch, n]`: loops over three channels are slow on CPU."""
-    return tf.reshape(values, (values.shape[0] or tf.shape(values)[0], -1))
+    rest = values.shape[1:]
+    count = rest.num_elements() if rest.is_fully_defined() else -1
+    return tf.reshape(values, (values.shape[0] or tf.shape(values)[0], count))
 
 
 def like(values: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
     """The same numbers in the shape of `x`."""
-    return tf.reshape(values, tf.shape(x) if None in x.shape else x.shape)
+    return tf.reshape(values, x.shape if x.shape.is_fully_defined() else tf.shape(x))
 
 
 def expand(values: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
