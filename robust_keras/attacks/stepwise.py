@@ -164,8 +164,9 @@ def value_and_gradient(
 
 def finite_or_zero(values: tf.Tensor) -> tf.Tensor:
     """`values`, and zero where they are no finite numbers."""
-    rows = flat(values) if compilation.is_on_cpu() else values
-    return like(tf.where(tf.math.is_finite(rows), rows, tf.zeros_like(rows)), values)
+    if compilation.is_on_cpu() and values.shape.rank != 2:
+        return like(finite_or_zero(flat(values)), values)
+    return tf.where(tf.math.is_finite(values), values, tf.zeros_like(values))
 
 
 def target_class(clean_logits: tf.Tensor, labels: tf.Tensor, rank: tf.Tensor) -> tf.Tensor:
