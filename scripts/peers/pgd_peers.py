@@ -1,7 +1,7 @@
 """PGD of four other libraries, next to `scripts/benchmark.py pgd`.
 
     python3 -m venv torch_env && torch_env/bin/pip install numpy torch
-    torch_env/bin/pip install foolbox adversarial-robustness-toolbox torchattacks
+    torch_env/bin/pip install foolbox adversarial-robustness-toolbox packaging torchattacks
     python scripts/benchmark.py pgd --network=FILE.keras --dataset=cifar10 --data_dir=DIR \\
         --against='torch_env/bin/python scripts/peers/pgd_peers.py --library=torchattacks'
 
