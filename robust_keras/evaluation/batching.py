@@ -6,6 +6,7 @@ so its verdict is that of running alone. All replicas of the strategy in scope s
 the same books and compute their parts.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -248,9 +249,12 @@ class Packing:
         batch_size, num_replicas = self._batches.batch_size, replicas.num_replicas()
         if not self._batches.shrinks:
             return batch_size
-        num_rounds = 1 if len(self._slots) else max(1, -(-num_left // batch_size))
-        even = min(max(1, -(-num_left // num_rounds)), len(self._slots) or batch_size)
-        return -(-even // num_replicas) * num_replicas
+        size = max(num_left, 1)
+        if len(self._slots):
+            size = min(size, len(self._slots))
+        else:
+            size = math.ceil(size / math.ceil(size / batch_size))
+        return math.ceil(size / num_replicas) * num_replicas
 
     def _is_worth_compiling(self, num_saved, num_steps):
         """Whether so many slots fewer, for so many steps, are: a sixteenth of the batch at least, as images fall one by
