@@ -82,7 +82,8 @@ def whole(attacks, of: victims.Victim, **options):
 def counts_of(name: str, share: float) -> dict[str, int]:
     """The counts of an attack that is a share as long, by the names of our settings: one run, as in `standard`."""
     kinds = {"square": ("num_queries", 5000), "apgd-t": ("num_targets", 9), "fab-t": ("num_targets", 9)}
-    count, whole = (kinds | {"multi-targeted": ("num_steps", 200)}).get(name, ("num_steps", 100))
+    kinds["multi-targeted"] = ("num_steps", 200)
+    count, whole = kinds.get(name, ("num_steps", 100))
     return {"num_restarts": 1, count: max(1, round(share * whole))}
 
 
